@@ -1,0 +1,1 @@
+"""Trust regions at several scales at once for language-model policy optimisation."""

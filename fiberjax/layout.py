@@ -1,0 +1,254 @@
+"""The padded trajectory layout: where every token, trajectory and cell of the hierarchy stands.
+
+Tokens stand in an array of static shape, with a mask for the real ones. The cells of each level
+stand in a table of static size, and each level names its parent in the next:
+
+    tokens [B, T] or [N]  --cell_id-->  trajectory [M]  --parents[0]-->  group [G]  --> ...
+
+Padding never needs a special case: a padding token's or an unused cell's parent is the size of the
+table above, an id that `segments` leaves out of sums and reads as zero. Three arrangements of the
+tokens go through the same functions: one trajectory a row (`cell_id` is None), several packed in a
+row, and flat. Layouts are built and validated on the host by `make_layout`.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fiberjax import segments
+
+TRAJECTORY = "trajectory"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Tokens and the tower of levels above them, finest level first.
+
+    Attributes:
+      mask: bool[...], `[B, T]` or `[N]`: the real completion tokens. Prompt and padding tokens are
+        False.
+      cell_id: int32[...] of the mask's shape: the finest-level cell of each token, `S_1` at
+        padding; or None when row `b` holds the tokens of cell `b` and no other (`S_1 = B`).
+      parents: for each level but the coarsest, int32[S_k]: the cell of the next level that holds
+        each cell; `S_{k+1}` for unused cells.
+      sizes: for each level, int32[S_k]: the number of children of each cell over all devices (for
+        the finest level: tokens); 0 for unused cells.
+      levels: names of the levels, finest first. One of them is "trajectory". Static.
+      axis_names: for each level, the mesh axes over which a cell's children are spread, so that its
+        sums must be added over them; () where a cell lives on one device. Static.
+    """
+
+    mask: jax.Array
+    cell_id: jax.Array | None
+    parents: tuple[jax.Array, ...]
+    sizes: tuple[jax.Array, ...]
+    levels: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    axis_names: tuple[tuple[str, ...], ...] = dataclasses.field(metadata={"static": True})
+
+    def index(self, level: str) -> int:
+        """Position of a level, 0 the finest; ValueError naming the choices if there is none."""
+        if level not in self.levels:
+            raise ValueError(f"level {level!r} does not exist; the layout has {self.levels}")
+        return self.levels.index(level)
+
+    def pushforward_tokens(self, values: jax.Array) -> jax.Array:
+        """Sums token values over each finest cell; returns `[S_1]`. Values must be masked."""
+        return segments.segment_sum(
+            values, self.cell_id, self.sizes[0].shape[0], axis_name=self.axis_names[0]
+        )
+
+    def pushforward(self, table: jax.Array, k: int) -> jax.Array:
+        """Sums a table of level `k` over each cell of level `k + 1`; returns `[S_{k+1}]`."""
+        return segments.segment_sum(
+            table,
+            self.parents[k],
+            self.sizes[k + 1].shape[0],
+            axis_name=self.axis_names[k + 1],
+        )
+
+    def lift_tokens(self, table: jax.Array) -> jax.Array:
+        """Reads the finest-level table at each token; broadcasts against the mask's shape."""
+        return segments.spread(table, self.cell_id)
+
+    def lift(self, table: jax.Array, k: int) -> jax.Array:
+        """Reads the table of level `k + 1` at each cell of level `k`; returns `[S_k]`."""
+        return segments.spread(table, self.parents[k])
+
+    def tokens_of(self, level: str) -> jax.Array:
+        """Number of tokens in each cell of a level; int32[S_k]."""
+        count = self.sizes[0]
+        for k in range(self.index(level)):
+            count = self.pushforward(count, k)
+        return count
+
+    def lift_from(self, table: jax.Array, level: str) -> jax.Array:
+        """Reads the table of any level at each token; broadcasts against the mask's shape."""
+        for k in reversed(range(self.index(level))):
+            table = self.lift(table, k)
+        return self.lift_tokens(table)
+
+    def select(self, levels: Sequence[str]) -> "Layout":
+        """The layout with some of its levels only, parents and sizes composed over the others.
+
+        Args:
+          levels: static names, finest first, in the layout's own order.
+
+        Returns:
+          A layout over the same tokens whose finest level is `levels[0]`. Inside `shard_map` it
+          sums counts over the axes of the levels it keeps.
+
+        Raises:
+          ValueError: no level, a level that does not exist, or levels out of order.
+        """
+        chosen = [self.index(level) for level in levels]
+        if not chosen or any(a >= b for a, b in itertools.pairwise(chosen)):
+            raise ValueError(
+                f"levels must be named finest first, each once, from {self.levels}; got {levels!r}"
+            )
+        if tuple(levels) == self.levels:
+            return self
+        cell_id = self.cell_id
+        if chosen[0] > 0:
+            # Cells are numbered from one, so that the zero of a missing cell means "none".
+            number = jnp.arange(1, self.sizes[chosen[0]].shape[0] + 1, dtype=jnp.int32)
+            read = self.lift_from(number, levels[0]) * self.mask
+            cell_id = jnp.where(read > 0, read - 1, number.shape[0])
+        parents, sizes = [], [self.tokens_of(levels[0])]
+        for fine, coarse in itertools.pairwise(chosen):
+            parent = self.parents[fine]
+            for k in range(fine + 1, coarse):
+                parent = (
+                    self.parents[k]
+                    .at[parent]
+                    .get(mode="fill", fill_value=self.sizes[k + 1].shape[0])
+                )
+            parents.append(parent)
+            sizes.append(
+                segments.segment_sum(
+                    (self.sizes[fine] > 0).astype(jnp.int32),
+                    parent,
+                    self.sizes[coarse].shape[0],
+                    axis_name=self._axes(fine + 1, coarse),
+                )
+            )
+        return Layout(
+            mask=self.mask,
+            cell_id=cell_id,
+            parents=tuple(parents),
+            sizes=tuple(sizes),
+            levels=tuple(levels),
+            axis_names=tuple(
+                self._axes(below + 1, k)
+                for below, k in zip([-1, *chosen[:-1]], chosen, strict=True)
+            ),
+        )
+
+    def _axes(self, first: int, last: int) -> tuple[str, ...]:
+        """The mesh axes of a sum that runs through several levels at once, each named once."""
+        names = (name for axes in self.axis_names[first : last + 1] for name in axes)
+        return tuple(dict.fromkeys(names))
+
+
+def make_layout(
+    mask: np.ndarray,
+    parents: Mapping[str, np.ndarray] | None = None,
+    *,
+    cell_id: np.ndarray | None = None,
+    finest: str = TRAJECTORY,
+    num_cells: Mapping[str, int] | None = None,
+    axis_names: Mapping[str, tuple[str, ...]] | None = None,
+) -> Layout:
+    """Builds and validates a layout on the host.
+
+    Args:
+      mask: bool `[B, T]` or `[N]`, True at real completion tokens.
+      parents: ordered, finest first: for each level above the finest, its name and the cell of it
+        that holds each cell of the level below, int; −1 where that cell is unused. For example
+        `{"group": group_of_trajectory, "domain": domain_of_group}`.
+      cell_id: int of the mask's shape, the finest cell of each token (ignored off the mask); None
+        when every row is one trajectory.
+      finest: name of the finest level.
+      num_cells: static table sizes by level name, where they should exceed the ids seen; needed for
+        one compiled shape over many batches.
+      axis_names: by level name, the mesh axes over which a cell's children are spread.
+
+    Returns:
+      A `Layout` of NumPy arrays, ready to be put on devices.
+
+    Raises:
+      ValueError: naming the level, the offending id and what was expected.
+    """
+    mask = np.asarray(mask)
+    parents = dict(parents or {})
+    num_cells = dict(num_cells or {})
+    axis_names = dict(axis_names or {})
+    levels = (finest, *parents)
+    if mask.dtype != np.bool_ or mask.ndim not in (1, 2):
+        raise ValueError(f"mask must be bool [B, T] or [N]; got {mask.dtype} of shape {mask.shape}")
+    if TRAJECTORY not in levels:
+        raise ValueError(f"one level must be named {TRAJECTORY!r}; got {levels}")
+    for name in (*num_cells, *axis_names):
+        if name not in levels:
+            raise ValueError(f"level {name!r} does not exist; the layout has {levels}")
+
+    above = list(parents.values())
+    if cell_id is None:
+        if mask.ndim != 2:
+            raise ValueError(f"a flat mask of shape {mask.shape} needs cell_id")
+        size = mask.shape[0]
+        if num_cells.setdefault(finest, size) != size:
+            raise ValueError(
+                f"one {finest} a row means {size} cells; num_cells asks for {num_cells[finest]}"
+            )
+        count = mask.sum(axis=1)
+    else:
+        cell_id = np.asarray(cell_id)
+        if cell_id.shape != mask.shape:
+            raise ValueError(f"cell_id has shape {cell_id.shape}, the mask {mask.shape}")
+        size = num_cells.get(
+            finest, len(above[0]) if above else int(np.max(cell_id[mask], initial=-1)) + 1
+        )
+        _check_ids(finest, cell_id[mask], size, "tokens")
+        cell_id = np.where(mask, cell_id, size).astype(np.int32)
+        count = np.bincount(cell_id[mask], minlength=size)
+
+    sizes, tables = [count.astype(np.int32)], []
+    for name, below, parent in zip(parents, levels, above, strict=False):
+        parent = np.asarray(parent)
+        if parent.shape != count.shape:
+            raise ValueError(
+                f"level {name!r} must name a parent for each of the {count.size} cells of "
+                f"{below!r}; got shape {parent.shape}"
+            )
+        used = count > 0
+        size = num_cells.get(name, int(np.max(parent, initial=-1)) + 1)
+        _check_ids(name, parent[used], size, f"cells of {below!r}")
+        parent = np.where(used, parent, size).astype(np.int32)
+        count = np.bincount(parent[used], minlength=size)
+        tables.append(parent)
+        sizes.append(count.astype(np.int32))
+    return Layout(
+        mask=mask,
+        cell_id=cell_id,
+        parents=tuple(tables),
+        sizes=tuple(sizes),
+        levels=levels,
+        axis_names=tuple(tuple(axis_names.get(name, ())) for name in levels),
+    )
+
+
+def _check_ids(level: str, ids: np.ndarray, size: int, what: str) -> None:
+    """Refuses ids that are not whole numbers in [0, size)."""
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"ids of level {level!r} must be integers; got {ids.dtype}")
+    bad = ids[(ids < 0) | (ids >= size)]
+    if bad.size:
+        raise ValueError(
+            f"level {level!r} has {size} cells, but {what} point at {int(bad[0])}; "
+            f"expected an id in [0, {size})"
+        )
