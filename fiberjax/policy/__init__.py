@@ -1,0 +1,34 @@
+"""The policy: a decoder, the log-probabilities of its tokens, and a sampler."""
+
+from fiberjax.policy.log_probs import TokenOutputs, chunked_token_outputs, token_outputs
+from fiberjax.policy.sampler import Samples, sample
+from fiberjax.policy.transformer import (
+    Cache,
+    Constrain,
+    Params,
+    Transformer,
+    TransformerConfig,
+    bind,
+    identity,
+    init,
+    init_cache,
+    num_params,
+)
+
+__all__ = [
+    "Cache",
+    "Constrain",
+    "Params",
+    "Samples",
+    "TokenOutputs",
+    "Transformer",
+    "TransformerConfig",
+    "bind",
+    "chunked_token_outputs",
+    "identity",
+    "init",
+    "init_cache",
+    "num_params",
+    "sample",
+    "token_outputs",
+]

@@ -1,0 +1,126 @@
+"""Per-token log-probabilities and entropies, in chunks of columns.
+
+The logits of a whole batch, float32[B, T, V], are by far the largest array of a language model's
+training step. Here they exist for one chunk of columns at a time, in the backward pass too, where
+they are computed again.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from fiberjax.policy import transformer
+
+
+class TokenOutputs(NamedTuple):
+    """What the objective needs of the policy at each token.
+
+    Attributes:
+        log_prob: float32[B, T], log-probability of the token given everything before it, in nats.
+        entropy: float32[B, T], entropy of the distribution it was drawn from, in nats.
+    """
+
+    log_prob: Array
+    entropy: Array
+
+
+def token_outputs(
+    config: transformer.TransformerConfig,
+    params: transformer.Params,
+    tokens: Array,
+    positions: Array,
+    segment_ids: Array,
+    *,
+    start: int,
+    temperature: Array | float,
+    chunk: int,
+    constrain: transformer.Constrain = transformer.identity,
+) -> TokenOutputs:
+    """Log-probabilities of `tokens[:, start:]` and entropies there, each float32[B, S − start].
+
+    log π(y_t | y_<t) = (z_t[y_t] / τ) − log Σ_v exp(z_t[v] / τ), with z_t the logits after t tokens
+    and τ the temperature.
+
+    Args:
+        config: Shape of the policy.
+        params: Its parameters.
+        tokens: int32[B, S].
+        positions: int32[B, S], counted from 0 within each segment.
+        segment_ids: int32[B, S]; 0 is padding.
+        start: First column wanted, at least 1; static.
+        temperature: Divides the logits; positive.
+        chunk: Columns whose logits exist at a time, static; S − start need not divide by it.
+        constrain: Sharding constraints on activations; see `Transformer`.
+
+    Returns:
+        Both differentiable in `params` and `temperature`. Values at padding, and at the first
+        token of a segment (which nothing in its segment predicts), are finite and mean nothing.
+
+    Raises:
+        ValueError: If `start` or `chunk` is out of range.
+    """
+    if not 1 <= start < tokens.shape[1]:
+        raise ValueError(f"start must be in [1, {tokens.shape[1] - 1}], got {start}")
+    model = transformer.bind(config, params, constrain=constrain)
+    hidden = model.hidden(tokens, positions, segment_ids)[:, start - 1 : -1]
+    targets = jnp.where(segment_ids[:, start:] != 0, tokens[:, start:], 0)
+    return chunked_token_outputs(
+        hidden, model.unembedding(), targets, temperature=temperature, chunk=chunk
+    )
+
+
+def chunked_token_outputs(
+    hidden: Array, kernel: Array, targets: Array, *, temperature: Array | float, chunk: int
+) -> TokenOutputs:
+    """Log-probability of each target and entropy of its distribution, each float32[B, T].
+
+    Args:
+        hidden: dtype[B, T, D], normed activations.
+        kernel: float32[V, D], the table that turns them into logits.
+        targets: int32[B, T], in [0, V).
+        temperature: Divides the logits; positive.
+        chunk: Columns handled at a time; static, positive. Rows stay together, so a batch sharded
+            over rows stays sharded.
+
+    Returns:
+        Both differentiable in `hidden`, `kernel` and `temperature`.
+
+    Raises:
+        ValueError: If `chunk` is not positive.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 column, got {chunk}")
+    batch, length, width = hidden.shape
+    chunk = min(chunk, length)
+    count = -(-length // chunk)
+    padding = count * chunk - length
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    targets = jnp.pad(targets, ((0, 0), (0, padding)))
+
+    # Cast once: inside the loop it would be done, and saved, again for every chunk.
+    kernel = kernel.astype(hidden.dtype)
+
+    @jax.checkpoint
+    def outputs(hidden: Array, targets: Array, kernel: Array) -> TokenOutputs:
+        scaled = transformer.logits(hidden, kernel) / temperature
+        return _outputs(scaled, targets)
+
+    chunks = (
+        hidden.reshape(batch, count, chunk, width).swapaxes(0, 1),
+        targets.reshape(batch, count, chunk).swapaxes(0, 1),
+    )
+    stacked = lax.map(lambda args: outputs(*args, kernel), chunks)
+    return TokenOutputs(
+        *(x.swapaxes(0, 1).reshape(batch, count * chunk)[:, :length] for x in stacked)
+    )
+
+
+def _outputs(scaled: Array, targets: Array) -> TokenOutputs:
+    """Of logits [..., V] already divided by the temperature."""
+    normaliser = jax.nn.logsumexp(scaled, axis=-1)
+    chosen = jnp.take_along_axis(scaled, targets[..., None], axis=-1)[..., 0]
+    # −Σ p log p = log Z − Σ p z, without forming log p.
+    mean = jnp.sum(jax.nn.softmax(scaled, axis=-1) * scaled, axis=-1)
+    return TokenOutputs(log_prob=chosen - normaliser, entropy=normaliser - mean)

@@ -1,0 +1,285 @@
+"""Sampling completions from the policy: one compiled loop over a key-value cache.
+
+Prompts are padded on the left, so that every row's completion begins in the same column and a step
+writes one column of the cache. The loop ends as soon as every row has ended.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from fiberjax.policy import transformer
+
+
+class Samples(NamedTuple):
+    """Completions, one a row.
+
+    Attributes:
+        tokens: int32[B, C]; `pad_id` from `length` on. The end token, if drawn, is the last token
+            of the completion and counts in `length`. Whether a column belongs to the completion is
+            decided by `length`, never by the token there.
+        log_prob: float32[B, C], log-probability of each token under the distribution it was drawn
+            from (tempered, truncated, renormalised), in nats; 0 from `length` on.
+        length: int32[B], tokens in the completion.
+        finished: bool[B], whether it ended with the end token rather than at the limit.
+    """
+
+    tokens: Array
+    log_prob: Array
+    length: Array
+    finished: Array
+
+
+def sample(
+    config: transformer.TransformerConfig,
+    params: transformer.Params,
+    prompts: Array,
+    prompt_mask: Array,
+    keys: Array,
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    pad_id: int,
+    temperature: Array | float = 1.0,
+    top_k: int = 0,
+    top_p: Array | float = 1.0,
+    greedy: bool = False,
+    constrain: transformer.Constrain = transformer.identity,
+) -> Samples:
+    """Draws one completion of up to `max_new_tokens` for each row of `prompts`.
+
+    The distribution of a token is softmax(z / τ), restricted to the `top_k` likeliest tokens, then
+    to the likeliest of those that together first reach probability `top_p`, then renormalised.
+    Tokens as likely as the last one kept are kept too.
+
+    A row's draw depends on its own prompt and key alone (step t uses `fold_in(key, t)`): permuting
+    rows permutes completions.
+
+    Args:
+        config: Shape of the policy; static.
+        params: Its parameters.
+        prompts: int32[B, P], padded on the left.
+        prompt_mask: bool[B, P], True at the prompt, False at the padding before it.
+        keys: One typed PRNG key a row, [B].
+        max_new_tokens: C, at least 1; static.
+        eos_id: The token that ends a completion; static.
+        pad_id: Fills `tokens` after the end; may equal `eos_id`; static.
+        temperature: τ, positive.
+        top_k: 0 keeps every token; static.
+        top_p: In (0, 1]; a Python 1.0 costs nothing, anything else a sort a step.
+        greedy: Take the likeliest token; static. `temperature`, `top_k` and `top_p` are then
+            ignored and `log_prob` is that of the policy at temperature 1.
+        constrain: Sharding constraints on activations; see `Transformer`.
+
+    Returns:
+        The completions; not differentiable.
+
+    Raises:
+        ValueError: If an option is out of range, or shapes do not agree.
+    """
+    _validate(config, prompts, prompt_mask, keys, max_new_tokens, eos_id, pad_id)
+    if greedy:
+        temperature, top_k, top_p = 1.0, 0, 1.0
+    _validate_distribution(config, temperature, top_k, top_p)
+    truncate = not (isinstance(top_p, int | float) and top_p == 1.0)
+    return _sample(
+        params,
+        prompts,
+        prompt_mask,
+        keys,
+        temperature,
+        top_p if truncate else None,
+        config=config,
+        max_new_tokens=max_new_tokens,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        top_k=0 if top_k == config.vocab_size else top_k,
+        greedy=greedy,
+        constrain=constrain,
+    )
+
+
+class _State(NamedTuple):
+    """What a step of the loop carries; `token` [B] is the one drawn last."""
+
+    step: Array
+    token: Array
+    ended: Array
+    samples: Samples
+    cache: transformer.Cache
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        *("config", "max_new_tokens", "eos_id", "pad_id", "top_k", "greedy", "constrain"),
+    ),
+)
+def _sample(
+    params: transformer.Params,
+    prompts: Array,
+    prompt_mask: Array,
+    keys: Array,
+    temperature: Array | float,
+    top_p: Array | float | None,
+    *,
+    config: transformer.TransformerConfig,
+    max_new_tokens: int,
+    eos_id: int,
+    pad_id: int,
+    top_k: int,
+    greedy: bool,
+    constrain: transformer.Constrain,
+) -> Samples:
+    batch, prompt_length = prompts.shape
+    model = transformer.bind(config, _cast_kernels(params, config), constrain=constrain)
+
+    def draw(state: _State, hidden: Array) -> _State:
+        """Draws the token of column `state.step` and records it."""
+        z = model.unembed(hidden[:, -1])
+        if greedy:
+            token, log_prob = _argmax(z)
+        else:
+            z = truncated_logits(z / temperature, top_k=top_k, top_p=top_p)
+            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
+            token, log_prob = _categorical(step_keys, z)
+        token = jnp.where(state.ended, pad_id, token)
+        log_prob = jnp.where(state.ended, 0.0, log_prob)
+        finished = state.samples.finished | (~state.ended & (token == eos_id))
+        samples = Samples(
+            tokens=lax.dynamic_update_slice(state.samples.tokens, token[:, None], (0, state.step)),
+            log_prob=lax.dynamic_update_slice(
+                state.samples.log_prob, log_prob[:, None], (0, state.step)
+            ),
+            length=state.samples.length + ~state.ended,
+            finished=finished,
+        )
+        return _State(state.step + 1, token, finished, samples, state.cache)
+
+    prompt_length_of_row = jnp.sum(prompt_mask, axis=1, dtype=jnp.int32)
+    ones = jnp.ones((batch, 1), jnp.int32)
+
+    def step(state: _State) -> _State:
+        position = (prompt_length_of_row + state.step - 1)[:, None]
+        hidden, cache = model.decode(state.token[:, None], position, ones, state.cache)
+        return draw(state._replace(cache=cache), hidden)
+
+    # The last token drawn is never decoded: it needs no column.
+    cache = transformer.init_cache(config, batch, prompt_length + max_new_tokens - 1)
+    positions = jnp.cumsum(prompt_mask, axis=1, dtype=jnp.int32) - 1
+    hidden, cache = model.decode(prompts, positions, prompt_mask.astype(jnp.int32), cache)
+    empty = Samples(
+        tokens=jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
+        log_prob=jnp.zeros((batch, max_new_tokens), jnp.float32),
+        length=jnp.zeros((batch,), jnp.int32),
+        finished=jnp.zeros((batch,), bool),
+    )
+    start = _State(jnp.int32(0), jnp.zeros((batch,), jnp.int32), empty.finished, empty, cache)
+    state = lax.while_loop(
+        lambda state: (state.step < max_new_tokens) & ~jnp.all(state.ended),
+        step,
+        draw(start, hidden),
+    )
+    return state.samples
+
+
+def truncated_logits(z: Array, *, top_k: int, top_p: Array | float | None) -> Array:
+    """`z` [B, V] with −∞ outside the `top_k` likeliest and the nucleus of mass `top_p`.
+
+    Args:
+        z: float32[B, V], already divided by the temperature.
+        top_k: 0 keeps every token.
+        top_p: In (0, 1], of the mass that `top_k` leaves; None keeps every token.
+
+    Returns:
+        float32[B, V]; at least one entry of a row is finite.
+    """
+    if top_k == 0 and top_p is None:
+        return z
+    sorted_z = lax.top_k(z, top_k)[0] if top_k else -jnp.sort(-z, axis=-1)
+    if top_p is None:
+        threshold = sorted_z[:, -1:]
+    else:
+        probability = jax.nn.softmax(sorted_z, axis=-1)
+        before = jnp.cumsum(probability, axis=-1) - probability
+        kept = (before < top_p).at[:, 0].set(True)
+        threshold = jnp.min(jnp.where(kept, sorted_z, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(z >= threshold, z, -jnp.inf)
+
+
+def _argmax(z: Array) -> tuple[Array, Array]:
+    token = jnp.argmax(z, axis=-1).astype(jnp.int32)
+    return token, jnp.max(z, axis=-1) - jax.nn.logsumexp(z, axis=-1)
+
+
+def _categorical(keys: Array, z: Array) -> tuple[Array, Array]:
+    """One draw a row from softmax(z), and its log-probability."""
+    token = jax.vmap(jax.random.categorical)(keys, z).astype(jnp.int32)
+    chosen = jnp.take_along_axis(z, token[:, None], axis=-1)[:, 0]
+    return token, chosen - jax.nn.logsumexp(z, axis=-1)
+
+
+def _cast_kernels(
+    params: transformer.Params, config: transformer.TransformerConfig
+) -> transformer.Params:
+    """Matrices in the compute dtype, once instead of at every step; norms stay float32."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype), params
+    )
+
+
+def _validate(
+    config: transformer.TransformerConfig,
+    prompts: Array,
+    prompt_mask: Array,
+    keys: Array,
+    max_new_tokens: int,
+    eos_id: int,
+    pad_id: int,
+) -> None:
+    if prompts.ndim != 2 or prompts.shape != prompt_mask.shape:
+        raise ValueError(
+            "prompts and prompt_mask must both be [B, P], got "
+            f"{prompts.shape} and {prompt_mask.shape}"
+        )
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != prompts.shape[:1]:
+        raise ValueError(
+            f"keys must be one typed PRNG key a row, shape {prompts.shape[:1]}, got "
+            f"{keys.dtype}{keys.shape}"
+        )
+    if prompt_mask.dtype != bool:
+        raise ValueError(f"prompt_mask must be bool, got {prompt_mask.dtype}")
+    if not isinstance(prompt_mask, jax.core.Tracer):
+        mask = np.asarray(prompt_mask)
+        if not mask[:, -1].all() or (mask[:, :-1] & ~mask[:, 1:]).any():
+            row = int(np.argmax(~mask[:, -1] | (mask[:, :-1] & ~mask[:, 1:]).any(axis=1)))
+            raise ValueError(
+                f"prompts must be padded on the left and not empty; row {row} of prompt_mask is "
+                f"{mask[row].astype(int).tolist()}"
+            )
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    for name, token in (("eos_id", eos_id), ("pad_id", pad_id)):
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(f"{name} must be in [0, {config.vocab_size}), got {token}")
+
+
+def _validate_distribution(
+    config: transformer.TransformerConfig,
+    temperature: Any,
+    top_k: int,
+    top_p: Any,
+) -> None:
+    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+        raise ValueError(
+            f"temperature must be positive, got {temperature}; pass greedy=True for the likeliest "
+            "token"
+        )
+    if not 0 <= top_k <= config.vocab_size:
+        raise ValueError(f"top_k must be in [0, {config.vocab_size}] (0: all), got {top_k}")
+    if not isinstance(top_p, jax.core.Tracer) and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
