@@ -1,0 +1,218 @@
+"""The procedural domains as tensorflow-datasets (array_record files; TensorFlow not needed)."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import tensorflow_datasets as tfds
+
+from fiberjax.tasks.domains import Domain
+from fiberjax.tasks.examples import SPLITS, Example, Family, Split, draw_examples
+from fiberjax.tasks.families import FAMILIES, make_family
+
+# Raise it whenever a family writes other examples than before, so that no old file is reused.
+VERSION = "1.0.0"
+
+_FEATURES = ("prompt", "answer", "solution")
+
+
+@dataclasses.dataclass
+class FamilyConfig(tfds.core.BuilderConfig):
+    """One data set: a family with its knobs, at one difficulty, of one size and seed.
+
+    Attributes:
+      family: the domain.
+      difficulty: see ``Family``.
+      num_train: training examples.
+      num_test: held-out examples.
+      seed: of the draws.
+    """
+
+    family: Family | None = None
+    difficulty: int = 0
+    num_train: int = 4000
+    num_test: int = 500
+    seed: int = 0
+
+
+def family_config(
+    family: Family,
+    *,
+    difficulty: int = 0,
+    num_train: int = 4000,
+    num_test: int = 500,
+    seed: int = 0,
+) -> FamilyConfig:
+    """Returns the config whose name states everything that the examples depend on.
+
+    Example:
+      >>> family_config(make_family("sort", {"max_length": 6}), difficulty=1).name
+      'sort-difficulty=1-max_length=6-4000x500-seed=0'
+    """
+    knobs = {field.name: getattr(family, field.name) for field in dataclasses.fields(family)}
+    changed = {
+        field.name: knobs[field.name]
+        for field in dataclasses.fields(family)
+        if knobs[field.name] != field.default
+    }
+    parts = [family.name, f"difficulty={difficulty}"]
+    parts += [f"{knob}={_path_safe(value)}" for knob, value in changed.items()]
+    parts += [f"{num_train}x{num_test}", f"seed={seed}"]
+    stated = ", ".join(f"{knob}={value!r}" for knob, value in knobs.items())
+    return FamilyConfig(
+        name="-".join(parts),
+        version=tfds.core.Version(VERSION),
+        description=(
+            f"{family.description} Difficulty {difficulty} of {stated}. Procedurally drawn from "
+            f"seed {seed}; train and test share no problem."
+        ),
+        family=family,
+        difficulty=difficulty,
+        num_train=num_train,
+        num_test=num_test,
+        seed=seed,
+    )
+
+
+def _path_safe(value: object) -> str:
+    """Returns a text for a file name; other characters by their code, so that none collide."""
+    if isinstance(value, tuple):
+        return "+".join(map(_path_safe, value))
+    return "".join(c if c.isalnum() or c == "." else f"%{ord(c):x}" for c in str(value))
+
+
+class FiberjaxTasks(tfds.core.GeneratorBasedBuilder):
+    """Procedural reasoning domains with exact verifiers, in train and test splits."""
+
+    name = "fiberjax_tasks"
+    VERSION = tfds.core.Version(VERSION)
+    # There are no checksums to look for beside this file: nothing is downloaded. (Looking for
+    # them needs importlib_resources, which TFDS does not install on current Pythons.)
+    code_path = None
+    BUILDER_CONFIGS = [family_config(family()) for family in FAMILIES.values()]  # noqa: RUF012
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=(self.__class__.__doc__ or "") + " " + self.builder_config.description,
+            features=tfds.features.FeaturesDict({k: tfds.features.Text() for k in _FEATURES}),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager  # Nothing is downloaded.
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, str]]]:
+        config = self.builder_config
+        size = config.num_train if split == "train" else config.num_test
+        examples = draw_examples(
+            config.family, split, size, seed=config.seed, difficulty=config.difficulty
+        )
+        for key, example in enumerate(examples):
+            yield key, {name: getattr(example, name) for name in _FEATURES}
+
+
+class RecordSource:
+    """A TFDS data source as ``Example``s; text comes out of the files as bytes."""
+
+    def __init__(self, records: Any, domain: str):
+        self._records = records
+        self._domain = domain
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        record = self._records[int(index)]
+        prompt, answer, solution = (record[name].decode() for name in _FEATURES)
+        return Example(prompt, answer, solution, self._domain)
+
+    def __repr__(self) -> str:
+        return f"RecordSource({self._domain}, {len(self)})"
+
+
+def build(config: FamilyConfig, data_dir: str | os.PathLike[str]) -> FiberjaxTasks:
+    """Returns the builder of a config, its files written under ``data_dir`` if absent.
+
+    TFDS writes into a temporary folder and renames it, so an interrupted build leaves nothing
+    that looks complete. Silent unless standard error is a terminal.
+    """
+    # TFDS wants the configs it lists by name, and only the others as objects.
+    known = FiberjaxTasks.builder_configs.get(config.name)
+    builder = FiberjaxTasks(
+        config=config.name if known == config else config,
+        data_dir=os.fspath(data_dir),
+        file_format="array_record",
+    )
+    with _quiet():
+        builder.download_and_prepare()
+    return builder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS's banner away, and its progress bars where nobody watches them."""
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    if not watched:
+        tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        if not watched:
+            tfds.enable_progress_bar()
+
+
+def load(
+    domains: Sequence[str],
+    split: Split,
+    data_dir: str | os.PathLike[str],
+    *,
+    difficulty: Mapping[str, int] | None = None,
+    knobs: Mapping[str, Mapping[str, object]] | None = None,
+    num_train: int = 4000,
+    num_test: int = 500,
+    seed: int = 0,
+) -> tuple[Domain, ...]:
+    """Returns one split of each domain, built first if its files are absent.
+
+    Args:
+      domains: names of ``FAMILIES``, in the order the run counts them.
+      split: ``"train"`` or ``"test"``.
+      data_dir: where the files are.
+      difficulty: by domain; 0 where not given.
+      knobs: by domain, the knobs that differ from the family's defaults.
+      num_train: training examples per domain.
+      num_test: held-out examples per domain.
+      seed: of the draws.
+
+    Raises:
+      ValueError: unknown split, domain or knob, or a family with too few distinct prompts.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+    difficulty = {} if difficulty is None else difficulty
+    knobs = {} if knobs is None else knobs
+    for option, given in (("difficulty", difficulty), ("knobs", knobs)):
+        for name in given:
+            if name not in domains:
+                raise ValueError(
+                    f"{option} names domain {name!r}, the domains are {', '.join(domains)}"
+                )
+    families = [make_family(name, knobs.get(name)) for name in domains]
+    loaded = []
+    for family in families:
+        config = family_config(
+            family,
+            difficulty=difficulty.get(family.name, 0),
+            num_train=num_train,
+            num_test=num_test,
+            seed=seed,
+        )
+        records = build(config, data_dir).as_data_source(split=split)
+        loaded.append(Domain(family.name, RecordSource(records, family.name), family.verify))
+    return tuple(loaded)
