@@ -175,12 +175,17 @@ def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
         dtype[B, T, H, K], with scores and softmax in float32.
     """
     batch, length, heads, head_dim = query.shape
-    groups = key.shape[1]
-    grouped = query.reshape(batch, length, groups, heads // groups, head_dim)
-    scores = jnp.einsum("btghk,bgck->bghtc", grouped, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, _MASKED)
+    groups, columns = key.shape[1:3]
+    # Time and the heads of a group become the rows of one matrix, so that both products are plain
+    # batched ones; in a decoding step (T = 1) this moves nothing in memory.
+    grouped = query.reshape(batch, length, groups, -1, head_dim).swapaxes(1, 2)
+    rows = grouped.reshape(batch, groups, -1, head_dim)
+    scores = jnp.einsum("bgrk,bgck->bgrc", rows, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, groups, length, -1, columns) * head_dim**-0.5
+    scores = jnp.where(mask[:, None, :, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bghtc,bgck->btghk", weights, value)
+    out = jnp.einsum("bgrc,bgck->bgrk", weights.reshape(batch, groups, -1, columns), value)
+    out = out.reshape(batch, groups, length, -1, head_dim).swapaxes(1, 2)
     return out.reshape(batch, length, heads, head_dim)
 
 
