@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 OVERALL = "overall"
 """The name of the rows that hold the unweighted mean over domains."""
@@ -265,21 +267,28 @@ class EvaluationTable:
         """Writes a Markdown table; differences whose interval excludes 0 are bold."""
         lines = ["| " + " | ".join(_HEADER) + " |", "|---|---|---:|---:|---:|---:|"]
         for row in self.rows:
-            *cells, change = _cells(row)
+            change = _signed(row.difference)
             change = f"**{change}**" if row.difference.excludes_zero else change
-            lines.append("| " + " | ".join([*cells, change]) + " |")
+            cells = (row.domain, row.measure, row.prompts, row.before, row.after, change)
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
         return "\n".join(lines) + "\n"
 
     def __rich__(self) -> Table:
-        table = Table(title="held-out prompts, 95 % intervals")
+        """Draws a table within 80 columns: intervals of the differences only, coloured."""
+        table = Table(
+            title="Held-out prompts, differences with 95 % intervals", box=box.SIMPLE_HEAD
+        )
         for index, name in enumerate(_HEADER):
             table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
         for row, following in zip(self.rows, [*self.rows[1:], None], strict=True):
-            *cells, change = _cells(row)
-            style = "green" if row.difference.low > 0 else "red" if row.difference.high < 0 else ""
+            colour = "green" if row.difference.low > 0 else "red" if row.difference.high < 0 else ""
             table.add_row(
-                *cells,
-                f"[{style}]{change.replace('[', chr(92) + '[')}[/]" if style else change,
+                row.domain,
+                row.measure,
+                str(row.prompts),
+                f"{row.before.value:.3f}",
+                f"{row.after.value:.3f}",
+                Text(_signed(row.difference), style=colour),
                 style="bold" if row.domain == OVERALL else None,
                 end_section=following is not None and following.measure != row.measure,
             )
@@ -369,16 +378,8 @@ def summarize(
 _HEADER = ("domain", "measure", "prompts", "before", "after", "difference")
 
 
-def _cells(row: EvaluationRow) -> tuple[str, ...]:
-    change = row.difference
-    return (
-        row.domain,
-        row.measure,
-        str(row.prompts),
-        str(row.before),
-        str(row.after),
-        f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
-    )
+def _signed(change: Interval) -> str:
+    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
 
 
 def _row_from_json(row: Mapping) -> EvaluationRow:

@@ -105,8 +105,8 @@ class MetricWriter:
     """Writes the scalars of every step to `metrics.jsonl` and TensorBoard events.
 
     JSON has no NaN or infinity: such values are written as the strings `"NaN"`, `"Infinity"` and
-    `"-Infinity"`, which `read_metrics` turns back into floats; the events leave them out. Every line
-    is flushed as it is written, so a kill tears at most the last one.
+    `"-Infinity"`, which `read_metrics` turns back into floats; the events leave them out. Every
+    line is flushed as it is written, so a kill tears at most the last one.
 
     Write the metrics of step k before saving the checkpoint of step k, or a resumed run lacks them.
 
