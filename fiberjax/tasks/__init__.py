@@ -1,17 +1,13 @@
 """Domains: prompt generators, verifiers, data sets, curriculum, and the streams training reads."""
 
+from fiberjax.tasks.batches import PromptBatch, SupervisedBatch, prompt_batch, score
 from fiberjax.tasks.builders import load
 from fiberjax.tasks.domains import Domain, Examples
 from fiberjax.tasks.examples import Example, Family
 from fiberjax.tasks.families import FAMILIES, VERIFIERS, make_family
-from fiberjax.tasks.source import (
-    PromptBatch,
-    PromptStream,
-    SupervisedBatch,
-    prompt_batch,
-    score,
-    supervised_batches,
-)
+from fiberjax.tasks.files import read_file
+from fiberjax.tasks.source import PromptStream
+from fiberjax.tasks.supervised import supervised_batches
 from fiberjax.tasks.vocabulary import CharVocabulary, HFVocabulary, Vocabulary
 
 __all__ = [
@@ -30,6 +26,7 @@ __all__ = [
     "load",
     "make_family",
     "prompt_batch",
+    "read_file",
     "score",
     "supervised_batches",
 ]

@@ -1,7 +1,7 @@
 """A domain as training reads it: named examples behind random access, with their verifier."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, SupportsIndex
 
 from fiberjax.tasks.examples import Example
@@ -75,27 +75,26 @@ class Examples(Sequence[Example]):
         return f"Examples({', '.join(parts)})"
 
 
-def check_prompts(
-    examples: Iterable[Example], vocabulary: Vocabulary, max_prompt_tokens: int, *, where: str
+def check_prompt(
+    example: Example, vocabulary: Vocabulary, max_prompt_tokens: int, *, where: str
 ) -> None:
     """Refuses a prompt that the vocabulary or the window cannot hold.
 
     Args:
-      examples: in row order.
-      vocabulary: encodes the prompts; begin of sequence counts as one token.
+      example: whose prompt.
+      vocabulary: encodes the prompt; begin of sequence counts as one token.
       max_prompt_tokens: tokens of the prompt window.
-      where: names the data in the error, e.g. a file name.
+      where: names the row in the error, e.g. ``"train.jsonl, row 7"``.
 
     Raises:
-      ValueError: names the row (counted from 1) and its length, or the unknown character.
+      ValueError: names the row and its length, or the unknown character.
     """
-    for row, example in enumerate(examples, start=1):
-        try:
-            length = len(prompt_ids(vocabulary, example.prompt))
-        except ValueError as error:
-            raise ValueError(f"{where}, row {row}: {error}") from None
-        if length > max_prompt_tokens:
-            raise ValueError(
-                f"{where}, row {row}: the prompt has {length} tokens, the window holds "
-                f"max_prompt_tokens={max_prompt_tokens}"
-            )
+    try:
+        length = len(prompt_ids(vocabulary, example.prompt))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if length > max_prompt_tokens:
+        raise ValueError(
+            f"{where}: the prompt has {length} tokens, the window holds "
+            f"max_prompt_tokens={max_prompt_tokens}"
+        )

@@ -68,7 +68,9 @@ class Family(abc.ABC):
 
 def _digest(text: str) -> int:
     """Returns a 64-bit hash that is the same in every process and on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
 
 
 def split_of(family: Family, prompt: str) -> Split:
@@ -82,7 +84,12 @@ def split_of(family: Family, prompt: str) -> Split:
       >>> split_of(Sort(), "S:312=") == split_of(Sort(), "S:231=")
       True
     """
-    return "test" if _digest(family.canonical(prompt)) % _TEST_ONE_IN == 0 else "train"
+    return split_of_text(family.canonical(prompt))
+
+
+def split_of_text(text: str) -> Split:
+    """Returns the split of a canonical prompt, by a hash that never changes."""
+    return "test" if _digest(text) % _TEST_ONE_IN == 0 else "train"
 
 
 def example_rng(seed: int, domain: str, index: int) -> np.random.Generator:

@@ -1,11 +1,10 @@
-"""The two data streams: RL prompts drawn by curriculum, and supervised warm-start batches.
+"""The prompt stream of RL: a domain, then a prompt by curriculum.
 
-Both are grain iterators: their state is JSON, and restoring it gives the same next batch, bit
-for bit. Both draw a global batch that depends on (seed, step) alone and keep the rows of one
-process, so the number of hosts does not change what is trained on.
+A grain iterator whose state is JSON; restoring it gives the same next batch, bit for bit. The
+global batch depends on (seed, step, pass rates) alone and each process keeps its rows, so the
+number of processes does not change what is trained on.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,106 +12,9 @@ import grain
 import numpy as np
 
 from fiberjax.tasks import curriculum
-from fiberjax.tasks.domains import Domain, Examples, check_prompts
-from fiberjax.tasks.examples import Example
-from fiberjax.tasks.vocabulary import Vocabulary, prompt_ids
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptBatch:
-    """Prompts of one RL step, one row each; a row's G samples are one prompt group.
-
-    Attributes:
-      tokens: int32[B, P], prompts padded on the left.
-      mask: bool[B, P], true at the prompt's tokens.
-      prompt_index: int64[B], the prompt's place in the stream's ``examples``.
-      domain: int64[B], the domain's place in the stream's ``domains``.
-      prompts: B texts.
-      answers: B final answers, for the verifier.
-    """
-
-    tokens: np.ndarray
-    mask: np.ndarray
-    prompt_index: np.ndarray
-    domain: np.ndarray
-    prompts: list[str]
-    answers: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class SupervisedBatch:
-    """Solved examples, laid out as the sampler lays out a rollout. S = P + C.
-
-    Attributes:
-      tokens: int32[B, S], the prompt padded on the left to P, then the solution and end of
-        sequence padded on the right to C.
-      mask: bool[B, S], true at every token that is not padding.
-      loss_mask: bool[B, S], true at the solution's tokens and the end of sequence: the tokens to
-        be predicted, each from the one before it.
-    """
-
-    tokens: np.ndarray
-    mask: np.ndarray
-    loss_mask: np.ndarray
-
-
-def left_padded(rows: Sequence[Sequence[int]], width: int, pad_id: int) -> np.ndarray:
-    """Returns int32[B, width], each row ending at the right edge."""
-    tokens = np.full((len(rows), width), pad_id, np.int32)
-    for row, ids in enumerate(rows):
-        if len(ids) > width:
-            raise ValueError(f"row {row} has {len(ids)} tokens, the window holds {width}")
-        tokens[row, width - len(ids) :] = ids
-    return tokens
-
-
-def prompt_batch(
-    examples: Examples, prompt_index: np.ndarray, vocabulary: Vocabulary, max_prompt_tokens: int
-) -> PromptBatch:
-    """Returns the batch of the given prompts, in the given order.
-
-    Example: every held-out prompt, in order, for evaluation:
-    ``prompt_batch(examples, np.arange(len(examples)), vocabulary, 32)``.
-
-    Raises:
-      ValueError: a prompt longer than the window, or a character outside the vocabulary.
-    """
-    chosen = [examples[i] for i in prompt_index]
-    rows = [prompt_ids(vocabulary, example.prompt) for example in chosen]
-    tokens = left_padded(rows, max_prompt_tokens, vocabulary.pad_id)
-    lengths = np.array([len(row) for row in rows])
-    return PromptBatch(
-        tokens=tokens,
-        mask=np.arange(max_prompt_tokens) >= max_prompt_tokens - lengths[:, None],
-        prompt_index=np.asarray(prompt_index, np.int64),
-        domain=np.array([examples.domain_of(int(i)) for i in prompt_index], np.int64),
-        prompts=[example.prompt for example in chosen],
-        answers=[example.answer for example in chosen],
-    )
-
-
-def score(domains: Sequence[Domain], batch: PromptBatch, completions: Sequence[str]) -> np.ndarray:
-    """Returns the verifiers' rewards, float32[B, G].
-
-    Args:
-      domains: the domains that ``batch.domain`` counts along.
-      batch: B prompts.
-      completions: B · G texts, the G samples of a prompt next to each other.
-
-    Raises:
-      ValueError: the number of completions is not a positive multiple of the prompts'.
-    """
-    prompts = len(batch.prompts)
-    samples = len(completions) // prompts
-    if samples == 0 or samples * prompts != len(completions):
-        raise ValueError(f"{len(completions)} completions for {prompts} prompts")
-    rewards = np.zeros((prompts, samples), np.float32)
-    for row in range(prompts):
-        verify = domains[batch.domain[row]].verify
-        for sample in range(samples):
-            text = completions[row * samples + sample]
-            rewards[row, sample] = verify(batch.prompts[row], batch.answers[row], text)
-    return rewards
+from fiberjax.tasks.batches import PromptBatch, process_rows, prompt_batch
+from fiberjax.tasks.domains import Domain, Examples, check_prompt
+from fiberjax.tasks.vocabulary import Vocabulary
 
 
 class PromptStream(grain.DatasetIterator[PromptBatch]):
@@ -170,10 +72,11 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
         self.seed = seed
         self.start, self.end, self.sigma, self.rate = start, end, sigma, rate
         self._overrides = _overrides(self.domains, domain_probability)
-        self._rows = _rows(num_prompts, process_index, process_count)
+        self._rows = process_rows(num_prompts, process_index, process_count)
         for domain in self.domains:
-            every = (domain.source[i] for i in range(len(domain.source)))
-            check_prompts(every, vocabulary, max_prompt_tokens, where=f"domain {domain.name!r}")
+            for row in range(len(domain.source)):
+                where = f"domain {domain.name!r}, row {row + 1}"
+                check_prompt(domain.source[row], vocabulary, max_prompt_tokens, where=where)
         self.step = 0
         self.pass_rate = np.full(len(self.examples), np.nan)
         # Refuses overrides and a schedule that cannot be drawn from, before the first step.
@@ -254,84 +157,6 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
         return f"PromptStream({self.examples!r}, step={self.step})"
 
 
-def supervised_batches(
-    domains: Sequence[Domain],
-    vocabulary: Vocabulary,
-    *,
-    batch_size: int,
-    max_prompt_tokens: int,
-    max_completion_tokens: int,
-    seed: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.DatasetIterator[SupervisedBatch]:
-    """Returns an endless iterator of ``SupervisedBatch``, reshuffled every epoch.
-
-    All examples of all domains are shuffled together. The iterator's ``get_state`` and
-    ``set_state`` (and Orbax, through grain) resume at the exact next batch.
-
-    Args:
-      domains: their ``solution``s are the targets.
-      vocabulary: tokenizer.
-      batch_size: rows of a global batch.
-      max_prompt_tokens: P.
-      max_completion_tokens: C, end of sequence included.
-      seed: of the shuffle.
-      process_index: which process's rows.
-      process_count: number of processes; divides ``batch_size``.
-
-    Raises:
-      ValueError: at once, for an example that does not fit either window or the vocabulary.
-    """
-    examples = Examples(domains)
-    rows = _rows(batch_size, process_index, process_count)
-    for domain in domains:
-        where = f"domain {domain.name!r}"
-        every = [domain.source[i] for i in range(len(domain.source))]
-        check_prompts(every, vocabulary, max_prompt_tokens, where=where)
-        _check_solutions(every, vocabulary, max_completion_tokens, where=where)
-
-    def collate(batch: Sequence[Example]) -> SupervisedBatch:
-        return _supervised_batch(
-            list(batch)[rows], vocabulary, max_prompt_tokens, max_completion_tokens
-        )
-
-    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-    dataset = dataset.batch(batch_size, batch_fn=collate)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
-
-
-def _supervised_batch(
-    batch: Sequence[Example], vocabulary: Vocabulary, prompt_tokens: int, completion_tokens: int
-) -> SupervisedBatch:
-    tokens = np.full((len(batch), prompt_tokens + completion_tokens), vocabulary.pad_id, np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    loss_mask = np.zeros(tokens.shape, bool)
-    for row, example in enumerate(batch):
-        prompt = prompt_ids(vocabulary, example.prompt)
-        target = [*vocabulary.encode(example.solution), vocabulary.eos_id]
-        start, stop = prompt_tokens - len(prompt), prompt_tokens + len(target)
-        tokens[row, start:stop] = prompt + target
-        mask[row, start:stop] = True
-        loss_mask[row, prompt_tokens:stop] = True
-    return SupervisedBatch(tokens, mask, loss_mask)
-
-
-def _check_solutions(
-    examples: Sequence[Example], vocabulary: Vocabulary, completion_tokens: int, *, where: str
-) -> None:
-    for row, example in enumerate(examples, start=1):
-        try:
-            length = len(vocabulary.encode(example.solution)) + 1
-        except ValueError as error:
-            raise ValueError(f"{where}, row {row}: {error}") from None
-        if length > completion_tokens:
-            raise ValueError(
-                f"{where}, row {row}: the solution has {length} tokens with its end of sequence, "
-                f"the window holds max_completion_tokens={completion_tokens}"
-            )
-
-
 def _weighted_draw(rng: np.random.Generator, log_weight: np.ndarray, count: int) -> np.ndarray:
     """Returns ``count`` indices drawn by weight, none twice before all valid ones came once.
 
@@ -358,13 +183,3 @@ def _overrides(
                 f"domain_probability names {name!r}, expected one of {', '.join(names)}"
             )
     return [given.get(name) for name in names]
-
-
-def _rows(size: int, process_index: int, process_count: int) -> slice:
-    """Returns the rows of a global batch that belong to one process."""
-    if size < 1 or process_count < 1 or size % process_count != 0:
-        raise ValueError(f"a batch of {size} rows cannot be split over {process_count} processes")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index is {process_index}, expected 0..{process_count - 1}")
-    share = size // process_count
-    return slice(process_index * share, (process_index + 1) * share)

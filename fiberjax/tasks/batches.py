@@ -1,0 +1,116 @@
+"""What the streams hand out: padded batches, built on the host, and their verifiers' rewards."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from fiberjax.tasks.domains import Domain, Examples
+from fiberjax.tasks.vocabulary import Vocabulary, prompt_ids
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptBatch:
+    """Prompts of one RL step, one row each; a row's G samples are one prompt group.
+
+    Attributes:
+      tokens: int32[B, P], prompts padded on the left.
+      mask: bool[B, P], true at the prompt's tokens.
+      prompt_index: int64[B], the prompt's place in the stream's ``examples``.
+      domain: int64[B], the domain's place in the stream's ``domains``.
+      prompts: B texts.
+      answers: B final answers, for the verifier.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    prompt_index: np.ndarray
+    domain: np.ndarray
+    prompts: list[str]
+    answers: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedBatch:
+    """Solved examples, laid out as the sampler lays out a rollout. S = P + C.
+
+    Attributes:
+      tokens: int32[B, S], the prompt padded on the left to P, then the solution and end of
+        sequence padded on the right to C.
+      mask: bool[B, S], true at every token that is not padding.
+      loss_mask: bool[B, S], true at the solution's tokens and the end of sequence: the tokens to
+        be predicted, each from the one before it.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    loss_mask: np.ndarray
+
+
+def left_padded(rows: Sequence[Sequence[int]], width: int, pad_id: int) -> np.ndarray:
+    """Returns int32[B, width], each row ending at the right edge."""
+    tokens = np.full((len(rows), width), pad_id, np.int32)
+    for row, ids in enumerate(rows):
+        if len(ids) > width:
+            raise ValueError(f"row {row} has {len(ids)} tokens, the window holds {width}")
+        tokens[row, width - len(ids) :] = ids
+    return tokens
+
+
+def prompt_batch(
+    examples: Examples, prompt_index: np.ndarray, vocabulary: Vocabulary, max_prompt_tokens: int
+) -> PromptBatch:
+    """Returns the batch of the given prompts, in the given order.
+
+    Example: every held-out prompt, in order, for evaluation:
+    ``prompt_batch(examples, np.arange(len(examples)), vocabulary, 32)``.
+
+    Raises:
+      ValueError: a prompt longer than the window, or a character outside the vocabulary.
+    """
+    chosen = [examples[i] for i in prompt_index]
+    rows = [prompt_ids(vocabulary, example.prompt) for example in chosen]
+    tokens = left_padded(rows, max_prompt_tokens, vocabulary.pad_id)
+    lengths = np.array([len(row) for row in rows])
+    return PromptBatch(
+        tokens=tokens,
+        mask=np.arange(max_prompt_tokens) >= max_prompt_tokens - lengths[:, None],
+        prompt_index=np.asarray(prompt_index, np.int64),
+        domain=np.array([examples.domain_of(int(i)) for i in prompt_index], np.int64),
+        prompts=[example.prompt for example in chosen],
+        answers=[example.answer for example in chosen],
+    )
+
+
+def score(domains: Sequence[Domain], batch: PromptBatch, completions: Sequence[str]) -> np.ndarray:
+    """Returns the verifiers' rewards, float32[B, G].
+
+    Args:
+      domains: the domains that ``batch.domain`` counts along.
+      batch: B prompts.
+      completions: B · G texts, the G samples of a prompt next to each other.
+
+    Raises:
+      ValueError: the number of completions is not a positive multiple of the prompts'.
+    """
+    prompts = len(batch.prompts)
+    samples = len(completions) // prompts
+    if samples == 0 or samples * prompts != len(completions):
+        raise ValueError(f"{len(completions)} completions for {prompts} prompts")
+    rewards = np.zeros((prompts, samples), np.float32)
+    for row in range(prompts):
+        verify = domains[batch.domain[row]].verify
+        for sample in range(samples):
+            text = completions[row * samples + sample]
+            rewards[row, sample] = verify(batch.prompts[row], batch.answers[row], text)
+    return rewards
+
+
+def process_rows(size: int, process_index: int, process_count: int) -> slice:
+    """Returns the rows of a global batch that belong to one process."""
+    if size < 1 or process_count < 1 or size % process_count != 0:
+        raise ValueError(f"a batch of {size} rows cannot be split over {process_count} processes")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index is {process_index}, expected 0..{process_count - 1}")
+    share = size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
