@@ -1,0 +1,108 @@
+"""FiberPO-Domain from nothing to a trained policy, in minutes on a laptop.
+
+    python experiments/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+The argument after the colon picks the gate: `configs/quickstart.py:gspo`, any of `configs/gates.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import gates
+
+
+def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
+    """The experiment; every value may be overridden on the command line."""
+    config = ConfigDict()
+    config.seed = 0
+    config.iterations = 60
+
+    config.tasks = ConfigDict()
+    config.tasks.data_dir = "data"
+    config.tasks.domains = ConfigDict(
+        {
+            "addition": {"difficulty": 0},
+            "brackets": {"difficulty": 0},
+            "modular": {"difficulty": 0},
+            "reverse": {"difficulty": 0},
+            "selection": {"difficulty": 0},
+            "sort": {"difficulty": 0},
+        }
+    )
+    config.tasks.num_train = 4000
+    config.tasks.num_test = 500
+    config.tasks.seed = 0
+    config.tasks.file = ""
+    config.tasks.test_file = ""
+    config.tasks.columns = ConfigDict()
+    config.tasks.verifier = "exact"
+    config.tasks.vocabulary = "characters"
+
+    config.window = ConfigDict({"prompt": 24, "completion": 64})
+
+    config.policy = ConfigDict()
+    config.policy.embed_dim = 64
+    config.policy.num_layers = 2
+    config.policy.num_heads = 4
+    config.policy.num_kv_heads = 2
+    config.policy.head_dim = 16
+    config.policy.mlp_dim = 192
+    config.policy.rope_theta = 10_000.0
+    config.policy.norm_epsilon = 1e-6
+    config.policy.qk_norm = True
+    config.policy.qkv_bias = False
+    config.policy.tie_embeddings = True
+    config.policy.compute_dtype = "float32"
+    config.policy.remat = "none"
+
+    config.warm_start = ConfigDict()
+    config.warm_start.directory = "runs/warm_starts"
+    config.warm_start.steps = 500
+    config.warm_start.batch_size = 256
+    config.warm_start.learning_rate = 3e-3
+    config.warm_start.weight_decay = 0.01
+
+    config.rollout = ConfigDict()
+    config.rollout.prompts = 32
+    config.rollout.samples = 16
+    config.rollout.temperature = 1.0
+    config.rollout.top_k = 0
+    config.rollout.top_p = 1.0
+
+    config.update = ConfigDict()
+    config.update.epochs = 2
+    config.update.minibatches = 4
+    config.update.micro_batches = 1
+    config.update.weighting = "trajectory"
+    config.update.entropy_coefficient = 0.0
+    config.update.kl_coefficient = 0.0
+    config.update.kl_estimator = "k3"
+    config.update.mismatch = "none"
+    config.update.mismatch_cap = 2.0
+    config.update.chunk = 128
+
+    config.gate = gates.get_gate(gate)
+    config.advantage = "grpo"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"
+    config.optimizer.schedule = "constant"
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.warmup_steps = 0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.moment_dtype = "float32"
+
+    config.curriculum = ConfigDict()
+    config.curriculum.start = 0.8
+    config.curriculum.end = 0.2
+    config.curriculum.sigma = 0.15
+    config.curriculum.rate = 0.5
+    config.curriculum.profile_samples = 0
+    config.curriculum.domain_probability = ConfigDict()
+
+    config.evaluation = ConfigDict({"prompts": 500, "samples": 4, "batch": 250})
+    config.checkpoint = ConfigDict({"every": 20, "keep": 2})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    return config

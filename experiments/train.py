@@ -1,0 +1,32 @@
+"""Trains a policy as a config says; the same command resumes.
+
+    python experiments/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+    python experiments/train.py --config=configs/quickstart.py:gspo --workdir=runs/gspo
+    python experiments/train.py --config=configs/quickstart.py --workdir=runs/wide \
+        --config.gate.levels.trajectory.budget=0.3
+"""
+
+from absl import app, flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; resumed if it exists.")
+
+
+def main(argv: list[str]) -> None:
+    """Builds the experiment, then runs it."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    # After the flags are parsed: a mistyped option is refused before jax starts.
+    from fiberjax import experiment, loop
+
+    try:
+        built = experiment.from_config(CONFIG.value)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    loop.run(built, WORKDIR.value, CONFIG.value.to_json_best_effort(indent=2))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,311 @@
+"""An experiment: everything a config describes, built and validated before anything compiles."""
+
+import dataclasses
+import string
+from typing import Any
+
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from fiberjax import advantages, gates, mesh, optimizers, options
+from fiberjax.policy import TransformerConfig
+from fiberjax.rollout import Sampler
+from fiberjax.tasks import (
+    CharVocabulary,
+    Domain,
+    HFVocabulary,
+    PromptStream,
+    Vocabulary,
+    load,
+    read_file,
+    supervised_batches,
+)
+from fiberjax.update import Knobs, StepOptions
+
+LEVELS = ("trajectory", "group", "domain")
+
+SECTIONS = (
+    *("seed", "iterations", "tasks", "window", "policy", "warm_start", "rollout", "update"),
+    *("gate", "advantage", "optimizer", "curriculum", "evaluation", "checkpoint", "mesh"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a run needs; see `from_config`.
+
+    Attributes:
+      seed: of everything random.
+      iterations: rollouts and their updates, how many times.
+      tasks: options of the data.
+      window: static shape of a sequence.
+      warm_start: options of the supervised phase.
+      rollout: options of sampling.
+      update: options of the updates.
+      curriculum: options of the prompt stream.
+      evaluation: options of the held-out measurement.
+      checkpoint: options of saving.
+      advantage: name of the estimator, a key of `advantages.ESTIMATORS`.
+      vocabulary: tokenizer.
+      train: domains trained on.
+      test: the same domains, held-out prompts.
+      policy: shape of the policy.
+      mesh: the devices.
+      gate: the ratio gate.
+      knobs: what may change without compiling again.
+      optimizer: of the updates.
+      step: static choices of the compiled step.
+    """
+
+    seed: int
+    iterations: int
+    tasks: options.Tasks
+    window: options.Window
+    warm_start: options.WarmStart
+    rollout: options.Rollout
+    update: options.Update
+    curriculum: options.Curriculum
+    evaluation: options.Evaluation
+    checkpoint: options.Checkpoint
+    advantage: str
+    vocabulary: Vocabulary
+    train: tuple[Domain, ...]
+    test: tuple[Domain, ...]
+    policy: TransformerConfig
+    mesh: Mesh
+    gate: gates.Gate
+    knobs: Knobs
+    optimizer: optax.GradientTransformation
+    step: StepOptions
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """Names of the domains, in the order that ids count them."""
+        return tuple(domain.name for domain in self.train)
+
+    def sampler(self, domains: tuple[Domain, ...]) -> Sampler:
+        """The sampler of this experiment over the training or the held-out domains."""
+        return Sampler(
+            config=self.policy,
+            mesh=self.mesh,
+            vocabulary=self.vocabulary,
+            domains=domains,
+            max_new_tokens=self.window.completion,
+            temperature=self.rollout.temperature,
+            top_k=self.rollout.top_k,
+            top_p=self.rollout.top_p,
+            seed=self.seed,
+        )
+
+    def prompt_stream(self) -> PromptStream:
+        """The stream of this process's training prompts, at its first step."""
+        index, count = process_share(self.mesh, self.rollout.prompts)
+        return PromptStream(
+            self.train,
+            self.vocabulary,
+            num_prompts=self.rollout.prompts,
+            max_prompt_tokens=self.window.prompt,
+            total_steps=self.iterations,
+            seed=self.seed,
+            start=self.curriculum.start,
+            end=self.curriculum.end,
+            sigma=self.curriculum.sigma,
+            rate=self.curriculum.rate,
+            domain_probability=self.curriculum.domain_probability,
+            process_index=index,
+            process_count=count,
+        )
+
+    def supervised_stream(self) -> Any:
+        """The stream of this process's solved examples."""
+        index, count = process_share(self.mesh, self.warm_start.batch_size)
+        return supervised_batches(
+            self.train,
+            self.vocabulary,
+            batch_size=self.warm_start.batch_size,
+            max_prompt_tokens=self.window.prompt,
+            max_completion_tokens=self.window.completion,
+            seed=self.seed,
+            process_index=index,
+            process_count=count,
+        )
+
+
+def process_share(device_mesh: Mesh, num_rows: int) -> tuple[int, int]:
+    """Which part of a global batch this process feeds: its index, and the number of parts."""
+    rows = mesh.local_rows(device_mesh, num_rows)
+    size = rows.stop - rows.start
+    return rows.start // size, num_rows // size
+
+
+def from_config(config: Any, devices: Any = None) -> Experiment:
+    """Builds an experiment from a ConfigDict, data sets included.
+
+    Args:
+      config: as `configs/` makes it.
+      devices: of the mesh; all by default.
+
+    Raises:
+      ValueError: anything wrong in it, named by its path.
+    """
+    options.check_keys(config, SECTIONS, "config")
+    tasks = options.parse(options.Tasks, config.tasks, "config.tasks")
+    window = options.parse(options.Window, config.window, "config.window")
+    rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
+    update = options.parse(options.Update, config.update, "config.update")
+    for name in ("seed", "iterations"):
+        if type(config[name]) is not int or config[name] < 0:
+            raise ValueError(f"config.{name} must be a whole number ≥ 0; got {config[name]!r}")
+    if config.advantage not in advantages.ESTIMATORS:
+        raise ValueError(
+            f"config.advantage must be one of {', '.join(advantages.ESTIMATORS)}; "
+            f"got {config.advantage!r}"
+        )
+    optimizer = _optimizer(config.optimizer, config.iterations, update)
+    gate, budgets = gates.from_config(config.gate, LEVELS)
+    device_mesh = mesh.make_mesh(config.mesh.to_dict(), devices)
+    warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
+    evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
+    check_rows(device_mesh, rollout, update, warm_start, evaluation)
+    vocabulary = make_vocabulary(tasks.vocabulary)
+    policy = options.parse(
+        TransformerConfig, config.policy, "config.policy", {"vocab_size": vocabulary.size}
+    )
+    train, test = load_domains(tasks, window, vocabulary)
+    return Experiment(
+        seed=config.seed,
+        iterations=config.iterations,
+        tasks=tasks,
+        window=window,
+        warm_start=warm_start,
+        rollout=rollout,
+        update=update,
+        curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
+        evaluation=evaluation,
+        checkpoint=options.parse(options.Checkpoint, config.checkpoint, "config.checkpoint"),
+        advantage=config.advantage,
+        vocabulary=vocabulary,
+        train=train,
+        test=test,
+        policy=policy,
+        mesh=device_mesh,
+        gate=gate,
+        knobs=Knobs(
+            budgets=budgets,
+            temperature=np.float32(rollout.temperature),
+            entropy_coefficient=np.float32(update.entropy_coefficient),
+            kl_coefficient=np.float32(update.kl_coefficient),
+        ),
+        optimizer=optimizer,
+        step=StepOptions(
+            weighting=update.weighting,
+            constant_length=window.completion,
+            kl_estimator=update.kl_estimator if update.kl_coefficient > 0 else None,
+            entropy_bonus=update.entropy_coefficient != 0,
+            num_micro_batches=update.micro_batches,
+            chunk=update.chunk,
+        ),
+    )
+
+
+def _optimizer(
+    config: Any, iterations: int, update: options.Update
+) -> optax.GradientTransformation:
+    chosen = options.parse(options.Optimizer, config, "config.optimizer")
+    schedule = optimizers.make_schedule(
+        chosen.schedule,
+        learning_rate=chosen.learning_rate,
+        warmup_steps=chosen.warmup_steps,
+        total_steps=max(iterations * update.epochs * update.minibatches, chosen.warmup_steps),
+    )
+    return optimizers.make_optimizer(
+        chosen.name,
+        schedule,
+        b1=chosen.b1,
+        b2=chosen.b2,
+        weight_decay=chosen.weight_decay,
+        clip_norm=chosen.clip_norm,
+        moment_dtype=chosen.moment_dtype,
+    )
+
+
+def check_rows(
+    device_mesh: Mesh,
+    rollout: options.Rollout,
+    update: options.Update,
+    warm_start: options.WarmStart,
+    evaluation: options.Evaluation,
+) -> None:
+    """Refuses batches that do not divide: over devices, minibatches and micro-batches."""
+    shards = mesh.row_shards(device_mesh)
+    shown = f"{shards} row shards (mesh data × fsdp)"
+    if rollout.prompts % (shards * update.minibatches):
+        raise ValueError(
+            f"config.rollout.prompts = {rollout.prompts} does not divide into "
+            f"{update.minibatches} minibatches over {shown}"
+        )
+    rows = rollout.prompts * rollout.samples // (update.minibatches * shards)
+    if rows % update.micro_batches:
+        raise ValueError(
+            f"config.update.micro_batches = {update.micro_batches} does not divide the {rows} rows "
+            "of a minibatch on each row shard"
+        )
+    for path, size in (
+        ("config.warm_start.batch_size", warm_start.batch_size),
+        ("config.evaluation.batch", evaluation.batch),
+    ):
+        if size % shards:
+            raise ValueError(f"{path} = {size} does not divide over {shown}")
+
+
+def make_vocabulary(name: str) -> Vocabulary:
+    """The tokenizer: "characters" of the families, printable "ascii", or a tokenizer.json."""
+    if name == "characters":
+        return CharVocabulary()
+    if name == "ascii":
+        return CharVocabulary(string.printable[:-3])
+    if not name.endswith(".json"):
+        raise ValueError(
+            f"config.tasks.vocabulary must be 'characters', 'ascii' or the path of a "
+            f"tokenizer.json; got {name!r}"
+        )
+    return HFVocabulary(name)
+
+
+def load_domains(
+    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+    """The training and held-out domains, in one order."""
+    if tasks.file:
+        held_out = tasks.test_file
+        read = {
+            "columns": tasks.columns,
+            "verifier": tasks.verifier,
+            "vocabulary": vocabulary,
+            "max_prompt_tokens": window.prompt,
+        }
+        train = read_file(tasks.file, split=None if held_out else "train", **read)
+        test = read_file(held_out, **read) if held_out else read_file(tasks.file, split="test", **read)
+        names = [domain.name for domain in train]
+        by_name = {domain.name: domain for domain in test}
+        if set(by_name) - set(names):
+            raise ValueError(
+                f"held-out rows are of domains {sorted(set(by_name) - set(names))}, which "
+                f"{tasks.file} does not have"
+            )
+        return train, tuple(by_name[name] for name in names if name in by_name)
+    knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
+    difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
+    if not knobs:
+        raise ValueError("config.tasks.domains names no domain")
+    read = {
+        "difficulty": difficulty,
+        "knobs": knobs,
+        "num_train": tasks.num_train,
+        "num_test": tasks.num_test,
+        "seed": tasks.seed,
+    }
+    train, test = (load(tuple(knobs), split, tasks.data_dir, **read) for split in ("train", "test"))
+    return train, test
+

@@ -1,0 +1,401 @@
+"""The run: warm start, evaluation, iterations of rollouts and updates, evaluation, report.
+
+One command starts a run and, given the same directory, resumes it. A resumed run ends bitwise where
+one that was never interrupted does, on the same devices: everything random is a function of the
+seed and the iteration, and the checkpoint holds the rest (policy, optimizer, prompt stream).
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from fiberjax import advantages, evaluation, kl, mesh, metrics, plots
+from fiberjax.checkpoints import Checkpoints, abstract
+from fiberjax.evaluation import EvaluationTable
+from fiberjax.experiment import Experiment, process_share
+from fiberjax.progress import Progress
+from fiberjax.rollout import (
+    EVALUATION,
+    PROFILE,
+    TRAINING,
+    Rollouts,
+    gather,
+    make_batches,
+    make_score,
+)
+from fiberjax.tasks import Examples, PromptStream, prompt_batch
+from fiberjax.update import Step, TrainState, make_step
+from fiberjax.warm_start import warm_start
+
+SHOWN = {"reward": "reward/mean", "kl": "actor/ppo_kl", "entropy": "actor/entropy"}
+
+
+def run(experiment: Experiment, directory: str | Path, config_json: str) -> EvaluationTable:
+    """Trains the experiment in a directory, or goes on with what is there.
+
+    Args:
+      experiment: from `experiment.from_config`.
+      directory: the run folder: `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`,
+        `evaluation.{json,md}` and `plots/`.
+      config_json: the config as JSON; a directory with another one is refused.
+
+    Returns:
+      The evaluation on held-out prompts, before and after.
+
+    Raises:
+      ValueError: the directory holds a run of another config.
+      FloatingPointError: an update was not finite; names the step and the term.
+    """
+    directory = Path(directory)
+    primary = jax.process_index() == 0
+    _claim(directory, config_json, primary)
+    start = initial_params(experiment)
+    before = evaluate(experiment, start, "evaluation before")
+    state = train(experiment, start, directory)
+    after = evaluate(experiment, state.params, "evaluation after")
+    table = evaluation.compare(
+        before.measures, after.measures, before.domain, names=experiment.domain_names
+    )
+    if primary:
+        report(directory, table)
+    return table
+
+
+def _claim(directory: Path, config_json: str, primary: bool) -> None:
+    """Writes the config into a new run folder; refuses the folder of another run."""
+    path = directory / "config.json"
+    if path.exists():
+        saved, given = json.loads(path.read_text()), json.loads(config_json)
+        changed = sorted(_differences(saved, given))
+        if changed:
+            raise ValueError(
+                f"{directory} holds a run of another config; it differs in {', '.join(changed)}. "
+                "Choose another --workdir, or give the same config to resume."
+            )
+    elif primary:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(config_json)
+
+
+def _differences(a: Any, b: Any, path: str = "config") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted(a.keys() | b.keys())
+        return [
+            found
+            for key in keys
+            for found in _differences(a.get(key), b.get(key), f"{path}.{key}")
+        ]
+    return [] if a == b else [f"{path} ({a!r} there, {b!r} here)"]
+
+
+def initial_params(experiment: Experiment) -> Any:
+    """The warm-started parameters of an experiment; see `warm_start`."""
+    return warm_start(
+        experiment.warm_start,
+        experiment.policy,
+        experiment.mesh,
+        experiment.supervised_stream,
+        prompt_columns=experiment.window.prompt,
+        chunk=experiment.update.chunk,
+        seed=experiment.seed,
+        depends_on=[
+            dataclasses.asdict(experiment.tasks),
+            dataclasses.asdict(experiment.window),
+            repr(Examples(experiment.train)),
+        ],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """One evaluation.
+
+    Attributes:
+      measures: name, such as "mean@4", -> float[prompts].
+      domain: int[prompts].
+    """
+
+    measures: dict[str, np.ndarray]
+    domain: np.ndarray
+
+
+def evaluate(experiment: Experiment, params: Any, description: str) -> Scores:
+    """Samples held-out prompts and scores them; the same prompts and keys at every call.
+
+    Args:
+      experiment: its `evaluation` section says how many.
+      params: of the policy, on the mesh.
+      description: shown with the progress.
+    """
+    wanted = experiment.evaluation
+    examples = Examples(experiment.test)
+    chosen = np.concatenate(
+        [
+            offset + np.arange(min(size, wanted.prompts))
+            for offset, size in zip(examples.offsets, examples.sizes, strict=True)
+        ]
+    )
+    domain = np.array([examples.domain_of(int(index)) for index in chosen])
+    # One static shape: the last batch is filled up with the first prompts again.
+    num_batches = -(-len(chosen) // wanted.batch)
+    filled = np.resize(chosen, num_batches * wanted.batch).reshape(num_batches, -1)
+    index, count = process_share(experiment.mesh, wanted.batch)
+    share = slice(index * wanted.batch // count, (index + 1) * wanted.batch // count)
+    sampler = experiment.sampler(experiment.test)
+    correct = []
+    with Progress(num_batches, description, log_every=0) as progress:
+        for step, rows in enumerate(filled):
+            prompts = prompt_batch(
+                examples, rows[share], experiment.vocabulary, experiment.window.prompt
+            )
+            rollouts = sampler(
+                params, prompts, samples=wanted.samples, stream=EVALUATION, step=step
+            )
+            correct.append(gather(rollouts.reward).reshape(-1, wanted.samples))
+            progress.update(step + 1, reward=float(np.mean(correct[-1])))
+    scores = np.concatenate(correct)[: len(chosen)]
+    k = wanted.samples
+    measures = {f"mean@{k}": evaluation.mean_at_k(scores)}
+    if k > 1:
+        measures[f"pass@{k}"] = evaluation.pass_at_k(scores, k)
+    return Scores(measures, domain)
+
+
+def train(experiment: Experiment, start: Any, directory: Path) -> TrainState:
+    """Runs the iterations that the directory's newest checkpoint has not seen yet."""
+    primary = jax.process_index() == 0
+    abstract_state = jax.eval_shape(lambda params: _fresh(experiment, params), start)
+    shardings = mesh.state_shardings(experiment.mesh, abstract_state)
+    stream = experiment.prompt_stream()
+    with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
+        found = saved.restore(abstract(abstract_state, shardings))
+        if found is None:
+            # A copy: the state is donated, and the start is the reference policy too.
+            state = jax.jit(lambda params: _fresh(experiment, params), out_shardings=shardings)(
+                jax.tree.map(jnp.copy, start)
+            )
+            done = 0
+            profile(experiment, start, stream)
+        else:
+            state, done = found.state, found.iteration
+            stream.set_state(found.host["stream"])
+        if done == experiment.iterations:
+            return state
+        trainer = Trainer(experiment, shardings, reference=start)
+        with (
+            metrics.MetricWriter(directory, resume_step=done, enabled=primary) as writer,
+            Progress(experiment.iterations, "training", start=done) as progress,
+        ):
+            for iteration in range(done, experiment.iterations):
+                state, scalars = trainer.iterate(state, stream, iteration)
+                metrics.finite_or_raise(iteration + 1, scalars)
+                writer.write(iteration + 1, scalars)
+                progress.update(
+                    iteration + 1, **{name: scalars[key] for name, key in SHOWN.items()}
+                )
+                last = iteration + 1 == experiment.iterations
+                if last or (iteration + 1) % experiment.checkpoint.every == 0:
+                    saved.save(iteration + 1, state, {"stream": stream.get_state()})
+    return state
+
+
+def _fresh(experiment: Experiment, params: Any) -> TrainState:
+    return TrainState(params, experiment.optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def profile(experiment: Experiment, params: Any, stream: PromptStream) -> None:
+    """Estimates the pass rate of training prompts before the first iteration.
+
+    Profiling every prompt costs as much as training on them; the config says how many samples, and
+    0 leaves it to the stream, which tries unknown prompts as if they stood on the target.
+    """
+    samples = experiment.curriculum.profile_samples
+    if samples == 0:
+        return
+    examples = Examples(experiment.train)
+    size = experiment.rollout.prompts
+    index, count = process_share(experiment.mesh, size)
+    share = slice(index * size // count, (index + 1) * size // count)
+    sampler = experiment.sampler(experiment.train)
+    num_batches = -(-len(examples) // size)
+    filled = np.resize(np.arange(len(examples)), num_batches * size).reshape(num_batches, size)
+    with Progress(num_batches, "profiling prompts", log_every=0) as progress:
+        for step, rows in enumerate(filled):
+            prompts = prompt_batch(
+                examples, rows[share], experiment.vocabulary, experiment.window.prompt
+            )
+            rollouts = sampler(params, prompts, samples=samples, stream=PROFILE, step=step)
+            stream.observe(rows, gather(rollouts.reward).reshape(-1, samples))
+            progress.update(step + 1)
+
+
+class Trainer:
+    """One iteration after the other: rollouts, then epochs × minibatches updates on them."""
+
+    def __init__(self, experiment: Experiment, shardings: TrainState, reference: Any):
+        """Prepares the compiled functions.
+
+        Args:
+          experiment: what to run.
+          shardings: of the train state.
+          reference: parameters of the policy that the KL penalty holds to.
+        """
+        self.experiment = experiment
+        self._reference = reference
+        self._sampler = experiment.sampler(experiment.train)
+        self._step: Step = make_step(
+            experiment.policy,
+            experiment.mesh,
+            experiment.gate,
+            experiment.optimizer,
+            experiment.step,
+            shardings,
+        )
+        self._score: Callable = make_score(
+            experiment.policy,
+            experiment.mesh,
+            experiment.update.chunk,
+            experiment.update.micro_batches * experiment.update.minibatches,
+        )
+
+    def iterate(
+        self, state: TrainState, stream: PromptStream, iteration: int
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Runs one iteration; the new state, and its metrics as numbers.
+
+        Args:
+          state: donated.
+          stream: gives the prompts and learns their pass rates.
+          iteration: counted from 0; decides every random draw.
+        """
+        began = time.monotonic()
+        target = stream.target
+        rollouts = self._sampler(
+            state.params,
+            next(stream),
+            samples=self.experiment.rollout.samples,
+            stream=TRAINING,
+            step=iteration,
+        )
+        rewards = gather(rollouts.reward)
+        stream.observe(
+            gather(rollouts.prompts.prompt_index), rewards.reshape(-1, rollouts.group_size)
+        )
+        batches, mismatch = self._batches(state.params, rollouts, rewards)
+        sampled = time.monotonic()
+        pending = []
+        order = np.random.default_rng((self.experiment.seed, iteration))
+        for _ in range(self.experiment.update.epochs):
+            for j in order.permutation(len(batches)):
+                state, step_metrics = self._step(state, batches[j], self.experiment.knobs)
+                pending.append(step_metrics)
+        scalars = _reduce(pending)
+        ended = time.monotonic()
+        scalars |= mismatch
+        scalars |= rollout_metrics(rollouts, rewards, self.experiment.domain_names)
+        scalars |= {
+            "curriculum/target": target,
+            "timing/rollout_s": sampled - began,
+            "timing/update_s": ended - sampled,
+            "timing/total_s": ended - began,
+            "perf/tokens_per_s": rollouts.mask.sum() * jax.process_count() / (ended - began),
+        }
+        return state, scalars
+
+    def _batches(
+        self, params: Any, rollouts: Rollouts, rewards: np.ndarray
+    ) -> tuple[list, dict[str, float]]:
+        """The optimizer batches of the rollouts, and how far sampler and trainer disagree."""
+        update = self.experiment.update
+        temperature = self.experiment.knobs.temperature
+        old = mesh.local_values(self._score(params, rollouts, temperature).log_prob)
+        reference = np.zeros_like(old)
+        if update.kl_coefficient > 0:
+            scored = self._score(self._reference, rollouts, temperature)
+            reference = mesh.local_values(scored.log_prob)
+        weight = np.ones_like(old)
+        if update.mismatch != "none":
+            correct = kl.MISMATCH_WEIGHTS[update.mismatch]
+            weight = np.asarray(correct(old, rollouts.sampler_log_prob, cap=update.mismatch_cap))
+        group = np.arange(len(rewards)) // rollouts.group_size
+        estimate = advantages.ESTIMATORS[self.experiment.advantage]
+        advantage = np.asarray(estimate(rewards, group, len(rewards) // rollouts.group_size))
+        index, count = process_share(self.experiment.mesh, len(rewards))
+        size = len(rewards) // count
+        batches = make_batches(
+            self.experiment.mesh,
+            rollouts,
+            advantage=advantage[index * size : (index + 1) * size],
+            old_log_prob=old,
+            reference_log_prob=reference,
+            sample_weight=weight,
+            num_minibatches=update.minibatches,
+            num_domains=len(self.experiment.train),
+        )
+        gap = np.abs(old - rollouts.sampler_log_prob)[rollouts.mask]
+        return batches, {
+            "mismatch/log_prob_abs_max": float(gap.max()),
+            "mismatch/log_prob_abs_mean": float(gap.mean()),
+        }
+
+
+def _reduce(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """The metrics of an iteration's updates: extremes of extremes, means of the rest."""
+    read = jax.device_get(pending)
+    reducers = {"/min": np.min, "/max": np.max, "/non_finite": np.sum}
+    scalars = {}
+    for name in read[0]:
+        reduce = next((f for end, f in reducers.items() if name.endswith(end)), np.mean)
+        scalars[name] = float(reduce([step[name] for step in read]))
+    return scalars
+
+
+def rollout_metrics(
+    rollouts: Rollouts, rewards: np.ndarray, domain_names: tuple[str, ...]
+) -> dict[str, float]:
+    """Rewards by domain, answer lengths, and groups that teach nothing; numbers by name.
+
+    Args:
+      rollouts: this process's rows.
+      rewards: float32[R] of all processes.
+      domain_names: in the order that ids count them.
+    """
+    length = gather(rollouts.mask.sum(axis=1))
+    finished = gather(rollouts.finished)
+    by_group = rewards.reshape(-1, rollouts.group_size)
+    domain = gather(rollouts.prompts.domain)
+    scalars = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "frac_reward_zero_std": float(np.mean(np.ptp(by_group, axis=1) == 0)),
+        "response_length/mean": float(length.mean()),
+        "response_length/max": float(length.max()),
+        "response_length/clip_ratio": float(1 - finished.mean()),
+    }
+    for index, name in enumerate(domain_names):
+        if np.any(domain == index):
+            scalars[f"reward/{name}"] = float(by_group[domain == index].mean())
+    return scalars
+
+
+def report(directory: Path, table: EvaluationTable) -> None:
+    """Writes the evaluation table and the plots, and prints the table."""
+    (directory / "evaluation.json").write_text(table.to_json())
+    (directory / "evaluation.md").write_text(table.to_markdown())
+    plots.plot_run(directory / "metrics.jsonl", directory / "plots")
+    plots.plot_evaluation(table, directory / "plots" / "evaluation.png")
+    table.print()
+    print(f"everything is in {directory}")
+
+
+def barrier(name: str) -> None:
+    """Waits for every process."""
+    multihost_utils.sync_global_devices(name)

@@ -1,0 +1,226 @@
+"""The mesh and every sharding: nobody else makes one.
+
+Three axes: `data` (replicas of the parameters), `fsdp` (parameters and optimizer state split, rows
+split too) and `tensor` (heads, MLP and vocabulary split). Rows of a batch lie over `data` and
+`fsdp` together. Trajectories never leave their device; the small tables of the levels above are
+added over the same axes and held by everyone.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fiberjax.layout import Layout
+
+AXES = ("data", "fsdp", "tensor")
+ROW_AXES = ("data", "fsdp")
+ROWS = P(ROW_AXES)
+REPLICATED = P()
+
+# Path of a parameter (and of its moments in the optimizer state) -> how its axes are split. The
+# leading axis of `layers/...` is the layer, which is scanned over and never split.
+PARTITION_RULES: tuple[tuple[str, P], ...] = (
+    (r"(embed|head)/kernel$", P("tensor", "fsdp")),
+    (r"layers/attention/[qkv]/kernel$", P(None, "fsdp", "tensor")),
+    (r"layers/attention/[qkv]/bias$", P(None, "tensor")),
+    (r"layers/attention/o/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),
+    (r"norm/scale$", P()),
+)
+
+ACTIVATION_SPECS: Mapping[str, P] = {
+    "activation": P(ROW_AXES),  # [B, S, D]
+    "heads": P(ROW_AXES, None, "tensor"),  # [B, S, heads, head_dim]
+    "mlp": P(ROW_AXES, None, "tensor"),  # [B, S, F]
+}
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with axes `data`, `fsdp` and `tensor`.
+
+    Args:
+      sizes: size of each axis; one of them may be −1 and takes what the others leave.
+      devices: the devices to use, all of them by default.
+
+    Raises:
+      ValueError: an unknown axis, a size that is not positive, or sizes that do not multiply to the
+        number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if set(sizes) != set(AXES):
+        raise ValueError(f"mesh must give a size for each of {AXES}; got {sorted(sizes)}")
+    shape = [sizes[axis] for axis in AXES]
+    shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise ValueError(f"mesh sizes must be positive, at most one of them −1; got {shown}")
+    known = math.prod(size for size in shape if size != -1)
+    if -1 in shape and len(devices) % known == 0:
+        shape[shape.index(-1)] = len(devices) // known
+    if math.prod(shape) != len(devices):
+        raise ValueError(f"mesh {shown} does not fit {len(devices)} devices")
+    # Auto axes: the compiler places what the specs below leave open.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as `layers/attention/q/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def param_shardings(mesh: Mesh, params: Any) -> Any:
+    """The sharding of each parameter by `PARTITION_RULES`; a pytree like `params`.
+
+    Raises:
+      ValueError: a parameter without a rule, or one whose size does not divide over its axes.
+    """
+
+    def choose(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        for pattern, spec in PARTITION_RULES:
+            if re.search(pattern, name):
+                _check_divides(mesh, name, leaf.shape, spec)
+                return NamedSharding(mesh, spec)
+        raise ValueError(f"no partition rule matches parameter {name!r}; see mesh.PARTITION_RULES")
+
+    return jax.tree_util.tree_map_with_path(choose, params)
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Shardings of a whole train state: moments like their parameters, everything else replicated.
+
+    A moment is recognised by the same path rules as its parameter, and by having a parameter's
+    number of axes: factored or scalar statistics are replicated.
+    """
+
+    def choose(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        for pattern, spec in PARTITION_RULES:
+            if re.search(pattern, name) and len(leaf.shape) >= len(spec):
+                _check_divides(mesh, name, leaf.shape, spec)
+                return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, REPLICATED)
+
+    return jax.tree_util.tree_map_with_path(choose, state)
+
+
+def _check_divides(mesh: Mesh, name: str, shape: tuple[int, ...], spec: P) -> None:
+    for size, axes in zip(shape, spec, strict=False):
+        names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        parts = math.prod(mesh.shape[axis] for axis in names)
+        if size % parts:
+            raise ValueError(
+                f"parameter {name!r} of shape {shape} does not divide: {size} over "
+                f"{parts} parts of mesh axis {'×'.join(names)}"
+            )
+
+
+def constrain(mesh: Mesh) -> Callable[[jax.Array, str], jax.Array]:
+    """The policy's activation constraint: `ACTIVATION_SPECS` on this mesh."""
+    return _Constrain(mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Constrain:
+    """Hashable, so that it can be a static argument of the policy's functions."""
+
+    mesh: Mesh
+
+    def __call__(self, x: jax.Array, name: str) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, ACTIVATION_SPECS[name]))
+
+
+def layout_specs(layout: Layout) -> Layout:
+    """Partition specs of a layout: tokens and finest cells by rows, the tables above replicated."""
+    return dataclasses.replace(
+        layout,
+        mask=ROWS,
+        cell_id=None if layout.cell_id is None else ROWS,
+        parents=tuple(ROWS if k == 0 else REPLICATED for k in range(len(layout.parents))),
+        sizes=tuple(ROWS if k == 0 else REPLICATED for k in range(len(layout.sizes))),
+    )
+
+
+def local_rows(mesh: Mesh, num_rows: int) -> slice:
+    """The block of a batch's rows that this process holds, and so generates and verifies.
+
+    Raises:
+      ValueError: the rows do not divide over the mesh.
+    """
+    shards = row_shards(mesh)
+    if num_rows % shards:
+        raise ValueError(
+            f"{num_rows} rows do not divide over {shards} row shards "
+            f"(data={mesh.shape['data']} × fsdp={mesh.shape['fsdp']})"
+        )
+    indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((num_rows,))
+    bounds = [index[0].indices(num_rows) for index in indices.values()]
+    return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+
+
+def place(mesh: Mesh, tree: Any, specs: Any) -> Any:
+    """Puts host arrays onto the mesh: split arrays hold this process's rows, others everything.
+
+    Args:
+      mesh: the mesh.
+      tree: host arrays. One with spec `ROWS` holds the rows `local_rows` names.
+      specs: a partition spec for each array, or one for all.
+    """
+    if isinstance(specs, P):
+        specs = jax.tree.map(lambda _: specs, tree)
+
+    def put(leaf: Any, spec: P) -> jax.Array:
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(leaf))
+
+    return jax.tree.map(put, tree, specs)
+
+
+def local_values(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array split by rows, in order, each once."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    rows = {
+        shard.index[0].indices(array.shape[0])[0]: shard.data for shard in array.addressable_shards
+    }
+    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+
+def local_layout(mesh: Mesh, layout: Layout) -> Layout:
+    """This process's part of a layout that every process built whole, ready for `place`."""
+    rows = local_rows(mesh, layout.mask.shape[0])
+    return dataclasses.replace(
+        layout,
+        mask=layout.mask[rows],
+        parents=(layout.parents[0][rows], *layout.parents[1:]),
+        sizes=(layout.sizes[0][rows], *layout.sizes[1:]),
+    )
+
+
+def split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """`[B, ...]` as `[n, B/n, ...]`; part j takes rows j, n + j, ..., so devices keep theirs."""
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def merge_rows(x: jax.Array) -> jax.Array:
+    """Undoes `split_rows`."""
+    return x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def in_micro_batches(function: Callable[[Any], Any], rows: Any, parts: int) -> Any:
+    """Applies a function of rows to `parts` splits of them, one after the other, and merges."""
+    if parts == 1:
+        return function(rows)
+    split = jax.tree.map(lambda x: split_rows(x, parts), rows)
+    return jax.tree.map(merge_rows, jax.lax.map(function, split))

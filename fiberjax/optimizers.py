@@ -1,0 +1,114 @@
+"""Optax optimizers and schedules by name."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+OPTIMIZERS = ("adamw", "muon", "sgd")
+SCHEDULES = ("constant", "linear", "cosine")
+MOMENT_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def make_schedule(
+    name: str, *, learning_rate: float, warmup_steps: int, total_steps: int
+) -> optax.Schedule:
+    """A learning rate by step: linear warm-up, then constant, or down to 0 at `total_steps`.
+
+    Args:
+      name: one of `SCHEDULES`.
+      learning_rate: the peak.
+      warmup_steps: steps from 0 to the peak.
+      total_steps: steps of the whole run, warm-up included.
+
+    Raises:
+      ValueError: an unknown name, or a warm-up longer than the run.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule must be one of {SCHEDULES}; got {name!r}")
+    if not 0 <= warmup_steps <= total_steps:
+        raise ValueError(
+            f"optimizer.warmup_steps must be between 0 and the {total_steps} steps of the run; "
+            f"got {warmup_steps}"
+        )
+    decay_steps = max(total_steps - warmup_steps, 1)
+    after = {
+        "constant": optax.constant_schedule(learning_rate),
+        "linear": optax.linear_schedule(learning_rate, 0.0, decay_steps),
+        "cosine": optax.cosine_decay_schedule(learning_rate, decay_steps),
+    }[name]
+    if warmup_steps == 0:
+        return after
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def make_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    b1: float,
+    b2: float,
+    weight_decay: float,
+    clip_norm: float,
+    moment_dtype: str,
+) -> optax.GradientTransformation:
+    """An Optax chain: clip by global norm, then the named optimizer.
+
+    Args:
+      name: one of `OPTIMIZERS`. Muon orthogonalises the updates of matrices and leaves embeddings,
+        head, norms and biases to Adam.
+      schedule: learning rate by step.
+      b1: decay of the first moment (momentum of Muon; of SGD, 0 for none).
+      b2: decay of the second moment.
+      weight_decay: decoupled, per unit of learning rate.
+      clip_norm: largest global norm of the gradient; 0 leaves it alone.
+      moment_dtype: "float32" or "bfloat16", of the first moment.
+
+    Raises:
+      ValueError: an unknown name, or a number out of range.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer.name must be one of {OPTIMIZERS}; got {name!r}")
+    if moment_dtype not in MOMENT_DTYPES:
+        raise ValueError(
+            f"optimizer.moment_dtype must be one of {tuple(MOMENT_DTYPES)}; got {moment_dtype!r}"
+        )
+    for key, value in (("b1", b1), ("b2", b2)):
+        if not 0 <= value < 1:
+            raise ValueError(f"optimizer.{key} must be in [0, 1); got {value}")
+    for key, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
+        if value < 0:
+            raise ValueError(f"optimizer.{key} must be at least 0; got {value}")
+    dtype = MOMENT_DTYPES[moment_dtype]
+    if name == "adamw":
+        base = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=dtype)
+    elif name == "muon":
+        base = optax.contrib.muon(
+            schedule,
+            beta=b1,
+            adam_b1=b1,
+            adam_b2=b2,
+            weight_decay=weight_decay,
+            mu_dtype=dtype,
+            muon_weight_dimension_numbers=_muon_dimensions,
+        )
+    else:
+        base = optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            optax.sgd(schedule, momentum=b1 if b1 > 0 else None, accumulator_dtype=dtype),
+        )
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity()
+    return optax.chain(clip, base)
+
+
+def _muon_dimensions(params: dict) -> dict:
+    """Muon's matrices: the kernels of the stacked layers, `[layer, in, out]`."""
+
+    def choose(path: tuple, leaf: object) -> optax.contrib.MuonDimensionNumbers | None:
+        names = [entry.key for entry in path]
+        if names[0] == "layers" and names[-1] == "kernel":
+            return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+        return None
+
+    return jax.tree_util.tree_map_with_path(choose, params)

@@ -1,0 +1,316 @@
+"""The options of an experiment: one frozen dataclass a section, read from a ConfigDict.
+
+`configs/` holds the values as plain ConfigDicts, which the command line may override. Before
+anything compiles, `parse` reads each section into the dataclass that documents it, and refuses a
+key that is missing, unknown or of another type by its full path. The library below takes plain
+values; nothing else sees a ConfigDict.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Section = TypeVar("Section")
+
+
+def parse(
+    section: type[Section], config: Any, path: str, given: Mapping[str, Any] | None = None
+) -> Section:
+    """Reads one section of a config into its dataclass.
+
+    Args:
+      section: a frozen dataclass whose fields are bool, int, float, str or Mapping.
+      config: a ConfigDict or mapping with exactly these keys.
+      path: of the section, for errors, e.g. "config.rollout".
+      given: fields that the program sets and the config does not have.
+
+    Raises:
+      ValueError: a missing or unknown key, a value of another type, or whatever the dataclass
+        itself refuses.
+    """
+    given = {} if given is None else given
+    fields = {
+        field.name: field.type
+        for field in dataclasses.fields(section)  # type: ignore[arg-type]
+        if field.name not in given
+    }
+    check_keys(config, tuple(fields), path)
+    values = {name: _typed(config[name], kind, f"{path}.{name}") for name, kind in fields.items()}
+    try:
+        return section(**values, **given)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def check_keys(config: Any, expected: tuple[str, ...], path: str) -> None:
+    """Refuses a section whose keys are not exactly the expected ones."""
+    if not isinstance(config, Mapping) and not hasattr(config, "items"):
+        raise ValueError(f"{path} must be a section with {', '.join(expected)}; got {config!r}")
+    for name in config:
+        if name not in expected:
+            close = difflib.get_close_matches(name, expected, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(expected)}"
+            raise ValueError(f"{path}.{name} does not exist; {hint}")
+    for name in expected:
+        if name not in config:
+            raise ValueError(f"{path}.{name} is missing")
+
+
+def _typed(value: Any, kind: Any, path: str) -> Any:
+    """The value as the field's type; an int may stand for a float."""
+    if kind is Mapping:
+        if not hasattr(value, "items"):
+            raise ValueError(f"{path} must be a section; got {value!r}")
+        return value.to_dict() if hasattr(value, "to_dict") else dict(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{path} must be {kind.__name__}; got {value!r}")
+    return value
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {expected}; got {value!r}")
+
+
+def _require_positive(options: object, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        _require(value > 0, name, value, "positive")
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, name, value, f"one of {', '.join(choices)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+    """Where prompts come from.
+
+    Attributes:
+      data_dir: folder of the generated data sets; built if absent.
+      domains: name of a procedural family -> its knobs; see `tasks.FAMILIES`.
+      num_train: training examples a family.
+      num_test: held-out examples a family.
+      seed: of the draws.
+      file: a JSONL or Parquet file with `prompt`, `answer` and optionally `domain` and `solution`;
+        replaces the families. Empty for none.
+      test_file: the held-out rows; empty holds out a tenth of `file`, by the hash of the prompt.
+      columns: field -> column of `file`, where the names differ.
+      verifier: how answers of `file` are checked, a key of `tasks.VERIFIERS`.
+      vocabulary: "characters", "ascii", or the path of a tokenizer.json.
+    """
+
+    data_dir: str
+    domains: Mapping
+    num_train: int
+    num_test: int
+    seed: int
+    file: str
+    test_file: str
+    columns: Mapping
+    verifier: str
+    vocabulary: str
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_train", "num_test")
+        if self.test_file and not self.file:
+            raise ValueError(f"test_file {self.test_file!r} is given without a file")
+        if not self.file and not self.domains:
+            raise ValueError("domains is empty and there is no file")
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The static shape of a sequence, in tokens.
+
+    Attributes:
+      prompt: P, columns of the prompt, begin of sequence included.
+      completion: C, columns of the completion, end of sequence included.
+    """
+
+    prompt: int
+    completion: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "prompt", "completion")
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """The supervised phase on solved examples, saved and reused.
+
+    Attributes:
+      directory: where warm starts are kept, each under the digest of what it depends on.
+      steps: optimizer steps; 0 starts from random parameters.
+      batch_size: rows a step.
+      learning_rate: peak; cosine decay to 0 after a warm-up of a tenth of the steps.
+      weight_decay: decoupled.
+    """
+
+    directory: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 0, "steps", self.steps, "at least 0")
+        _require_positive(self, "batch_size", "learning_rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Sampling of one iteration.
+
+    Attributes:
+      prompts: prompts drawn.
+      samples: G, completions a prompt; they are its group.
+      temperature: of the sampler and of every log-probability.
+      top_k: 0 keeps every token.
+      top_p: 1.0 keeps every token.
+    """
+
+    prompts: int
+    samples: int
+    temperature: float
+    top_k: int
+    top_p: float
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "prompts", "samples", "temperature")
+        _require(self.top_k >= 0, "top_k", self.top_k, "at least 0")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """The updates on one batch of rollouts.
+
+    Attributes:
+      epochs: passes over the rollouts.
+      minibatches: optimizer batches a pass; each holds every minibatches-th prompt group, whole.
+      micro_batches: splits of the policy's passes within an optimizer batch; the gradient is the
+        same for any number.
+      weighting: "trajectory" (published), "token", or "constant" (sum over the completion window).
+      entropy_coefficient: weight of the entropy bonus; 0 leaves it out.
+      kl_coefficient: weight of the KL penalty to the warm start; 0 leaves it out.
+      kl_estimator: "k2" or "k3".
+      mismatch: correction for sampler and trainer disagreeing: "none", "truncate" (weights capped)
+        or "mask" (tokens beyond the cap dropped).
+      mismatch_cap: the cap, a ratio above 1.
+      chunk: columns whose logits exist at a time.
+    """
+
+    epochs: int
+    minibatches: int
+    micro_batches: int
+    weighting: str
+    entropy_coefficient: float
+    kl_coefficient: float
+    kl_estimator: str
+    mismatch: str
+    mismatch_cap: float
+    chunk: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "epochs", "minibatches", "micro_batches", "chunk")
+        _require_choice("weighting", self.weighting, ("trajectory", "token", "constant"))
+        _require_choice("kl_estimator", self.kl_estimator, ("k2", "k3"))
+        _require_choice("mismatch", self.mismatch, ("none", "truncate", "mask"))
+        _require(self.kl_coefficient >= 0, "kl_coefficient", self.kl_coefficient, "at least 0")
+        _require(self.mismatch_cap > 1, "mismatch_cap", self.mismatch_cap, "above 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """The optimizer of the policy updates; see `optimizers`.
+
+    Attributes:
+      name: "adamw", "muon" or "sgd".
+      schedule: "constant", "linear" or "cosine".
+      learning_rate: peak.
+      warmup_steps: updates from 0 to the peak.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      weight_decay: decoupled.
+      clip_norm: largest global gradient norm; 0 for none.
+      moment_dtype: "float32" or "bfloat16".
+    """
+
+    name: str
+    schedule: str
+    learning_rate: float
+    warmup_steps: int
+    b1: float
+    b2: float
+    weight_decay: float
+    clip_norm: float
+    moment_dtype: str
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "learning_rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum:
+    """Which prompts are drawn; see `tasks.curriculum`.
+
+    Attributes:
+      start: target pass rate of the first iteration.
+      end: target pass rate of the last one.
+      sigma: width; a large number draws evenly.
+      rate: how far one group moves a prompt's pass rate.
+      profile_samples: completions a prompt of the profile before training; 0 for none.
+      domain_probability: domain -> fixed probability of drawing from it.
+    """
+
+    start: float
+    end: float
+    sigma: float
+    rate: float
+    profile_samples: int
+    domain_probability: Mapping
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end", "rate"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, name, value, "in [0, 1]")
+        _require_positive(self, "sigma")
+        _require(self.profile_samples >= 0, "profile_samples", self.profile_samples, "at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The measurement on held-out prompts before and after training.
+
+    Attributes:
+      prompts: held-out prompts a domain.
+      samples: k, completions a prompt.
+      batch: prompts sampled at a time.
+    """
+
+    prompts: int
+    samples: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "prompts", "samples", "batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When the run is saved.
+
+    Attributes:
+      every: iterations between checkpoints; the last iteration is always saved.
+      keep: checkpoints kept.
+    """
+
+    every: int
+    keep: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "every", "keep")

@@ -1,0 +1,156 @@
+"""The supervised warm start: next-token training on solved examples, saved and reused.
+
+Reinforcement learning needs a policy that is sometimes right. A warm start is kept under the digest
+of everything it depends on, so that every run with the same data, policy and seed starts from the
+same parameters, and runs that differ in the gate alone share one.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from fiberjax import checkpoints, mesh, optimizers
+from fiberjax.options import WarmStart
+from fiberjax.policy import TransformerConfig, init, token_outputs
+from fiberjax.progress import Progress
+from fiberjax.rollout import INITIALISATION, positions_of
+from fiberjax.tasks import SupervisedBatch
+
+
+def initial_params(config: TransformerConfig, device_mesh: Mesh, seed: int) -> Any:
+    """Random parameters, made on the mesh in their shardings."""
+
+    def make() -> Any:
+        return init(config, jax.random.fold_in(jax.random.key(seed), INITIALISATION))
+
+    shardings = mesh.param_shardings(device_mesh, jax.eval_shape(make))
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def warm_start(
+    options: WarmStart,
+    config: TransformerConfig,
+    device_mesh: Mesh,
+    batches: Callable[[], Iterable[SupervisedBatch]],
+    *,
+    prompt_columns: int,
+    chunk: int,
+    seed: int,
+    depends_on: Any,
+) -> Any:
+    """The warm-started parameters: read from disk if they were made before, else trained.
+
+    Args:
+      options: the phase's options.
+      config: shape of the policy.
+      device_mesh: from `mesh.make_mesh`.
+      batches: makes the endless stream of this process's rows.
+      prompt_columns: P; the loss is over the columns after it.
+      chunk: columns whose logits exist at a time.
+      seed: of the initial parameters.
+      depends_on: JSON-like; what else the result depends on (data, window, data seed).
+
+    Returns:
+      Parameters on the mesh.
+    """
+    params = initial_params(config, device_mesh, seed)
+    if options.steps == 0:
+        return params
+    settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "directory"}
+    shape = dataclasses.asdict(config)
+    digest = _digest([settings, shape, seed, depends_on])
+    shardings = mesh.param_shardings(device_mesh, params)
+    with checkpoints.Checkpoints(Path(options.directory) / digest, keep=1) as saved:
+        found = saved.restore(checkpoints.abstract(params, shardings))
+        if found is not None:
+            return found.state
+        params = _train(
+            options, config, device_mesh, params, shardings, batches(), prompt_columns, chunk
+        )
+        saved.save(options.steps, params, {"settings": settings, "policy": shape})
+    return params
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _train(
+    options: WarmStart,
+    config: TransformerConfig,
+    device_mesh: Mesh,
+    params: Any,
+    shardings: Any,
+    batches: Iterable[SupervisedBatch],
+    prompt_columns: int,
+    chunk: int,
+) -> Any:
+    optimizer = optimizers.make_optimizer(
+        "adamw",
+        optimizers.make_schedule(
+            "cosine",
+            learning_rate=options.learning_rate,
+            warmup_steps=options.steps // 10,
+            total_steps=options.steps,
+        ),
+        b1=0.9,
+        b2=0.95,
+        weight_decay=options.weight_decay,
+        clip_norm=1.0,
+        moment_dtype="float32",
+    )
+    opt_shardings = mesh.state_shardings(device_mesh, jax.eval_shape(optimizer.init, params))
+    opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
+
+    def step(
+        params: Any, opt_state: Any, tokens: Any, positions: Any, segment_ids: Any, loss_mask: Any
+    ) -> tuple[Any, Any, jax.Array]:
+        def loss(params: Any) -> jax.Array:
+            outputs = token_outputs(
+                config,
+                params,
+                tokens,
+                positions,
+                segment_ids,
+                start=prompt_columns,
+                temperature=1.0,
+                chunk=chunk,
+                constrain=mesh.constrain(device_mesh),
+            )
+            return -jnp.sum(outputs.log_prob, where=loss_mask) / jnp.sum(loss_mask)
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    replicated = NamedSharding(device_mesh, mesh.REPLICATED)
+    compiled = jax.jit(
+        step, donate_argnums=(0, 1), out_shardings=(shardings, opt_shardings, replicated)
+    )
+    iterator = iter(batches)
+    pending: jax.Array | None = None
+    with Progress(options.steps, "warm start", log_every=100) as progress:
+        for index in range(options.steps):
+            batch = next(iterator)
+            arrays = (
+                batch.tokens,
+                positions_of(batch.mask),
+                batch.mask.astype("int32"),
+                batch.loss_mask[:, prompt_columns:],
+            )
+            placed = mesh.place(device_mesh, arrays, mesh.ROWS)
+            previous = pending
+            params, opt_state, pending = compiled(params, opt_state, *placed)
+            # The loss of the step before is ready while this one runs.
+            shown = {} if previous is None else {"loss": float(previous)}
+            progress.update(index + 1, **shown)
+    return params
