@@ -84,10 +84,10 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
     if not 1 <= k <= n:
         raise ValueError(f"pass@k needs 1 <= k <= {n} (samples of a prompt), got k = {k}")
     tries = np.arange(k)
-    # All k tries wrong, for every possible number of wrong samples: 0 where there are fewer than k.
-    wrong = np.arange(n + 1)[:, None]
-    all_wrong = np.prod(np.maximum(wrong - tries, 0) / (n - tries), axis=1)
-    return 1 - all_wrong[(n - scores.sum(axis=1)).astype(int)]
+    wrong, prompt = np.unique(n - scores.sum(axis=1), return_inverse=True)
+    # All k tries wrong: exactly 0 where fewer than k samples are.
+    all_wrong = [np.prod(np.maximum(count - tries, 0) / (n - tries)) for count in wrong]
+    return 1 - np.array(all_wrong)[prompt]
 
 
 def maj_at_k(answers: Sequence[Sequence[str]], correct: np.ndarray) -> np.ndarray:

@@ -8,12 +8,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fiberjax.evaluation import OVERALL, EvaluationTable
 from fiberjax.metrics import GLOBAL_REGIMES, LOCAL_REGIMES, describe, read_metrics
@@ -28,6 +29,7 @@ _REGIME_COLOURS = dict(zip(GLOBAL_REGIMES, _ORDERED, strict=True)) | dict(
     zip(LOCAL_REGIMES, _ORDERED[::2], strict=True)
 )
 _GREY = "#6F6F6F"
+_HEADING: dict[str, Any] = {"fontsize": 10.5, "fontweight": "bold"}
 _DPI = 130
 
 
@@ -234,17 +236,20 @@ def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path
         _finish(axes, f"{measure} on held-out prompts", "score", "linear")
         axes.set_xlabel("")
         axes.set_xticks(np.arange(len(rows)), [f"{r.domain}\nn = {r.prompts}" for r in rows])
-        axes.set_ylim(0, 1.18)
+        axes.set_ylim(0, 1.1)
         axes.set_yticks(np.linspace(0, 1, 6))
         axes.grid(visible=False, axis="x")
-        axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper left", bbox_to_anchor=(0, 1.0))
+        axes.legend(
+            frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.99)
+        )
     return _save(figure, Path(out))
 
 
 def _grid(count: int, across: int, *, width: float = 4.3, height: float = 3.0):
     """A figure with `count` axes in rows of `across`."""
     down = math.ceil(count / across)
-    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    layout = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08)
+    figure = Figure(figsize=(width * across, height * down), layout=layout)
     figure.set_facecolor("white")
     return figure, [figure.add_subplot(down, across, i + 1) for i in range(count)]
 
@@ -307,7 +312,7 @@ def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
     elif panel.kind == "lines" and panel.scale == "linear":
         _from_zero(axes, list(series.values()))
     if len(axes.get_legend_handles_labels()[1]) > 1:
-        _legend(axes, reverse=panel.kind == "stack")
+        _legend(axes)
 
 
 def _line(
@@ -346,8 +351,9 @@ def _running_mean(values: np.ndarray, scale: str) -> np.ndarray:
 
 
 def _stack(axes: Axes, step: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
-    """Draws fractions as areas on top of each other, light to dark."""
+    """Draws fractions as areas on top of each other (running means), light to dark."""
     rows = np.nan_to_num(np.stack(list(series.values())), posinf=0.0, neginf=0.0)
+    rows = np.stack([_running_mean(row, "linear") for row in rows])
     names = [name.rpartition("/")[2] for name in series]
     # The colour belongs to the name: a regime that is missing must not shift the others'.
     axes.stackplot(
@@ -361,24 +367,41 @@ def _from_zero(axes: Axes, series: Sequence[np.ndarray]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _legend(axes: Axes, *, reverse: bool) -> None:
+def _legend(axes: Axes) -> None:
+    """Puts the legend between heading and axes, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    across = len(labels) if sum(len(label) + 4 for label in labels) <= 50 else 3
     axes.legend(
+        handles,
+        labels,
         frameon=False,
         fontsize=8,
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.0),
-        handlelength=1.4,
-        borderaxespad=0.3,
-        reverse=reverse,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 0.99),
+        ncols=across,
+        handlelength=1.2,
+        handletextpad=0.5,
+        columnspacing=1.0,
+        labelspacing=0.3,
+        borderpad=0.1,
     )
+    rows = math.ceil(len(labels) / across)
+    axes.set_title(axes.get_title(loc="left"), loc="left", pad=5 + 12 * rows, **_HEADING)
 
 
 def _finish(axes: Axes, title: str, unit: str, scale: str) -> None:
-    axes.set_title(title, fontsize=10.5, fontweight="bold", loc="left")
+    """Labels an axes that has all its data."""
+    axes.set_title(title, loc="left", **_HEADING)
     axes.set_xlabel("step", fontsize=9)
     axes.set_ylabel(unit, fontsize=9)
-    axes.set_yscale(scale)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if scale == "log":
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        steps = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+        axes.yaxis.set_major_locator(LogLocator(subs=steps))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8.5)
     axes.grid(visible=True, color="#E4E4E4", linewidth=0.7)
     axes.set_axisbelow(True)
