@@ -1,15 +1,14 @@
 """The policy: a decoder, the log-probabilities of its tokens, and a sampler."""
 
+from fiberjax.policy.config import TransformerConfig
+from fiberjax.policy.layers import Constrain, identity
 from fiberjax.policy.log_probs import TokenOutputs, chunked_token_outputs, token_outputs
 from fiberjax.policy.sampler import Samples, sample
 from fiberjax.policy.transformer import (
     Cache,
-    Constrain,
     Params,
     Transformer,
-    TransformerConfig,
     bind,
-    identity,
     init,
     init_cache,
     num_params,

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fiberjax.policy import transformer
+from fiberjax.policy import layers, transformer
+from fiberjax.policy.config import TransformerConfig
 
 
 class TokenOutputs(NamedTuple):
@@ -27,7 +28,7 @@ class TokenOutputs(NamedTuple):
 
 
 def token_outputs(
-    config: transformer.TransformerConfig,
+    config: TransformerConfig,
     params: transformer.Params,
     tokens: Array,
     positions: Array,
@@ -36,7 +37,7 @@ def token_outputs(
     start: int,
     temperature: Array | float,
     chunk: int,
-    constrain: transformer.Constrain = transformer.identity,
+    constrain: layers.Constrain = layers.identity,
 ) -> TokenOutputs:
     """Log-probabilities of `tokens[:, start:]` and entropies there, each float32[B, S − start].
 

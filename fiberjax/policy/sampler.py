@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from fiberjax.policy import transformer
+from fiberjax.policy import layers, transformer
+from fiberjax.policy.config import TransformerConfig
 
 
 class Samples(NamedTuple):
@@ -36,7 +37,7 @@ class Samples(NamedTuple):
 
 
 def sample(
-    config: transformer.TransformerConfig,
+    config: TransformerConfig,
     params: transformer.Params,
     prompts: Array,
     prompt_mask: Array,
@@ -49,7 +50,7 @@ def sample(
     top_k: int = 0,
     top_p: Array | float = 1.0,
     greedy: bool = False,
-    constrain: transformer.Constrain = transformer.identity,
+    constrain: layers.Constrain = layers.identity,
 ) -> Samples:
     """Draws one completion of up to `max_new_tokens` for each row of `prompts`.
 
@@ -128,13 +129,13 @@ def _sample(
     temperature: Array | float,
     top_p: Array | float | None,
     *,
-    config: transformer.TransformerConfig,
+    config: TransformerConfig,
     max_new_tokens: int,
     eos_id: int,
     pad_id: int,
     top_k: int,
     greedy: bool,
-    constrain: transformer.Constrain,
+    constrain: layers.Constrain,
 ) -> Samples:
     batch, prompt_length = prompts.shape
     model = transformer.bind(config, _cast_kernels(params, config), constrain=constrain)
@@ -246,9 +247,7 @@ def _invert(mass: Array, uniform: Array) -> Array:
     return jnp.sum(running <= uniform[:, None] * running[:, -1:], axis=-1, dtype=jnp.int32)
 
 
-def _cast_kernels(
-    params: transformer.Params, config: transformer.TransformerConfig
-) -> transformer.Params:
+def _cast_kernels(params: transformer.Params, config: TransformerConfig) -> transformer.Params:
     """Matrices in the compute dtype, once instead of at every step; norms stay float32."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype), params
@@ -256,7 +255,7 @@ def _cast_kernels(
 
 
 def _validate(
-    config: transformer.TransformerConfig,
+    config: TransformerConfig,
     prompts: Array,
     prompt_mask: Array,
     keys: Array,
@@ -292,7 +291,7 @@ def _validate(
 
 
 def _validate_distribution(
-    config: transformer.TransformerConfig,
+    config: TransformerConfig,
     temperature: Any,
     top_k: int,
     top_p: Any,

@@ -1,0 +1,76 @@
+"""The shape of a policy, as plain values."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+REMAT = ("none", "full", "dots")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a policy and how it is computed; hashable, so it can be a static argument.
+
+    Attributes:
+        vocab_size: Rows of the embedding, in tokens.
+        embed_dim: Width of the residual stream.
+        num_layers: Number of blocks.
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads; divides `num_heads`.
+        head_dim: Width of a head, even; `num_heads * head_dim` need not equal `embed_dim`.
+        mlp_dim: Hidden width of the SwiGLU.
+        rope_theta: Base of the rotary wavelengths.
+        norm_epsilon: Added to the mean square in every RMSNorm.
+        qk_norm: RMSNorm on each query and key head before the rotation (Qwen3).
+        qkv_bias: Biases on queries, keys and values (Qwen2.5).
+        tie_embeddings: Whether the logits reuse the embedding.
+        compute_dtype: `"float32"` or `"bfloat16"`: activations, matrix products, cache.
+        remat: What the backward pass recomputes in a layer: `"none"`, `"full"` (everything), or
+            `"dots"` (everything but the outputs of the projections).
+
+    Raises:
+        ValueError: If a size is not positive, heads do not divide, or a choice is unknown.
+    """
+
+    vocab_size: int
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    tie_embeddings: bool = True
+    compute_dtype: str = "float32"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads"),
+            *("head_dim", "mlp_dim", "rope_theta", "norm_epsilon"),
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads must divide num_heads, got num_kv_heads={self.num_kv_heads} "
+                f"and num_heads={self.num_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(
+                f"compute_dtype must be one of {sorted(COMPUTE_DTYPES)}, got {self.compute_dtype!r}"
+            )
+        if self.remat not in REMAT:
+            raise ValueError(f"remat must be one of {list(REMAT)}, got {self.remat!r}")
+
+    @property
+    def dtype(self) -> Any:
+        """The compute dtype as a dtype."""
+        return COMPUTE_DTYPES[self.compute_dtype]

@@ -1,0 +1,195 @@
+"""The pieces of a decoder layer; parameters of all layers are stacked along a leading axis.
+
+A module here holds the stack. What runs is one slice of it (see `Transformer.hidden`), so the
+methods see one layer's parameters.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from fiberjax.policy.config import TransformerConfig
+
+Constrain = Callable[[Array, str], Array]
+
+# Finite, so that a softmax over nothing but masked scores is uniform instead of NaN.
+_MASKED = -1e30
+
+
+def identity(x: Array, name: str) -> Array:
+    """The default activation constraint: leaves `x` where the compiler puts it."""
+    del name
+    return x
+
+
+def _matmul(x: Array, kernel: Array) -> Array:
+    """`x @ kernel` over the last axis, through a two-dimensional product.
+
+    The gradient of a batched product with an unbatched matrix is much slower on XLA:CPU.
+    """
+    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def rope_table(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """Cosines and sines of the rotary angles, each float32[B, T, 1, K/2].
+
+    The angle of pair i at position p is p · theta^(−2i/K).
+    """
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Array, rope: tuple[Array, Array]) -> Array:
+    """`x` [B, T, heads, K] with entries i and i + K/2 rotated by the angles of `rope`."""
+    cos, sin = rope
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+    """Grouped-query attention, [B, T, H, K].
+
+    Args:
+        query: dtype[B, T, H, K].
+        key: dtype[B, G, C, K]; G divides H, query head h reads key head h // (H / G).
+        value: dtype[B, G, C, K].
+        mask: bool[B, T, C]; where False, a score counts as −∞. A row without any True yields a
+            finite value of no meaning.
+
+    Returns:
+        dtype[B, T, H, K], with scores and softmax in float32.
+    """
+    batch, length, heads, head_dim = query.shape
+    groups, columns = key.shape[1:3]
+    # Time and the heads of a group become the rows of one matrix, so that both products are plain
+    # batched ones; in a decoding step (T = 1) this moves nothing in memory.
+    grouped = query.reshape(batch, length, groups, -1, head_dim).swapaxes(1, 2)
+    rows = grouped.reshape(batch, groups, -1, head_dim)
+    scores = jnp.einsum("bgrk,bgck->bgrc", rows, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, groups, length, -1, columns) * head_dim**-0.5
+    scores = jnp.where(mask[:, None, :, None], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bgrc,bgck->bgrk", weights.reshape(batch, groups, -1, columns), value)
+    out = out.reshape(batch, groups, length, -1, head_dim).swapaxes(1, 2)
+    return out.reshape(batch, length, heads, head_dim)
+
+
+class Linear(nnx.Module):
+    """`x @ kernel (+ bias)`, parameters stacked over `layers`."""
+
+    def __init__(
+        self, layers: int, fan_in: int, fan_out: int, *, scale: float, bias: bool, rngs: nnx.Rngs
+    ):
+        stddev = scale / math.sqrt(fan_in)
+        self.kernel = nnx.Param(
+            stddev * jax.random.normal(rngs.params(), (layers, fan_in, fan_out), jnp.float32)
+        )
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((layers, fan_out), jnp.float32))
+        self.use_bias = bias
+
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., fan_in] to [..., fan_out]."""
+        out = _matmul(x, self.kernel[...])
+        return out + self.bias[...].astype(x.dtype) if self.use_bias else out
+
+
+class RMSNorm(nnx.Module):
+    """`x / √(mean(x²) + ε) · scale` over the last axis, computed in float32."""
+
+    def __init__(self, shape: tuple[int, ...], epsilon: float):
+        self.scale = nnx.Param(jnp.ones(shape, jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        """Normed `x`, same shape and dtype."""
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        return (wide * lax.rsqrt(mean_square + self.epsilon) * self.scale[...]).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table [V, D], read by token on the way in and multiplied by on the way out."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.embed_dim)
+        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+class Attention(nnx.Module):
+    """The projections of attention; who attends to whom is decided by the caller."""
+
+    def __init__(self, config: TransformerConfig, constrain: Constrain, *, rngs: nnx.Rngs):
+        layers, width, bias = config.num_layers, config.embed_dim, config.qkv_bias
+        wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q = Linear(layers, width, wide, scale=1.0, bias=bias, rngs=rngs)
+        self.k = Linear(layers, width, narrow, scale=1.0, bias=bias, rngs=rngs)
+        self.v = Linear(layers, width, narrow, scale=1.0, bias=bias, rngs=rngs)
+        self.o = Linear(layers, wide, width, scale=_residual(config), bias=False, rngs=rngs)
+        if config.qk_norm:
+            self.q_norm = RMSNorm((layers, config.head_dim), config.norm_epsilon)
+            self.k_norm = RMSNorm((layers, config.head_dim), config.norm_epsilon)
+        self.config = config
+        self.constrain = constrain
+
+    def project(self, x: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        """Queries [B, T, H, K], keys and values [B, G, T, K], rotated where it applies."""
+        heads = (*x.shape[:2], -1, self.config.head_dim)
+        query, key, value = (linear(x).reshape(heads) for linear in (self.q, self.k, self.v))
+        if self.config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = rotate(query, rope), rotate(key, rope)
+        query, key, value = (self.constrain(part, "heads") for part in (query, key, value))
+        return query, key.swapaxes(1, 2), value.swapaxes(1, 2)
+
+    def output(self, heads: Array) -> Array:
+        """Heads [B, T, H, K] back to the residual width [B, T, D]."""
+        return self.o(self.constrain(heads, "heads").reshape(*heads.shape[:2], -1))
+
+
+class MLP(nnx.Module):
+    """SwiGLU: `down(silu(gate(x)) · up(x))`."""
+
+    def __init__(self, config: TransformerConfig, constrain: Constrain, *, rngs: nnx.Rngs):
+        layers, width, hidden = config.num_layers, config.embed_dim, config.mlp_dim
+        self.gate = Linear(layers, width, hidden, scale=1.0, bias=False, rngs=rngs)
+        self.up = Linear(layers, width, hidden, scale=1.0, bias=False, rngs=rngs)
+        self.down = Linear(layers, hidden, width, scale=_residual(config), bias=False, rngs=rngs)
+        self.constrain = constrain
+
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, T, D] to [B, T, D]."""
+        return self.down(self.constrain(jax.nn.silu(self.gate(x)) * self.up(x), "mlp"))
+
+
+class Block(nnx.Module):
+    """All layers' parameters, stacked; one slice of them is one pre-norm layer."""
+
+    def __init__(self, config: TransformerConfig, constrain: Constrain, *, rngs: nnx.Rngs):
+        shape = (config.num_layers, config.embed_dim)
+        self.attention_norm = RMSNorm(shape, config.norm_epsilon)
+        self.attention = Attention(config, constrain, rngs=rngs)
+        self.mlp_norm = RMSNorm(shape, config.norm_epsilon)
+        self.mlp = MLP(config, constrain, rngs=rngs)
+        self.constrain = constrain
+
+    def project(self, x: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        """Queries, keys and values of the normed residual stream."""
+        return self.attention.project(self.attention_norm(x), rope)
+
+    def finish(self, x: Array, heads: Array) -> Array:
+        """The layer's output, given what attention read."""
+        x = x + self.attention.output(heads)
+        return self.constrain(x + self.mlp(self.mlp_norm(x)), "activation")
+
+
+def _residual(config: TransformerConfig) -> float:
+    """Scale of the projections that write to the residual stream: 1/√(2L)."""
+    return 1.0 / math.sqrt(2 * config.num_layers)
