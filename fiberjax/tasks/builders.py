@@ -14,7 +14,8 @@ from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import SPLITS, Example, Family, Split, draw_examples
 from fiberjax.tasks.families import FAMILIES, make_family
 
-# Raise it whenever a family writes other examples than before, so that no old file is reused.
+# Raise it whenever a family with the same knobs writes other examples than before, so that no
+# old file is reused.
 VERSION = "1.0.0"
 
 _FEATURES = ("prompt", "answer", "solution")
@@ -51,16 +52,11 @@ def family_config(
 
     Example:
       >>> family_config(make_family("sort", {"max_length": 6}), difficulty=1).name
-      'sort-difficulty=1-max_length=6-4000x500-seed=0'
+      'sort-difficulty=1-min_length=4-max_length=6-symbols=0123456789-4000x500-seed=0'
     """
     knobs = {field.name: getattr(family, field.name) for field in dataclasses.fields(family)}
-    changed = {
-        field.name: knobs[field.name]
-        for field in dataclasses.fields(family)
-        if knobs[field.name] != field.default
-    }
     parts = [family.name, f"difficulty={difficulty}"]
-    parts += [f"{knob}={_path_safe(value)}" for knob, value in changed.items()]
+    parts += [f"{knob}={_path_safe(value)}" for knob, value in knobs.items()]
     parts += [f"{num_train}x{num_test}", f"seed={seed}"]
     stated = ", ".join(f"{knob}={value!r}" for knob, value in knobs.items())
     return FamilyConfig(
@@ -195,6 +191,9 @@ def load(
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+    for option, size in (("num_train", num_train), ("num_test", num_test)):
+        if size < 1:
+            raise ValueError(f"{option} is {size}, expected at least 1")
     difficulty = {} if difficulty is None else difficulty
     knobs = {} if knobs is None else knobs
     for option, given in (("difficulty", difficulty), ("knobs", knobs)):

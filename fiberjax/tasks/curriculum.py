@@ -96,6 +96,8 @@ def domain_probabilities(
         overrides = [None] * len(counts)
     if len(overrides) != len(counts):
         raise ValueError(f"{len(overrides)} overrides for {len(counts)} domains")
+    if any(p is not None and not p >= 0 and not p < 0 for p in overrides):
+        raise ValueError(f"a domain probability override is not a number: {list(overrides)}")
     fixed = np.array([np.nan if p is None else p for p in overrides], np.float64)
     free = np.isnan(fixed)
     taken = float(fixed[~free].sum())

@@ -134,7 +134,10 @@ class HFVocabulary:
             raise ValueError(f"tokenizer file {os.fspath(path)!r} does not exist")
         if pad_token == eos_token:
             raise ValueError(f"pad_token and eos_token are both {pad_token!r}, they must differ")
-        self._tokenizer = tokenizers.Tokenizer.from_file(os.fspath(path))
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(os.fspath(path))
+        except Exception as error:  # The library raises bare Exception.
+            raise ValueError(f"{os.fspath(path)!r} is not a tokenizer file ({error})") from None
         self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.pad_id = self._special(pad_token)
         self.eos_id = self._special(eos_token)
