@@ -85,8 +85,8 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
         raise ValueError(f"pass@k needs 1 <= k <= {n} (samples of a prompt), got k = {k}")
     tries = np.arange(k)
     wrong, prompt = np.unique(n - scores.sum(axis=1), return_inverse=True)
-    # All k tries wrong: exactly 0 where fewer than k samples are.
-    all_wrong = [np.prod(np.maximum(count - tries, 0) / (n - tries)) for count in wrong]
+    # All k tries wrong: one factor is exactly 0 where fewer than k samples are.
+    all_wrong = [np.prod((count - tries) / (n - tries)) for count in wrong]
     return 1 - np.array(all_wrong)[prompt]
 
 

@@ -38,11 +38,11 @@ def test_a_terminal_gets_a_bar_with_the_latest_values(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     stream = _Terminal()
     with Progress(20, "training", start=5, stream=stream) as progress:
-        progress.phase("rollout [1]")
+        progress.phase("[rollout]")
         progress.update(6, reward=0.25)
         progress.update(20, reward=0.75)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
-    assert "rollout [1]" in text
+    assert "[rollout]" in text
     assert "5/20" in text and "20/20" in text
     assert "reward 0.75" in text and "left" in text
 
