@@ -137,16 +137,26 @@ def build(config: FamilyConfig, data_dir: str | os.PathLike[str]) -> FiberjaxTas
     TFDS writes into a temporary folder and renames it, so an interrupted build leaves nothing
     that looks complete. Silent unless standard error is a terminal.
     """
+    builder = _builder(config, data_dir)
+    try:
+        with _quiet():
+            builder.download_and_prepare()
+    except OSError:
+        # Another process may have put the same files there first; then they are as good.
+        builder = _builder(config, data_dir)
+        if not builder.is_prepared():
+            raise
+    return builder
+
+
+def _builder(config: FamilyConfig, data_dir: str | os.PathLike[str]) -> FiberjaxTasks:
     # TFDS wants the configs it lists by name, and only the others as objects.
     known = FiberjaxTasks.builder_configs.get(config.name)
-    builder = FiberjaxTasks(
+    return FiberjaxTasks(
         config=config.name if known == config else config,
         data_dir=os.fspath(data_dir),
         file_format="array_record",
     )
-    with _quiet():
-        builder.download_and_prepare()
-    return builder
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def supervised_batches(
         )
 
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-    dataset = dataset.batch(batch_size, batch_fn=collate)
+    dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=collate)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 

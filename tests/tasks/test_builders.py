@@ -66,6 +66,21 @@ def test_an_interrupted_build_leaves_nothing_that_looks_complete(tmp_path, monke
     assert len(load(("sort",), "train", tmp_path, **SMALL)[0].source) == 40
 
 
+def test_a_build_that_another_process_overtakes_reads_its_files(tmp_path, monkeypatch):
+    config = family_config(make_family("sort"), num_train=20, num_test=5)
+    overtaken = []
+
+    def overtake(*args, **options):
+        if not overtaken:
+            overtaken.append(True)
+            build(config, tmp_path)
+        return draw_examples(*args, **options)
+
+    monkeypatch.setattr("fiberjax.tasks.builders.draw_examples", overtake)
+    assert len(build(config, tmp_path).as_data_source(split="train")) == 20
+    assert len(list(tmp_path.rglob("*.array_record*"))) == 2
+
+
 def test_builds_are_quiet_without_a_terminal(tmp_path, capfd):
     load(("sort",), "train", tmp_path, **SMALL)
     assert capfd.readouterr() == ("", "")

@@ -76,7 +76,7 @@ def test_score_keeps_samples_with_their_prompt(domains):
     rewards = score(domains, batch, completions)
     assert rewards.dtype == np.float32
     np.testing.assert_array_equal(rewards, np.tile([1.0, 0.0], (8, 1)))
-    for wrong in ([], right[:-1], right + ["x"]):
+    for wrong in ([], right[:-1], [*right, "x"]):
         with pytest.raises(ValueError, match="completions for 8 prompts"):
             score(domains, batch, wrong)
 
@@ -189,7 +189,9 @@ def test_stream_errors(domains):
             stream(domains, **options)
     with pytest.raises(ValueError, match="domain 'empty' has no examples"):
         stream((Domain("empty", (), str.__eq__),))
-    with pytest.raises(ValueError, match="saved prompt stream is over Examples.sort=16, addition"):
+    with pytest.raises(
+        ValueError, match=r"saved prompt stream is over Examples\(sort=16, addition"
+    ):
         stream(domains[:1]).set_state(stream(domains).get_state())
     with pytest.raises(ValueError, match="character '2' of"):
         PromptStream(
