@@ -23,6 +23,9 @@ from fiberjax import segments
 
 TRAJECTORY = "trajectory"
 
+Array = jax.Array | np.ndarray
+"""Layouts are built of NumPy arrays on the host and put on devices as they are."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +46,10 @@ class Layout:
         sums must be added over them; () where a cell lives on one device. Static.
     """
 
-    mask: jax.Array
-    cell_id: jax.Array | None
-    parents: tuple[jax.Array, ...]
-    sizes: tuple[jax.Array, ...]
+    mask: Array
+    cell_id: Array | None
+    parents: tuple[Array, ...]
+    sizes: tuple[Array, ...]
     levels: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     axis_names: tuple[tuple[str, ...], ...] = dataclasses.field(metadata={"static": True})
 

@@ -5,22 +5,180 @@
 A gate makes `Gᵢ` of the importance ratios; the weighting `μ` is a separate choice. Everything here
 is a pair (total, count): totals over micro-batches and devices are added first and divided last, so
 that no split of a batch changes its gradient.
+
+Totals and counts alike are sums over the tokens at hand. Inside `shard_map` those are the tokens of
+one shard: the training step, and nobody before it, adds both over the mesh axes that the tokens are
+spread over (`add_over`), and over micro-batches (`add`).
 """
 
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from fiberjax import segments
+from fiberjax.layout import TRAJECTORY, Layout
+
+WEIGHTINGS = ("trajectory", "token", "constant")
+"""How tokens weigh: trajectories equally, tokens equally, or a sum over a constant length."""
 
 
 class Mean(NamedTuple):
     """A mean kept as its two parts, `total / count`, both float32[]."""
 
     total: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count has no use here
 
     @property
     def value(self) -> jax.Array:
         """The mean, float32[]; 0 where nothing was counted."""
         return segments.safe_divide(self.total, self.count)
+
+
+class Sum(NamedTuple):
+    """A count or total over all tokens; float32[]."""
+
+    value: jax.Array
+
+
+class Max(NamedTuple):
+    """A largest value over all tokens; float32[]."""
+
+    value: jax.Array
+
+
+class Min(NamedTuple):
+    """A smallest value over all tokens; float32[]."""
+
+    value: jax.Array
+
+
+Metric = Mean | Sum | Max | Min
+
+
+def token_weight(
+    layout: Layout,
+    weighting: str,
+    *,
+    constant_length: int | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[jax.Array, jax.Array]:
+    """What each token adds to a mean's total and to its count; two float[...] of tokens.
+
+        trajectory   μᵢ = 1/T_τ   counting 1/T_τ   the mean over trajectories of their token means
+        token        μᵢ = 1       counting 1       the mean over tokens
+        constant     μᵢ = 1/L     counting 1/T_τ   token sums over a constant, per trajectory
+
+    Args:
+      layout: where the tokens stand; one of its levels is "trajectory".
+      weighting: static, one of `WEIGHTINGS`.
+      constant_length: static, `L` in tokens; read by "constant" only.
+      dtype: static, of the weights.
+
+    Returns:
+      The two weights, exactly 0 at padding. Counting `1/T_τ` a token adds up to the number of
+      trajectories, also where the tokens of one are spread over devices.
+
+    Raises:
+      ValueError: an unknown weighting, or "constant" without a positive length.
+
+    References:
+      FPO, arXiv 2603.08239, section 3.1; DAPO, arXiv 2503.14476, eq. 8 (token); Dr. GRPO,
+      arXiv 2503.20783, section 3.1 (constant).
+    """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting {weighting!r} does not exist; choose from {WEIGHTINGS}")
+    if weighting == "constant" and (constant_length is None or constant_length <= 0):
+        raise ValueError(
+            f"weighting 'constant' needs constant_length, a number of tokens above 0; "
+            f"got {constant_length!r}"
+        )
+    mask = jnp.asarray(layout.mask, dtype)
+    if weighting == "token":
+        return mask, mask
+    length = layout.lift_from(layout.tokens_of(TRAJECTORY), TRAJECTORY)
+    per_trajectory = jnp.where(layout.mask, 1 / jnp.maximum(length, 1).astype(dtype), 0)
+    if weighting == "constant":
+        return mask / constant_length, per_trajectory
+    return per_trajectory, per_trajectory
+
+
+def mean(
+    values: jax.Array, layout: Layout, *, weighting: str, constant_length: int | None = None
+) -> Mean:
+    """The weighted mean of any per-token term, such as an entropy or a KL estimate; a `Mean`.
+
+    Args:
+      values: float[B, T] or [N], anything at padding.
+      layout: where the tokens stand.
+      weighting: static, one of `WEIGHTINGS`.
+      constant_length: static, tokens; read by "constant" only.
+
+    Returns:
+      Total and count over the tokens at hand, float32 or wider; the gradient of the total at a
+      token is its weight, exactly 0 at padding.
+    """
+    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    weight, counting = token_weight(layout, weighting, constant_length=constant_length, dtype=dtype)
+    values = jnp.where(layout.mask, values.astype(dtype), 0)
+    return Mean(jnp.sum(weight * values), jnp.sum(counting))
+
+
+def surrogate(
+    gated_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    weighting: str = "trajectory",
+    constant_length: int | None = None,
+) -> Mean:
+    """The objective to maximise, `Σᵢ μᵢ Gᵢ Âᵢ` over its count; a `Mean`.
+
+    Args:
+      gated_ratio: float[B, T] or [N], of any gate.
+      advantage: float of the same shape, a constant in the gradient.
+      layout: where the tokens stand.
+      weighting: static, one of `WEIGHTINGS`; "trajectory" is the published one.
+      constant_length: static, tokens; read by "constant" only.
+
+    Returns:
+      Total and count over the tokens at hand; see `mean`.
+
+    References:
+      FPO, arXiv 2603.08239, section 3.1, the Ratio Gating Formalism.
+    """
+    # Both are masked before they meet: padding may hold infinities, and `inf · 0` is NaN.
+    gated_ratio = jnp.where(layout.mask, gated_ratio, 0)
+    advantage = jnp.where(layout.mask, lax.stop_gradient(advantage), 0)
+    contribution = gated_ratio * advantage
+    return mean(contribution, layout, weighting=weighting, constant_length=constant_length)
+
+
+def add(first: Metric, second: Metric) -> Metric:
+    """Joins a metric of two disjoint sets of tokens, such as micro-batches; of the same kind."""
+    match first, second:
+        case Mean(), Mean():
+            return Mean(first.total + second.total, first.count + second.count)
+        case Sum(), Sum():
+            return Sum(first.value + second.value)
+        case Max(), Max():
+            return Max(jnp.maximum(first.value, second.value))
+        case Min(), Min():
+            return Min(jnp.minimum(first.value, second.value))
+    raise ValueError(f"metrics of two kinds cannot be joined: {first!r} and {second!r}")
+
+
+def add_over(metric: Metric, axis_name: segments.AxisName) -> Metric:
+    """Joins a metric over mesh axes, inside `shard_map`; of the same kind, equal on all devices."""
+    if not axis_name:
+        return metric
+    match metric:
+        case Mean():
+            return Mean(lax.psum(metric.total, axis_name), lax.psum(metric.count, axis_name))
+        case Sum():
+            return Sum(lax.psum(metric.value, axis_name))
+        case Max():
+            return Max(lax.pmax(metric.value, axis_name))
+        case Min():
+            return Min(lax.pmin(metric.value, axis_name))

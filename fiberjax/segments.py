@@ -34,13 +34,15 @@ def segment_sum(
       axis_name: mesh axes over which segments are spread; None or () sums locally.
 
     Returns:
-      `[S]` of the values' dtype; an empty segment is 0. Linear, so the gradient of an element is
+      `[S]` of the values' dtype (with `ids`, further trailing axes of the values are kept); an
+      empty segment is 0. Linear, so the gradient of an element is
       the cotangent of its segment, and 0 where its id belongs to nothing.
     """
     if ids is None:
         table = jnp.sum(values, axis=-1)
     else:
-        table = jax.ops.segment_sum(values.ravel(), ids.ravel(), num_segments)
+        values = values.reshape(ids.size, *values.shape[ids.ndim :])
+        table = jax.ops.segment_sum(values, ids.ravel(), num_segments)
     return lax.psum(table, axis_name) if axis_name else table
 
 
@@ -57,8 +59,82 @@ def spread(table: jax.Array, ids: jax.Array | None) -> jax.Array:
       segment sum of the cotangents.
     """
     if ids is None:
-        return table[:, None]
-    return table.at[ids].get(mode="fill", fill_value=0)
+        return jnp.expand_dims(table, 1)
+    return jnp.asarray(table).at[ids].get(mode="fill", fill_value=0)
+
+
+def class_sum(
+    values: jax.Array,
+    ids: jax.Array | None,
+    classes: jax.Array,
+    num_segments: int,
+    num_classes: int,
+    *,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """Sums the values of every segment by class; returns `[S, C]`.
+
+    One scatter of the values, whatever the number of classes: a segment and a class together are
+    one finer segment.
+
+    Args:
+      values: float[...] or int[...], one value an element; `[S, T]` where `ids` is None.
+      ids: int32 of the same shape, or None where a row is a segment.
+      classes: int32 of the same shape, in `[0, C)`.
+      num_segments: static number of segments `S`.
+      num_classes: static number of classes `C`.
+      axis_name: mesh axes over which segments are spread; None or () sums locally.
+
+    Returns:
+      `[S, C]` of the values' dtype; linear in the values.
+    """
+    if ids is None:
+        sums = [jnp.sum(jnp.where(classes == c, values, 0), axis=-1) for c in range(num_classes)]
+        table = jnp.stack(sums, axis=-1)
+        return lax.psum(table, axis_name) if axis_name else table
+    table = segment_sum(
+        values, ids * num_classes + classes, num_segments * num_classes, axis_name=axis_name
+    )
+    return table.reshape(num_segments, num_classes)
+
+
+def class_spread(table: jax.Array, ids: jax.Array | None, classes: jax.Array) -> jax.Array:
+    """Gives every element the value of its segment and class; returns the shape of `classes`.
+
+    The transpose of `class_sum`: its gradient is one scatter of the cotangents.
+
+    Args:
+      table: `[S, C]`, one value a segment and class.
+      ids: int32[...], or None where a row is a segment.
+      classes: int32[...], in `[0, C)`.
+
+    Returns:
+      The values of the table's dtype; 0 where the id belongs to nothing.
+    """
+    num_classes = table.shape[-1]
+    if ids is None:
+        # A chain of selects: unlike a gather, its gradient is a row sum and never a scatter.
+        value = jnp.broadcast_to(table[:, :1], classes.shape)
+        for c in range(1, num_classes):
+            value = jnp.where(classes == c, table[:, c : c + 1], value)
+        return value
+    return spread(table.reshape(-1), ids * num_classes + classes)
+
+
+def segment_max(values: jax.Array, ids: jax.Array, num_segments: int) -> jax.Array:
+    """Largest value of every segment; returns `[S]`, 0 for an empty segment.
+
+    Args:
+      values: float[...], one value an element.
+      ids: int32 of the same shape.
+      num_segments: static number of segments `S`.
+
+    Returns:
+      `[S]` of the values' dtype, a constant in gradients.
+    """
+    values = lax.stop_gradient(values.ravel())
+    largest = jax.ops.segment_max(values, ids.ravel(), num_segments)
+    return jnp.where(jnp.isneginf(largest), 0, largest)
 
 
 def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -1,0 +1,83 @@
+"""Gate presets: every method with budgets of its own, as data.
+
+    config.gate = get_gate("fiberpo_domain")
+    --config.gate.levels.trajectory.budget=0.2 --config.gate.epsilon=0.1
+
+Budgets of trajectories, groups and domains are nats, a number or a pair (plus, minus); `epsilon` is
+nats too; `clip_low` and `clip_high` are distances of a ratio from 1. `pessimistic`, `dual_clip` and
+`recovery` are the operators of `fiberjax.gates.compose`. The values come from the papers named at
+each preset, or are ours where it says so.
+"""
+
+from typing import Any
+
+from ml_collections import config_dict
+
+
+def get_gate(name: str) -> config_dict.ConfigDict:
+    """A gate's config by the name of its preset; ValueError naming the choices if there is none."""
+    if name not in PRESETS:
+        raise ValueError(f"gate preset {name!r} does not exist; choose from {tuple(PRESETS)}")
+    return config_dict.ConfigDict(PRESETS[name])
+
+
+def _optional() -> Any:
+    """A number that is off, None, until an override sets it."""
+    return config_dict.placeholder(float)
+
+
+def _hierarchy(**levels: tuple[float, float]) -> dict[str, Any]:
+    """A hierarchy with its levels finest first, and their budgets (plus, minus) in nats."""
+    return dict(
+        name="fgh",
+        pessimistic=False,
+        dual_clip=_optional(),
+        recovery=False,
+        variant="published",
+        base_gate="rollback",
+        epsilon=0.05,
+        epsilon_negative=_optional(),
+        order=tuple(levels),
+        levels={level: dict(budget=budget) for level, budget in levels.items()},
+    )
+
+
+def _clip(name: str, low: float, high: float) -> dict[str, Any]:
+    """A gate that clips ratios at `1 − low` and `1 + high`."""
+    return dict(
+        name=name,
+        pessimistic=False,
+        dual_clip=_optional(),
+        recovery=False,
+        clip_low=low,
+        clip_high=high,
+    )
+
+
+# Ours, to start tuning from: the minus channel is smaller, since the bias of a KL pushes mass down,
+# coarser levels are tighter, and the token's own budget is tightest of all.
+_TRAJECTORY, _GROUP, _DOMAIN = (0.11, 0.09), (0.06, 0.05), (0.03, 0.025)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "importance": dict(name="importance"),
+    # Fibration Policy Optimization (2603.08239) and JoyAI-LLM Flash (2604.03044), as published.
+    "fiberpo": _hierarchy(trajectory=_TRAJECTORY),
+    "fiberpo_group": _hierarchy(trajectory=_TRAJECTORY, group=_GROUP),
+    "fiberpo_domain": _hierarchy(trajectory=_TRAJECTORY, group=_GROUP, domain=_DOMAIN),
+    # Proximal Policy Optimization (1707.06347) and GRPO (2402.03300).
+    "ppo": _clip("ppo", 0.2, 0.2),
+    "grpo": _clip("grpo", 0.2, 0.2),
+    # DAPO (2503.14476): the upper bound is looser, so that rare tokens can grow.
+    "dapo": _clip("dapo", 0.2, 0.28),
+    # GSPO (2507.18071): the ratio of a whole trajectory hardly moves, hence the tiny bounds.
+    "gspo": _clip("gspo", 3e-4, 4e-4) | dict(level="trajectory"),
+    "gspo_token": _clip("gspo_token", 3e-4, 4e-4) | dict(level="trajectory"),
+}
+# Ours: the gate may only lower a token's contribution, never reward drift.
+PRESETS |= {
+    f"{name}_pessimistic": PRESETS[name] | dict(pessimistic=True)
+    for name in ("fiberpo", "fiberpo_group", "fiberpo_domain")
+}
+# Ours: trajectory × sign as base space, and a gate that holds at its budget instead of falling.
+PRESETS["fiberpo_exact"] = PRESETS["fiberpo_pessimistic"] | dict(variant="exact")
+PRESETS["fiberpo_hold"] = PRESETS["fiberpo_pessimistic"] | dict(base_gate="hold")

@@ -1,0 +1,133 @@
+"""Fiber bundle gating: drift is pushed up a tower of cells, gated there, and lifted back.
+
+Tokens are the fibers of the finest cells, those the fibers of the next, and so on; any nesting is
+data of the layout: turn, trajectory, prompt group, domain, expert, agent, language. Four moves:
+
+    pushforward   S₁ = mean of |ℓ| over a cell's tokens, by channel;  Sₖ₊₁ = mean over children
+    residual      Rₖ = Sₖ − lift Sₖ₊₁                                 a cell's own part of the drift
+    base gate     g(Rₖ; Cₖ, nₖ)                                       its budget, level by level
+    fiber gate    clip(ℓ − l S₁, ±ε)                                  the token's own part
+
+Open gates telescope: the residuals of all levels add up to `S₁`, and with the token's part to `ℓ`.
+FiberPO is this with one level, FGH with any number.
+
+`VARIANTS` names two bundles. "published" keeps trajectories as base space: the mean of a channel
+divides by all tokens of the cell. "exact" takes trajectory × sign as base space: each channel is a
+cell of its own and divides by its own count, so that residuals sum to zero within it (the
+reflecting condition) and a zeroed channel leaves no net push.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from fiberjax.gates import aggregate
+from fiberjax.gates.channels import channel
+from fiberjax.layout import Layout
+from fiberjax.segments import class_sum, safe_divide
+
+VARIANTS = ("published", "exact")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """Drift at every level of a layout, finest first.
+
+    Attributes:
+      drift: for each level, float[S_k, 2], nats: the mean drift of a cell's children by channel.
+      residual: for each level, float[S_k, 2], nats: the drift less the parent's; at the coarsest
+        level the drift itself.
+      size: for each level, float[S_k, 1] (published) or [S_k, 2] (exact): children counted.
+    """
+
+    drift: tuple[jax.Array, ...]
+    residual: tuple[jax.Array, ...]
+    size: tuple[jax.Array, ...]
+
+
+def tower(log_ratio: jax.Array, layout: Layout, *, variant: str) -> Tower:
+    """Pushes masked log ratios up all levels of the layout; a `Tower`.
+
+    Args:
+      log_ratio: float[...], nats, exactly 0 at padding.
+      layout: the cells, all of whose levels take part.
+      variant: static, one of `VARIANTS`.
+
+    Returns:
+      Drift, residuals and sizes. Linear in `|ℓ|` of each channel.
+    """
+    drift, size = _pushforward_tokens(log_ratio, layout, variant)
+    drifts, sizes = [drift], [size]
+    for k in range(len(layout.parents)):
+        drift, size = _pushforward(drift, size, layout, k, variant)
+        drifts.append(drift)
+        sizes.append(size)
+    residuals = [
+        # An empty channel has no drift of its own to hold against its parent's.
+        jnp.where(size > 0, fine - layout.lift(coarse, k), 0)
+        for k, (fine, coarse, size) in enumerate(zip(drifts, drifts[1:], sizes, strict=False))
+    ]
+    return Tower(drift=tuple(drifts), residual=(*residuals, drifts[-1]), size=tuple(sizes))
+
+
+def _pushforward_tokens(
+    log_ratio: jax.Array, layout: Layout, variant: str
+) -> tuple[jax.Array, jax.Array]:
+    """Mean of `|ℓ|` by channel over the tokens of each finest cell, and the tokens counted."""
+    dtype, channels, cells = log_ratio.dtype, channel(log_ratio), layout.sizes[0].shape[0]
+    magnitude = jnp.where(channels == 0, log_ratio, -log_ratio)
+    axes = layout.axis_names[0]
+    total = class_sum(magnitude, layout.cell_id, channels, cells, 2, axis_name=axes)
+    if variant == "published":
+        size = layout.sizes[0].astype(dtype)[:, None]
+    else:
+        one = layout.mask.astype(dtype)
+        size = class_sum(one, layout.cell_id, channels, cells, 2, axis_name=axes)
+    return safe_divide(total, size), size
+
+
+def _pushforward(
+    drift: jax.Array, size: jax.Array, layout: Layout, k: int, variant: str
+) -> tuple[jax.Array, jax.Array]:
+    """Mean drift of level `k` over the children of each cell of level `k + 1`, and their count."""
+    total = layout.pushforward(drift, k)
+    if variant == "published":
+        size = layout.sizes[k + 1].astype(drift.dtype)[:, None]
+    else:
+        size = layout.pushforward((size > 0).astype(drift.dtype), k)
+    return safe_divide(total, size), size
+
+
+def log_weight(
+    bundle: Tower, layout: Layout, budgets: tuple[jax.Array, ...], *, base_gate: str
+) -> jax.Array:
+    """Gates every level's residual and lifts the sum to the finest cells; float[S_1, 2], nats.
+
+        Wₖ = g(Rₖ; Cₖ, nₖ) + lift Wₖ₊₁
+
+    Args:
+      bundle: the drift of every level.
+      layout: the cells.
+      budgets: for each level, float[2], nats: plus and minus.
+      base_gate: static, one of `aggregate.BASE_GATES`.
+
+    Returns:
+      The gated drift of each finest cell by channel; equal to `S₁` where every gate is open.
+    """
+    gate = aggregate.BASE_GATES[base_gate]
+    weight: jax.Array | None = None
+    for k in reversed(range(len(bundle.residual))):
+        gated = gate(bundle.residual[k], budgets[k], bundle.size[k])
+        weight = gated if weight is None else gated + layout.lift(weight, k)
+    assert weight is not None
+    return weight
+
+
+def closed(bundle: Tower, budgets: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Where each level's gate is not the identity; for each level bool[S_k, 2]."""
+    return tuple(
+        jnp.abs(residual) > budget
+        for residual, budget in zip(bundle.residual, budgets, strict=True)
+    )

@@ -1,0 +1,319 @@
+"""From a config to a gate: what is static in a hashable `Gate`, what is traced in a pytree.
+
+The budgets of a gate are arrays, so that sweeping them never recompiles; its structure (the gate's
+name, levels, variant and switches) is static. Everything a config says is checked here, before any
+compilation; a refusal names the path, the value and the choices.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fiberjax.gates import compose
+from fiberjax.gates.channels import prepare
+from fiberjax.layout import Layout
+
+Budgets = dict[str, Any]
+"""The traced numbers of a gate by name; `budgets` of a hierarchy is a dict by level."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """A traced number of a gate: its default (None switches an optional one off) and its unit."""
+
+    default: float | None
+    unit: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A static choice of a gate: its default and all its values."""
+
+    default: Any
+    choices: tuple[Any, ...]
+
+
+LEVEL = Option("trajectory", ())
+"""An option that names one of the layout's levels."""
+
+BY_LEVEL = Budget(None, "nats")
+"""Marks a gate that takes `budgets` by level from the config's `order` and `levels`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GateSpec:
+    """An entry of the name table.
+
+    Attributes:
+      gate: `(log_ratio, advantage, layout, *, budgets and options) -> gated_ratio`.
+      limit: `(log_ratio, advantage, layout, *, limit_options) -> gated_ratio`: the same gate with
+        infinite budgets.
+      clipped: as `gate`, giving a dict from level to bool[tokens]: where the level's gate makes a
+        token's own row of the Jacobian differ from the limit's.
+      budgets: traced keyword arguments by name.
+      options: static keyword arguments by name.
+      limit_options: those of the options that the limit takes too.
+      score_weight: the gate is a weight on the score, not a bounded ratio: it takes no pessimistic
+        composition, dual clip or recovery.
+      needs_old_log_prob: the gate reads `old_log_prob`, the log-probability of each token under the
+        sampling policy.
+    """
+
+    gate: Callable[..., jax.Array]
+    limit: Callable[..., jax.Array]
+    clipped: Callable[..., dict[str, jax.Array]]
+    budgets: Mapping[str, Budget] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
+    limit_options: tuple[str, ...] = ()
+    score_weight: bool = False
+    needs_old_log_prob: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """A configured gate, hashable: everything about it that is static.
+
+    Attributes:
+      name: its entry in the name table.
+      spec: that entry.
+      options: its static options, by name.
+      pessimistic: whether the gate's contribution is the smaller of its own and its limit's.
+      recovery: whether good tokens that became unlikely use the limit (see `compose.recovery`).
+    """
+
+    name: str
+    spec: GateSpec = dataclasses.field(compare=False, repr=False)
+    options: tuple[tuple[str, Any], ...] = ()
+    pessimistic: bool = False
+    recovery: bool = False
+
+    def __call__(
+        self,
+        log_ratio: jax.Array,
+        advantage: jax.Array,
+        layout: Layout,
+        budgets: Budgets,
+        *,
+        old_log_prob: jax.Array | None = None,
+    ) -> jax.Array:
+        """Gates the ratios; the shape of the log ratios, 1 at padding.
+
+        Args:
+          log_ratio: float[B, T] or [N], nats.
+          advantage: float of the same shape.
+          layout: where the tokens stand.
+          budgets: the pytree that `from_config` gave.
+          old_log_prob: float of the same shape, nats; needed by gates that say so.
+
+        Returns:
+          The gated ratio, differentiable in `log_ratio`.
+        """
+        gated = self.spec.gate(
+            log_ratio, advantage, layout, **self._arguments(budgets, old_log_prob)
+        )
+        dual = budgets.get("dual_clip")
+        if not self.pessimistic and not self.recovery and dual is None:
+            return gated
+        limit = self.limit(log_ratio, layout)
+        _, advantage = prepare(log_ratio, advantage, layout.mask)
+        if self.pessimistic:
+            gated = compose.pessimistic(gated, limit, advantage)
+        if dual is not None:
+            gated = compose.dual_clip(gated, limit, advantage, dual)
+        if self.recovery:
+            gated = compose.recovery(gated, limit, advantage)
+        return gated
+
+    def limit(self, log_ratio: jax.Array, layout: Layout) -> jax.Array:
+        """The gate with infinite budgets; the shape of the log ratios."""
+        options = {name: value for name, value in self.options if name in self.spec.limit_options}
+        return self.spec.limit(log_ratio, jnp.zeros_like(log_ratio), layout, **options)
+
+    def clipped(
+        self,
+        log_ratio: jax.Array,
+        advantage: jax.Array,
+        layout: Layout,
+        budgets: Budgets,
+        *,
+        old_log_prob: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """The tokens whose own row of the Jacobian each level changes; bool[tokens] by level.
+
+        A token that the pessimistic composition or the recovery hands to the limit is not clipped;
+        one beyond the dual clip is, at "token".
+        """
+        arguments = self._arguments(budgets, old_log_prob)
+        masks = self.spec.clipped(log_ratio, advantage, layout, **arguments)
+        dual = budgets.get("dual_clip")
+        if not self.pessimistic and not self.recovery and dual is None:
+            return masks
+        gated = self.spec.gate(log_ratio, advantage, layout, **arguments)
+        limit = self.limit(log_ratio, layout)
+        _, advantage = prepare(log_ratio, advantage, layout.mask)
+        free = jnp.zeros_like(layout.mask)
+        if self.pessimistic:
+            free = compose.prefers_limit(gated, limit, advantage)
+        if self.recovery:
+            free |= compose.recovery_region(limit, advantage)
+        if dual is not None:
+            region = compose.dual_region(limit, advantage)
+            masks = {level: mask & ~(free | region) for level, mask in masks.items()}
+            finest = "token" if "token" in masks else next(iter(masks))
+            return {**masks, finest: masks[finest] | (region & (limit > dual) & layout.mask)}
+        return {level: mask & ~free for level, mask in masks.items()}
+
+    def _arguments(self, budgets: Budgets, old_log_prob: jax.Array | None) -> dict[str, Any]:
+        """The keyword arguments of the gate's function."""
+        arguments = {name: budgets[name] for name in self.spec.budgets} | dict(self.options)
+        if self.spec.needs_old_log_prob:
+            if old_log_prob is None:
+                raise ValueError(f"gate {self.name!r} needs old_log_prob")
+            arguments["old_log_prob"] = old_log_prob
+        return arguments
+
+
+COMMON = ("name", "pessimistic", "dual_clip", "recovery")
+"""Config keys of every gate."""
+
+
+def build(
+    table: Mapping[str, GateSpec], config: Mapping[str, Any], layout_levels: Sequence[str]
+) -> tuple[Gate, Budgets]:
+    """Builds a gate from a config; see `fiberjax.gates.from_config`."""
+    path = "config.gate"
+    if "name" not in config:
+        raise ValueError(f"{path}.name is missing; choose from {tuple(table)}")
+    name = config["name"]
+    if name not in table:
+        raise ValueError(f"{path}.name = {name!r} is not a gate; choose from {tuple(table)}")
+    spec = table[name]
+    by_level = spec.budgets.get("budgets") is BY_LEVEL
+    known = {*COMMON, *spec.budgets, *spec.options} - {"budgets"}
+    known |= {"order", "levels"} if by_level else set()
+    for key in config:
+        if key not in known:
+            raise ValueError(
+                f"{path}.{key} = {config[key]!r} is not an option of {name!r}; "
+                f"choose from {tuple(sorted(known))}"
+            )
+
+    budgets: Budgets = {"dual_clip": None}
+    for key, budget in spec.budgets.items():
+        if budget is not BY_LEVEL:
+            value = config[key] if key in config else budget.default
+            optional = budget.default is None
+            budgets[key] = _traced(_number(f"{path}.{key}", value, budget.unit, optional))
+    if by_level:
+        budgets["budgets"] = _level_budgets(path, config, layout_levels)
+    options = []
+    for key, option in spec.options.items():
+        choices = tuple(layout_levels) if option is LEVEL else option.choices
+        options.append((key, _choice(path, config, key, option.default, choices)))
+    pessimistic = _choice(path, config, "pessimistic", False, (False, True))
+    recovery = _choice(path, config, "recovery", False, (False, True))
+    dual = config["dual_clip"] if "dual_clip" in config else None
+    if spec.score_weight:
+        for key, value in (("pessimistic", pessimistic), ("recovery", recovery)):
+            if value:
+                raise ValueError(
+                    f"{path}.{key} = True, but {name!r} is a weight on the score: expected False"
+                )
+        if dual is not None:
+            raise ValueError(
+                f"{path}.dual_clip = {dual!r}, but {name!r} is a weight on the score: expected None"
+            )
+    dual = _number(f"{path}.dual_clip", dual, "ratio", True)
+    if dual is not None and dual <= 1:
+        raise ValueError(f"{path}.dual_clip = {dual!r}: expected a ratio above 1, or None")
+    budgets["dual_clip"] = _traced(dual)
+    return Gate(name, spec, tuple(options), pessimistic, recovery), budgets
+
+
+def _level_budgets(
+    path: str, config: Mapping[str, Any], layout_levels: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The budgets of the levels that the config orders; float32[2] by level."""
+    for key in ("order", "levels"):
+        if key not in config:
+            raise ValueError(f"{path}.{key} is missing; the layout has levels {layout_levels}")
+    order, levels = config["order"], config["levels"]
+    if isinstance(order, str) or not isinstance(order, Sequence) or not order:
+        raise ValueError(
+            f"{path}.order = {order!r}: expected a tuple of levels, finest first, "
+            f"from {tuple(layout_levels)}"
+        )
+    for level in order:
+        if level not in layout_levels:
+            raise ValueError(
+                f"{path}.order names {level!r}, which the layout lacks; "
+                f"choose from {tuple(layout_levels)}"
+            )
+    positions = [list(layout_levels).index(level) for level in order]
+    if positions != sorted(set(positions)):
+        raise ValueError(
+            f"{path}.order = {tuple(order)!r}: expected each level once, finest first, "
+            f"as in {tuple(layout_levels)}"
+        )
+    if not isinstance(levels, Mapping) and not hasattr(levels, "keys"):
+        raise ValueError(f"{path}.levels = {levels!r}: expected a dict by level")
+    for level in levels:
+        if level not in order:
+            raise ValueError(
+                f"{path}.levels.{level} = {levels[level]!r} is not in {path}.order; "
+                f"choose from {tuple(order)}"
+            )
+    budgets = {}
+    for level in order:
+        if level not in levels:
+            raise ValueError(f"{path}.levels.{level} is missing, though {path}.order names it")
+        entry = levels[level]
+        if not hasattr(entry, "keys") or set(entry.keys()) != {"budget"}:
+            raise ValueError(
+                f"{path}.levels.{level} = {entry!r}: expected the single key 'budget', in nats"
+            )
+        budgets[level] = _pair(f"{path}.levels.{level}.budget", entry["budget"])
+    return budgets
+
+
+def _pair(path: str, value: Any) -> np.ndarray:
+    """A budget given as a number, or as a tuple of one or two; float32[2], plus and minus."""
+    if isinstance(value, (tuple, list)):
+        if len(value) not in (1, 2):
+            raise ValueError(f"{path} = {value!r}: expected a number or a pair (plus, minus), nats")
+        numbers = [_number(path, v, "nats", False) for v in value]
+    else:
+        numbers = [_number(path, value, "nats", False)]
+    return np.broadcast_to(np.array(numbers, np.float32), (2,)).copy()
+
+
+def _number(path: str, value: Any, unit: str, optional: bool) -> float | None:
+    """A positive number, or None where it is optional."""
+    if value is None and optional:
+        return None
+    choices = f"a number above 0 ({unit}){', or None' if optional else ''}"
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
+        raise ValueError(f"{path} = {value!r}: expected {choices}")
+    if math.isnan(value) or value <= 0:
+        raise ValueError(f"{path} = {value!r}: expected {choices}")
+    return float(value)
+
+
+def _traced(value: float | None) -> np.ndarray | None:
+    """A number as a float32[] array."""
+    return None if value is None else np.asarray(value, np.float32)
+
+
+def _choice(
+    path: str, config: Mapping[str, Any], key: str, default: Any, choices: tuple[Any, ...]
+) -> Any:
+    """A static option of the config or its default, which must be one of its choices."""
+    value = config[key] if key in config else default
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(f"{path}.{key} = {value!r}: choose from {choices}")
+    return value

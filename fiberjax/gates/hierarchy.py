@@ -1,0 +1,263 @@
+"""FiberPO and the Fibration Gating Hierarchy: trust regions at several scales at once.
+
+    G = exp(log W + f)
+
+`log W` is the gated drift of the cells above a token, `f` the gated part that is the token's own.
+One level, trajectories, is FiberPO; trajectories, prompt groups and domains are FiberPO-Domain.
+The papers state that the hierarchy needs no new primitive; the recursion in `bundle` is our own
+derivation of it, fixed by its limits: one level is FiberPO exactly, open gates give `G = r`, and
+the Jacobian at `ℓ = 0` is the identity.
+
+The code below is arranged by what it costs. A token's log gated ratio is `ℓ` (or `±ε` where its
+fiber is clipped) plus one number that it shares with the tokens of its cell and class, a class
+being its channel and whether its fiber is open. So forward and backward each move tokens with one
+scatter and two gathers, whatever the number of levels, and automatic differentiation of these
+lines is the closed Jacobian.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from fiberjax.gates import bundle
+from fiberjax.gates.aggregate import clip
+from fiberjax.gates.channels import channel, per_channel, prepare, sign
+from fiberjax.layout import Layout
+from fiberjax.segments import class_spread
+
+
+def fgh(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    budgets: Mapping[str, ArrayLike],
+    epsilon: ArrayLike,
+    epsilon_negative: ArrayLike | None = None,
+    variant: str = "published",
+    base_gate: str = "rollback",
+) -> jax.Array:
+    """Fibration Gating Hierarchy over any nesting of cells; the shape of the log ratios.
+
+        Bₖ(y) = g(Rₖ⁺(y); Cₖ⁺, nₖ) − g(Rₖ⁻(y); Cₖ⁻, nₖ),   log Wᵢ = Σₖ Bₖ(cellₖ(i))
+        fᵢ = clip(lᵢuᵢ, ±ε) − clip(lᵢvᵢ, ±ε),   uᵢ = lᵢℓᵢ − S₁^(lᵢ),   vᵢ = −S₁^(−lᵢ)
+        Gᵢ = exp(log Wᵢ + fᵢ)
+
+    The exact bundle gates each channel as a cell of its own:
+
+        Gᵢ = exp(lᵢ Σₖ g(Rₖ^(lᵢ); Cₖ^(lᵢ), nₖ^(lᵢ)) + clip(ℓᵢ − lᵢS₁^(lᵢ), ±ε))
+
+    Args:
+      log_ratio: float[B, T] or [N], nats; bfloat16 is computed in float32.
+      advantage: float of the same shape; read for its sign only, and only with
+        `epsilon_negative`.
+      layout: where the tokens stand.
+      budgets: for each gated level its budget in nats: one number, or plus and minus. Levels
+        nest in the layout's order; those without a budget are passed over. Traced.
+      epsilon: budget of a token's own drift, nats. Traced.
+      epsilon_negative: another such budget where the advantage is negative. Traced.
+      variant: static, "published" or "exact" (see `bundle`).
+      base_gate: static, "rollback" (published) or "hold".
+
+    Returns:
+      The gated ratio, 1 at padding. `∂ log G/∂ℓ` is block-diagonal over the coarsest cells, the
+      identity where every gate is open, and constant in the advantage.
+
+    Raises:
+      ValueError: a level that the layout lacks, or no level at all.
+
+    References:
+      Fibration Policy Optimization, arXiv 2603.08239; FiberPO: arXiv 2604.03044, eqs. 1 to 5.
+    """
+    state = inspect(
+        log_ratio,
+        advantage,
+        layout,
+        budgets=budgets,
+        epsilon=epsilon,
+        epsilon_negative=epsilon_negative,
+        variant=variant,
+        base_gate=base_gate,
+    )
+    return jnp.where(layout.mask, jnp.exp(state.log_gated), 1)
+
+
+def fiberpo(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    budget: ArrayLike,
+    epsilon: ArrayLike,
+    level: str = "trajectory",
+    epsilon_negative: ArrayLike | None = None,
+    variant: str = "published",
+    base_gate: str = "rollback",
+) -> jax.Array:
+    """FiberPO, the hierarchy of one level; the shape of the log ratios.
+
+        w_τ = g(S⁺_τ; C⁺, T_τ) − g(S⁻_τ; C⁻, T_τ),   Gᵢ = exp(w_τ + fᵢ)
+
+    Args:
+      log_ratio: float[B, T] or [N], nats.
+      advantage: float of the same shape (see `fgh`).
+      layout: where the tokens stand.
+      budget: the trajectory's budget in nats, one number, or plus and minus. Traced.
+      epsilon: budget of a token's own drift, nats. Traced.
+      level: static, the level whose cells are gated.
+      epsilon_negative: another token budget where the advantage is negative. Traced.
+      variant: static, "published" or "exact".
+      base_gate: static, "rollback" or "hold".
+
+    Returns:
+      The gated ratio; see `fgh`.
+
+    References:
+      JoyAI-LLM Flash report, arXiv 2604.03044, Definition 3.1, eqs. 1 to 5.
+    """
+    return fgh(
+        log_ratio,
+        advantage,
+        layout,
+        budgets={level: budget},
+        epsilon=epsilon,
+        epsilon_negative=epsilon_negative,
+        variant=variant,
+        base_gate=base_gate,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Gating:
+    """What the hierarchy decided, for the gate itself, its clip masks and the diagnostics.
+
+    Attributes:
+      layout: the layout of the gated levels.
+      tower: drift, residuals and sizes of every level.
+      budgets: for each level, float[2], nats.
+      own_drift: float[...], nats: `u`, the token's drift beyond its cell's channel.
+      fiber_clipped: bool[...]: the token's part is clipped, `|u| > ε`.
+      log_gated: float[...], nats: `log G`.
+    """
+
+    layout: Layout
+    tower: bundle.Tower
+    budgets: tuple[jax.Array, ...]
+    own_drift: jax.Array
+    fiber_clipped: jax.Array
+    log_gated: jax.Array
+
+
+def inspect(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    budgets: Mapping[str, ArrayLike],
+    epsilon: ArrayLike,
+    epsilon_negative: ArrayLike | None = None,
+    variant: str = "published",
+    base_gate: str = "rollback",
+) -> Gating:
+    """The hierarchy's decisions along with its result; arguments as `fgh`, a `Gating`."""
+    if variant not in bundle.VARIANTS:
+        raise ValueError(f"variant {variant!r} does not exist; choose from {bundle.VARIANTS}")
+    for level in budgets:
+        layout.index(level)
+    layout = layout.select([level for level in layout.levels if level in budgets])
+    log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
+    dtype = log_ratio.dtype
+    pairs = tuple(per_channel(budgets[level], dtype) for level in layout.levels)
+    tower = bundle.tower(log_ratio, layout, variant=variant)
+    weight = bundle.log_weight(tower, layout, pairs, base_gate=base_gate)
+
+    # Token budgets [E]: one, or one for each sign of the advantage.
+    bounds = [epsilon] if epsilon_negative is None else [epsilon, epsilon_negative]
+    bound = jnp.stack([jnp.asarray(b, dtype) for b in bounds])
+    kind = jnp.where(advantage < 0, len(bounds) - 1, 0)
+    channels = channel(log_ratio) + 2 * kind
+    drift = jnp.tile(tower.drift[0], len(bounds))
+    shared = _shared(weight, tower.drift[0], bound, variant)
+    bound_of = bound[0] if epsilon_negative is None else jnp.where(kind == 1, bound[1], bound[0])
+
+    # Which class a token is in is a comparison, without a gradient.
+    centre = class_spread(jax.lax.stop_gradient(drift), layout.cell_id, channels)
+    own = jax.lax.stop_gradient(jnp.abs(log_ratio)) - centre
+    clipped = jnp.abs(own) > bound_of
+    signs = jnp.tile(jnp.array([1, -1], dtype), len(bounds))
+    table = jnp.concatenate([shared - signs * drift, shared], axis=-1)
+    number = channels + jnp.where(clipped, 2 * len(bounds), 0)
+    fiber = jnp.where(clipped, sign(log_ratio) * jnp.sign(own) * bound_of, log_ratio)
+    return Gating(
+        layout=layout,
+        tower=tower,
+        budgets=pairs,
+        own_drift=jnp.where(layout.mask, own, 0),
+        fiber_clipped=clipped & layout.mask,
+        log_gated=fiber + class_spread(table, layout.cell_id, number),
+    )
+
+
+def _shared(weight: jax.Array, drift: jax.Array, bound: jax.Array, variant: str) -> jax.Array:
+    """What the tokens of a cell share, by token budget and channel; float[S_1, 2 E], nats.
+
+    Published: `log W + clip(S⁻, ε)` for tokens of PLUS, `log W − clip(S⁺, ε)` for those of MINUS.
+    Exact: `±` the gated drift of the token's own channel.
+    """
+    signs = jnp.array([1, -1], weight.dtype)
+    if variant == "exact":
+        return jnp.tile(weight * signs, bound.shape[0])
+    both = weight @ signs
+    opposite = [clip(drift[:, ::-1], b) * signs for b in bound]
+    return jnp.concatenate([both[:, None] + part for part in opposite], axis=-1)
+
+
+def clipped(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    budgets: Mapping[str, ArrayLike],
+    epsilon: ArrayLike,
+    epsilon_negative: ArrayLike | None = None,
+    variant: str = "published",
+    base_gate: str = "rollback",
+) -> dict[str, jax.Array]:
+    """The tokens whose own row of `∂ log G/∂ℓ` each level's gate changes; bool[...] by level.
+
+    Arguments as `fgh`. The level "token" is the fiber gate, of both terms of `f`.
+    """
+    state = inspect(
+        log_ratio,
+        advantage,
+        layout,
+        budgets=budgets,
+        epsilon=epsilon,
+        epsilon_negative=epsilon_negative,
+        variant=variant,
+        base_gate=base_gate,
+    )
+    layout, mask = state.layout, state.layout.mask
+    log_ratio, advantage = prepare(log_ratio, advantage, mask)
+    channels = channel(log_ratio)
+    token = state.fiber_clipped
+    if variant == "published":
+        bound = jnp.asarray(epsilon, log_ratio.dtype)
+        if epsilon_negative is not None:
+            bound = jnp.where(advantage < 0, epsilon_negative, bound)
+        opposite = class_spread(state.tower.drift[0][:, ::-1], layout.cell_id, channels)
+        token = token | (opposite > bound)
+    masks = {"token": token & mask}
+    for level, table in zip(layout.levels, bundle.closed(state.tower, state.budgets), strict=True):
+        if variant == "published":
+            # Every token of the cell moves both channels' weights.
+            table = jnp.broadcast_to(jnp.any(table, axis=-1, keepdims=True), table.shape)
+        table = table.astype(jnp.int32)
+        for k in reversed(range(layout.index(level))):
+            table = layout.lift(table, k)
+        masks[level] = (class_spread(table, layout.cell_id, channels) > 0) & mask
+    return masks

@@ -1,0 +1,122 @@
+"""Per-token terms beside the gate: KL estimates, entropy, and weights for a mismatched sampler.
+
+With `q = log π_ref − log π_θ` of a token sampled from `π_θ`, three numbers estimate KL(π_θ ‖ π_ref):
+
+    k1 = −q        unbiased, of either sign; its gradient has expectation zero
+    k2 = q²/2      biased; its gradient is the right one
+    k3 = e^q − 1 − q  unbiased, never negative; its gradient is that of KL(π_ref ‖ π_θ)
+
+A number to log and a term to differentiate are therefore two things: `VALUES` holds the first,
+`LOSSES` the second, where every estimator keeps its value and takes the right gradient.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+Estimate = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(log_prob, reference_log_prob) -> nats`, all of one shape."""
+
+
+def k1(log_prob: jax.Array, reference_log_prob: jax.Array) -> jax.Array:
+    """The estimate `log π_θ − log π_ref`, nats; same shape. Not for a loss: see the module.
+
+    Args:
+      log_prob: float[...], nats, of tokens sampled from `π_θ`.
+      reference_log_prob: float of the same shape, nats.
+    """
+    return _wide(log_prob) - _wide(reference_log_prob)
+
+
+def k2(log_prob: jax.Array, reference_log_prob: jax.Array) -> jax.Array:
+    """The estimate `(log π_θ − log π_ref)²/2`, nats; same shape. Arguments as `k1`."""
+    return k1(log_prob, reference_log_prob) ** 2 / 2
+
+
+def k3(log_prob: jax.Array, reference_log_prob: jax.Array) -> jax.Array:
+    """The estimate `π_ref/π_θ − 1 − log(π_ref/π_θ)`, nats; same shape. Arguments as `k1`."""
+    q = -k1(log_prob, reference_log_prob)
+    return jnp.expm1(q) - q
+
+
+def loss(estimate: Estimate) -> Estimate:
+    """The estimate with the gradient of k2; a function of the same arguments.
+
+    `E[∇ k2] = E[(log π_θ − log π_ref) ∇ log π_θ] = ∇ KL(π_θ ‖ π_ref)`, for tokens sampled from
+    `π_θ`.
+    """
+
+    def with_gradient(log_prob: jax.Array, reference_log_prob: jax.Array) -> jax.Array:
+        right = k2(log_prob, reference_log_prob)
+        value = estimate(log_prob, reference_log_prob)
+        return jax.lax.stop_gradient(value - right) + right
+
+    return with_gradient
+
+
+VALUES: Mapping[str, Estimate] = {"k1": k1, "k2": k2, "k3": k3}
+"""Estimates to log."""
+
+LOSSES: Mapping[str, Estimate] = {"k1": loss(k1), "k2": k2, "k3": loss(k3)}
+"""Estimates to differentiate: the value of each, with the gradient of k2."""
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+    """Entropy of a categorical distribution, `−Σ p log p`, nats; the shape without the last axis.
+
+    Args:
+      logits: float[..., V]; −inf forbids an outcome.
+
+    Returns:
+      float32 or wider, in `[0, log V]`; differentiable, also beside forbidden outcomes.
+    """
+    log_prob = jax.nn.log_softmax(_wide(logits), axis=-1)
+    possible = jnp.isfinite(log_prob)
+    log_prob = jnp.where(possible, log_prob, 0)
+    return -jnp.sum(jnp.where(possible, jnp.exp(log_prob), 0) * log_prob, axis=-1)
+
+
+def truncated_weight(
+    log_prob: jax.Array, sampler_log_prob: jax.Array, *, cap: ArrayLike
+) -> jax.Array:
+    """Importance weight for a sampler that disagrees with the trainer, capped; same shape.
+
+        w = min(π_trainer / π_sampler, cap)
+
+    Args:
+      log_prob: float[...], nats: the sampled tokens under the trainer's copy of the sampling policy.
+      sampler_log_prob: float of the same shape, nats, as the sampler reported it.
+      cap: the largest weight, commonly 2 to 3; traced.
+
+    Returns:
+      The weight of each token, a constant in gradients; multiplies its contribution.
+
+    References:
+      Truncated importance sampling: Ionides 2008; for samplers, arXiv 2510.18855.
+    """
+    ratio = jnp.exp(jax.lax.stop_gradient(k1(log_prob, sampler_log_prob)))
+    return jnp.minimum(ratio, cap)
+
+
+def masked_weight(log_prob: jax.Array, sampler_log_prob: jax.Array, *, cap: ArrayLike) -> jax.Array:
+    """The same weight, with 0 where it leaves `[1/cap, cap]`; same shape.
+
+    Arguments and result as `truncated_weight`. A token on which the two disagree this much is left
+    out instead of being trusted in part.
+    """
+    ratio = jnp.exp(jax.lax.stop_gradient(k1(log_prob, sampler_log_prob)))
+    return jnp.where((ratio <= cap) & (ratio * cap >= 1), ratio, 0)
+
+
+MISMATCH_WEIGHTS: Mapping[str, Callable[..., jax.Array]] = {
+    "truncate": truncated_weight,
+    "mask": masked_weight,
+}
+"""Corrections for a sampler and a trainer that disagree, by name."""
+
+
+def _wide(values: jax.Array) -> jax.Array:
+    """The values in float32 or wider."""
+    return jnp.asarray(values, jnp.promote_types(jnp.result_type(values), jnp.float32))
