@@ -34,11 +34,14 @@ class Metric(NamedTuple):
 
 METRICS: Mapping[str, Metric] = {
     "actor/pg_loss": Metric("reward", "negative surrogate objective, the loss minimised"),
-    "actor/ppo_kl": Metric("nats/token", "mean of -log ratio: sampling policy to current policy"),
+    "actor/ppo_kl": Metric("nats/token", "KL(sampling ‖ current policy), estimate k1: -log ratio"),
+    "actor/ppo_kl_k3": Metric(
+        "nats/token", "the same, estimate k3: ratio - 1 - log ratio, never < 0"
+    ),
     "actor/entropy": Metric("nats/token", "entropy of the next-token distribution"),
     "actor/grad_norm": Metric("norm", "global norm of the gradient, before any clipping"),
+    "actor/update_norm": Metric("norm", "global norm of the optimizer's change of the parameters"),
     "actor/pg_clipfrac": Metric("fraction", "tokens whose gradient the gate changed"),
-    "actor/non_finite": Metric("count", "non-finite entries of the gradient"),
     "is_ratio/mean": Metric("ratio", "importance ratio of tokens, mean"),
     "is_ratio/min": Metric("ratio", "importance ratio of tokens, smallest"),
     "is_ratio/max": Metric("ratio", "importance ratio of tokens, largest"),
@@ -50,6 +53,9 @@ METRICS: Mapping[str, Metric] = {
     "reward/<domain>": Metric("reward", "mean reward in a domain: its pass rate where 0 or 1"),
     "frac_reward_zero_std": Metric("fraction", "prompt groups whose rewards are all equal"),
     "gate/clip_fraction/<level>": Metric("fraction", "tokens whose gradient a level changed"),
+    "gate/channel/<level>/<sign>": Metric("nats", "mean drift of a level's cells, plus or minus"),
+    "gate/fiber_residual": Metric("nats/token", "mean of |u|, what the levels above leave a token"),
+    "gate/log_ratio_non_finite": Metric("count", "tokens whose log ratio is NaN or infinite"),
     "gate/regime/<name>": Metric("fraction", "trajectories in a regime, global or local"),
     "mismatch/log_prob_abs_max": Metric("nats", "|sampler - trainer| log-probability, largest"),
     "mismatch/log_prob_abs_mean": Metric("nats", "|sampler - trainer| log-probability, mean"),
@@ -70,9 +76,12 @@ def describe(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    prefix, _, _ = name.rpartition("/")
+    parts = name.split("/")
     for pattern, metric in METRICS.items():
-        if pattern.endswith(">") and pattern.rpartition("/")[0] == prefix:
+        holes = pattern.split("/")
+        if len(holes) == len(parts) and all(
+            hole == part or hole.startswith("<") for hole, part in zip(holes, parts, strict=True)
+        ):
             return metric
     return Metric("", "")
 

@@ -74,7 +74,9 @@ PANELS = (
         ("response_length/mean", "response_length/max"),
     ),
     Panel("entropy", "Policy entropy", "nats / token", ("actor/entropy",)),
-    Panel("kl", "KL, sampling to current policy", "nats / token", ("actor/ppo_kl",)),
+    Panel(
+        "kl", "KL, sampling to current policy", "nats / token", ("actor/ppo_kl", "actor/ppo_kl_k3")
+    ),
     Panel(
         "importance_ratio",
         "Importance ratio: mean, range",

@@ -136,15 +136,15 @@ def test_finite_or_raise_names_step_and_terms():
     fine = {
         "actor/pg_loss": 0.1,
         "actor/grad_norm": 2.0,
-        "actor/non_finite": 0,
+        "gate/log_ratio_non_finite": 0,
         "is_ratio/max": math.inf,
     }
     metrics.finite_or_raise(3, fine)
     for name, value in [
         ("actor/pg_loss", math.nan),
         ("actor/grad_norm", math.inf),
-        ("actor/non_finite", 2),
-        ("actor/non_finite", math.nan),
+        ("gate/log_ratio_non_finite", 2),
+        ("gate/log_ratio_non_finite", math.nan),
     ]:
         with pytest.raises(FloatingPointError, match=f"step 3 .*{name} = "):
             metrics.finite_or_raise(3, fine | {name: value})
@@ -157,6 +157,7 @@ def test_every_documented_metric_has_unit_and_meaning():
         metrics.describe("gate/clip_fraction/domain")
         == metrics.METRICS["gate/clip_fraction/<level>"]
     )
+    assert metrics.describe("gate/channel/domain/plus").unit == "nats"
     assert metrics.describe("reward/sort").unit == "reward"
     assert metrics.describe("reward/std").meaning != metrics.describe("reward/sort").meaning
     assert metrics.describe("something/else") == metrics.Metric("", "")
