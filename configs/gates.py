@@ -54,6 +54,19 @@ def _clip(name: str, low: float, high: float) -> dict[str, Any]:
     )
 
 
+def _apc(delta: float, level: str, form: str) -> dict[str, Any]:
+    """A stage of the APC chain; meant for the token weighting."""
+    return dict(
+        name="apc",
+        pessimistic=False,
+        dual_clip=_optional(),
+        recovery=False,
+        delta=delta,
+        level=level,
+        form=form,
+    )
+
+
 # Ours, to start tuning from: the minus channel is smaller, since the bias of a KL pushes mass down,
 # coarser levels are tighter, and the token's own budget is tightest of all.
 _TRAJECTORY, _GROUP, _DOMAIN = (0.11, 0.09), (0.06, 0.05), (0.03, 0.025)
@@ -72,6 +85,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     # GSPO (2507.18071): the ratio of a whole trajectory hardly moves, hence the tiny bounds.
     "gspo": _clip("gspo", 3e-4, 4e-4) | dict(level="trajectory"),
     "gspo_token": _clip("gspo_token", 3e-4, 4e-4) | dict(level="trajectory"),
+    # GMPO (2507.20673): its clip range is nats, (e^-0.4, e^0.4) as a ratio.
+    "gmpo": _clip("gmpo", 0.4, 0.4) | dict(level="trajectory"),
+    # CISPO (2506.13585) leaves the lower side free; the upper bound of 5 is a common choice.
+    "cispo": dict(name="cispo", clip_low=1.0, clip_high=4.0),
+    # SAPO (2511.20347): temperatures, one over a ratio.
+    "sapo": dict(name="sapo", temperature_positive=1.0, temperature_negative=1.05),
+    # DPPO (2602.04879): probabilities for the total variation, nats for the KL.
+    "dppo_tv": dict(name="dppo_tv", delta_low=0.2, delta_high=0.2, weight_cap=20.0),
+    "dppo_kl": dict(name="dppo_kl", delta=0.05, weight_cap=20.0),
+    # The derivation of FiberPO, stage by stage (2603.08239, section 3). `delta` is twice a total
+    # variation: at γ = 0.99 TRPO's best radius (1 − γ)/(4γ) gives 2 × 0.002525.
+    "apc_trpo": _apc(0.00505, "state", "ratio"),
+    "apc": _apc(0.1, "state", "ratio"),
+    "apc_log": _apc(0.1, "state", "log"),
+    "apc_sequence": _apc(0.1, "trajectory", "log"),
 }
 # Ours: the gate may only lower a token's contribution, never reward drift.
 PRESETS |= {

@@ -1,6 +1,6 @@
 """Per-token terms beside the gate: KL estimates, entropy, and weights for a mismatched sampler.
 
-With `q = log π_ref − log π_θ` of a token sampled from `π_θ`, three numbers estimate KL(π_θ ‖ π_ref):
+With `q = log π_ref − log π_θ` of a token sampled from `π_θ`, three estimates of KL(π_θ ‖ π_ref):
 
     k1 = −q        unbiased, of either sign; its gradient has expectation zero
     k2 = q²/2      biased; its gradient is the right one
@@ -86,7 +86,7 @@ def truncated_weight(
         w = min(π_trainer / π_sampler, cap)
 
     Args:
-      log_prob: float[...], nats: the sampled tokens under the trainer's copy of the sampling policy.
+      log_prob: float[...], nats: the tokens under the trainer's copy of the sampling policy.
       sampler_log_prob: float of the same shape, nats, as the sampler reported it.
       cap: the largest weight, commonly 2 to 3; traced.
 

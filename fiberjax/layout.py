@@ -14,6 +14,7 @@ row, and flat. Layouts are built and validated on the host by `make_layout`.
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,7 @@ import numpy as np
 from fiberjax import segments
 
 TRAJECTORY = "trajectory"
-
-Array = jax.Array | np.ndarray
-"""Layouts are built of NumPy arrays on the host and put on devices as they are."""
+STATE = "state"
 
 
 @jax.tree_util.register_dataclass
@@ -44,14 +43,22 @@ class Layout:
       levels: names of the levels, finest first. One of them is "trajectory". Static.
       axis_names: for each level, the mesh axes over which a cell's children are spread, so that its
         sums must be added over them; () where a cell lives on one device. Static.
+      state_id: int32[...] of the mask's shape: the state each token was sampled in, shared by
+        tokens of one prompt and prefix (see `state_ids`), `num_states` at padding; None where no
+        gate asks. States lie across trajectories, so they are no level of the tower.
+      num_states: size of the table of states. Static.
+      state_axes: mesh axes over which the tokens of a state are spread. Static.
     """
 
-    mask: Array
-    cell_id: Array | None
-    parents: tuple[Array, ...]
-    sizes: tuple[Array, ...]
+    mask: jax.Array
+    cell_id: jax.Array | None
+    parents: tuple[jax.Array, ...]
+    sizes: tuple[jax.Array, ...]
     levels: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     axis_names: tuple[tuple[str, ...], ...] = dataclasses.field(metadata={"static": True})
+    state_id: jax.Array | None = None
+    num_states: int = dataclasses.field(default=0, metadata={"static": True})
+    state_axes: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def index(self, level: str) -> int:
         """Position of a level, 0 the finest; ValueError naming the choices if there is none."""
@@ -149,6 +156,9 @@ class Layout:
                 self._axes(below + 1, k)
                 for below, k in zip([-1, *chosen[:-1]], chosen, strict=True)
             ),
+            state_id=self.state_id,
+            num_states=self.num_states,
+            state_axes=self.state_axes,
         )
 
     def _axes(self, first: int, last: int) -> tuple[str, ...]:
@@ -165,6 +175,7 @@ def make_layout(
     finest: str = TRAJECTORY,
     num_cells: Mapping[str, int] | None = None,
     axis_names: Mapping[str, tuple[str, ...]] | None = None,
+    state_id: np.ndarray | None = None,
 ) -> Layout:
     """Builds and validates a layout on the host.
 
@@ -178,7 +189,8 @@ def make_layout(
       finest: name of the finest level.
       num_cells: static table sizes by level name, where they should exceed the ids seen; needed for
         one compiled shape over many batches.
-      axis_names: by level name, the mesh axes over which a cell's children are spread.
+      axis_names: by level name, and "state", the mesh axes over which a cell's children are spread.
+      state_id: int of the mask's shape, of `state_ids`; only for gates that couple states.
 
     Returns:
       A `Layout` of NumPy arrays, ready to be put on devices.
@@ -196,7 +208,7 @@ def make_layout(
     if TRAJECTORY not in levels:
         raise ValueError(f"one level must be named {TRAJECTORY!r}; got {levels}")
     for name in (*num_cells, *axis_names):
-        if name not in levels:
+        if name not in (*levels, STATE):
             raise ValueError(f"level {name!r} does not exist; the layout has {levels}")
 
     above = list(parents.values())
@@ -235,14 +247,73 @@ def make_layout(
         count = np.bincount(parent[used], minlength=size)
         tables.append(parent)
         sizes.append(count.astype(np.int32))
+    num_states = 0
+    if state_id is not None:
+        state_id = np.asarray(state_id)
+        if state_id.shape != mask.shape:
+            raise ValueError(f"state_id has shape {state_id.shape}, the mask {mask.shape}")
+        num_states = num_cells.get(STATE, mask.size)
+        _check_ids(STATE, state_id[mask], num_states, "tokens")
+        state_id = np.where(mask, state_id, num_states).astype(np.int32)
+    # NumPy arrays stand for device arrays until they are put on devices.
+    arrays: Any = (mask, cell_id, tuple(tables), tuple(sizes), state_id)
     return Layout(
-        mask=mask,
-        cell_id=cell_id,
-        parents=tuple(tables),
-        sizes=tuple(sizes),
+        mask=arrays[0],
+        cell_id=arrays[1],
+        parents=arrays[2],
+        sizes=arrays[3],
         levels=levels,
         axis_names=tuple(tuple(axis_names.get(name, ())) for name in levels),
+        state_id=arrays[4],
+        num_states=num_states,
+        state_axes=tuple(axis_names.get(STATE, ())),
     )
+
+
+def state_ids(
+    tokens: np.ndarray, mask: np.ndarray, prompt_id: np.ndarray, trajectory_id: np.ndarray
+) -> np.ndarray:
+    """The state each token was sampled in: tokens of one prompt and prefix share one; on the host.
+
+    Args:
+      tokens: int[B, T] or [N], completion tokens in the order of sampling along the last axis.
+      mask: bool of the same shape, True at real completion tokens.
+      prompt_id: int[M], the prompt of each trajectory.
+      trajectory_id: int of the tokens' shape, the trajectory of each.
+
+    Returns:
+      int32 of the tokens' shape, numbered from 0; −1 at padding.
+
+    >>> tokens = np.array([[5, 6, 7], [5, 8, 7]])
+    >>> trajectory = np.array([[0, 0, 0], [1, 1, 1]])
+    >>> state_ids(tokens, tokens > 0, np.array([0, 0]), trajectory).tolist()
+    [[0, 1, 2], [0, 1, 3]]
+    """
+    tokens, mask = np.asarray(tokens), np.asarray(mask, bool)
+    ids = np.full(tokens.size, -1, np.int32)
+    # A trie of states: a state is its parent's number and the token that led on from there.
+    roots: dict[int, int] = {}
+    children: dict[tuple[int, int], int] = {}
+    here: dict[int, int] = {}
+    count = 0
+    for position in np.flatnonzero(mask.ravel()):
+        trajectory = int(np.ravel(trajectory_id)[position])
+        if trajectory not in here:
+            prompt = int(prompt_id[trajectory])
+            if prompt not in roots:
+                roots[prompt] = count
+                count += 1
+            here[trajectory] = roots[prompt]
+        state = here[trajectory]
+        ids[position] = state
+        step = (state, int(tokens.ravel()[position]))
+        if step not in children:
+            children[step] = count
+            count += 1
+        here[trajectory] = children[step]
+    _, dense = np.unique(ids[ids >= 0], return_inverse=True)
+    ids[ids >= 0] = dense
+    return ids.reshape(tokens.shape)
 
 
 def _check_ids(level: str, ids: np.ndarray, size: int, what: str) -> None:

@@ -99,9 +99,9 @@ def token_weight(
         return mask, mask
     length = layout.lift_from(layout.tokens_of(TRAJECTORY), TRAJECTORY)
     per_trajectory = jnp.where(layout.mask, 1 / jnp.maximum(length, 1).astype(dtype), 0)
-    if weighting == "constant":
-        return mask / constant_length, per_trajectory
-    return per_trajectory, per_trajectory
+    if constant_length is None or weighting != "constant":
+        return per_trajectory, per_trajectory
+    return mask / constant_length, per_trajectory
 
 
 def mean(

@@ -4,17 +4,26 @@ Every gate is a pure function
 
     gate(log_ratio, advantage, layout, *, budgets and options) -> gated_ratio
 
-of arrays `[B, T]` or `[N]`. Read them in this order: `channels` (what is computed with),
-`tokenwise` (PPO and its kin), `sequence` (GSPO), `apc` (where hierarchies come from), `aggregate`
-(one drift and its budget), `bundle` (drift pushed up and down a tower of cells), `hierarchy`
-(FiberPO and FGH), `compose` (operators over any gate). `GATES` is the table of names, and
-`from_config` builds any of them from a config.
+of arrays `[B, T]` or `[N]`; those of DPPO also take `old_log_prob`. Read them in this order:
+
+    channels    what gates compute with
+    tokenwise   PPO and its kin
+    score       CISPO, SAPO, DPPO
+    sequence    GSPO, GMPO
+    apc         a shared budget without constraints, where FiberPO starts
+    aggregate   one drift and its budget
+    bundle      drift pushed up and down a tower of cells
+    hierarchy   FiberPO and FGH
+    compose     operators over any gate
+
+`GATES` is the table of names, and `from_config` builds any of them from a config.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fiberjax.gates import aggregate, bundle, config, hierarchy, sequence, tokenwise
+from fiberjax.gates import aggregate, apc, bundle, config, hierarchy, score, sequence, tokenwise
 from fiberjax.gates.config import BY_LEVEL, LEVEL, Budget, Budgets, Gate, GateSpec, Option
 
 __all__ = ["GATES", "Budgets", "Gate", "GateSpec", "from_config"]
@@ -22,13 +31,22 @@ __all__ = ["GATES", "Budgets", "Gate", "GateSpec", "from_config"]
 _CLIP = {"clip_low": Budget(0.2, "ratio"), "clip_high": Budget(0.2, "ratio")}
 _SEQUENCE_CLIP = {"clip_low": Budget(3e-4, "ratio"), "clip_high": Budget(4e-4, "ratio")}
 _LEVEL = {"level": LEVEL}
-_FIBER = {"epsilon": Budget(0.05, "nats"), "epsilon_negative": Budget(None, "nats")}
-_BUNDLE = {
-    "variant": Option("published", bundle.VARIANTS),
-    "base_gate": Option("rollback", tuple(aggregate.BASE_GATES)),
-}
 _PPO = GateSpec(tokenwise.ppo, tokenwise.importance, tokenwise.ppo_clipped, _CLIP)
 _DAPO = {"clip_low": Budget(0.2, "ratio"), "clip_high": Budget(0.28, "ratio")}
+_HIERARCHY = GateSpec(
+    hierarchy.fgh,
+    tokenwise.importance,
+    hierarchy.clipped,
+    {
+        "budgets": BY_LEVEL,
+        "epsilon": Budget(0.05, "nats"),
+        "epsilon_negative": Budget(None, "nats"),
+    },
+    {
+        "variant": Option("published", bundle.VARIANTS),
+        "base_gate": Option("rollback", tuple(aggregate.BASE_GATES)),
+    },
+)
 
 GATES: Mapping[str, GateSpec] = {
     "importance": GateSpec(tokenwise.importance, tokenwise.importance, tokenwise.never),
@@ -52,13 +70,61 @@ GATES: Mapping[str, GateSpec] = {
         _LEVEL,
         limit_options=("level",),
     ),
-    "fgh": GateSpec(
-        hierarchy.fgh,
-        tokenwise.importance,
-        hierarchy.clipped,
-        {**_FIBER, "budgets": BY_LEVEL},
-        _BUNDLE,
+    "gmpo": GateSpec(
+        sequence.gmpo,
+        sequence.sequence_ratio,
+        sequence.gmpo_clipped,
+        {"clip_low": Budget(0.4, "nats"), "clip_high": Budget(0.4, "nats")},
+        _LEVEL,
+        limit_options=("level",),
     ),
+    "cispo": GateSpec(
+        score.cispo,
+        tokenwise.importance,
+        tokenwise.clip_clipped,
+        {"clip_low": Budget(1.0, "ratio"), "clip_high": Budget(4.0, "ratio")},
+        score_weight=True,
+    ),
+    "sapo": GateSpec(
+        score.sapo,
+        tokenwise.importance,
+        score.sapo_clipped,
+        {
+            "temperature_positive": Budget(1.0, "one over a ratio"),
+            "temperature_negative": Budget(1.05, "one over a ratio"),
+        },
+        score_weight=True,
+    ),
+    "dppo_tv": GateSpec(
+        score.dppo_tv,
+        tokenwise.importance,
+        score.dppo_tv_clipped,
+        {
+            "delta_low": Budget(0.2, "probability"),
+            "delta_high": Budget(0.2, "probability"),
+            "weight_cap": Budget(20.0, "ratio"),
+        },
+        score_weight=True,
+        needs_old_log_prob=True,
+    ),
+    "dppo_kl": GateSpec(
+        score.dppo_kl,
+        tokenwise.importance,
+        score.dppo_kl_clipped,
+        {"delta": Budget(0.05, "nats"), "weight_cap": Budget(20.0, "ratio")},
+        score_weight=True,
+        needs_old_log_prob=True,
+    ),
+    "apc": GateSpec(
+        apc.apc,
+        tokenwise.importance,
+        apc.clipped,
+        {"delta": Budget(0.1, "mean deviation, or nats")},
+        {"level": config.UNIT, "form": Option("ratio", apc.FORMS)},
+    ),
+    "fiberpo": dataclasses.replace(_HIERARCHY, depth=1),
+    "fiberpo_domain": dataclasses.replace(_HIERARCHY, depth=3),
+    "fgh": _HIERARCHY,
 }
 """Every gate by name, with the defaults and units of its budgets and options."""
 

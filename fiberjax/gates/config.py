@@ -16,7 +16,7 @@ import numpy as np
 
 from fiberjax.gates import compose
 from fiberjax.gates.channels import prepare
-from fiberjax.layout import Layout
+from fiberjax.layout import STATE, Layout
 
 Budgets = dict[str, Any]
 """The traced numbers of a gate by name; `budgets` of a hierarchy is a dict by level."""
@@ -41,6 +41,9 @@ class Option:
 LEVEL = Option("trajectory", ())
 """An option that names one of the layout's levels."""
 
+UNIT = Option(STATE, ())
+"""An option that names a level or "state": whose tokens share a budget."""
+
 BY_LEVEL = Budget(None, "nats")
 """Marks a gate that takes `budgets` by level from the config's `order` and `levels`."""
 
@@ -62,6 +65,7 @@ class GateSpec:
         composition, dual clip or recovery.
       needs_old_log_prob: the gate reads `old_log_prob`, the log-probability of each token under the
         sampling policy.
+      depth: the number of levels of a hierarchy; None for any.
     """
 
     gate: Callable[..., jax.Array]
@@ -72,6 +76,7 @@ class GateSpec:
     limit_options: tuple[str, ...] = ()
     score_weight: bool = False
     needs_old_log_prob: bool = False
+    depth: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,9 +216,16 @@ def build(
             budgets[key] = _traced(_number(f"{path}.{key}", value, budget.unit, optional))
     if by_level:
         budgets["budgets"] = _level_budgets(path, config, layout_levels)
+        if spec.depth not in (None, len(budgets["budgets"])):
+            raise ValueError(
+                f"{path}.order = {tuple(config['order'])!r}: {name!r} has {spec.depth} level(s); "
+                "'fgh' takes any number"
+            )
     options = []
     for key, option in spec.options.items():
-        choices = tuple(layout_levels) if option is LEVEL else option.choices
+        choices = option.choices
+        if option is LEVEL or option is UNIT:
+            choices = (*((STATE,) if option is UNIT else ()), *layout_levels)
         options.append((key, _choice(path, config, key, option.default, choices)))
     pessimistic = _choice(path, config, "pessimistic", False, (False, True))
     recovery = _choice(path, config, "recovery", False, (False, True))

@@ -6,6 +6,7 @@ from jax.typing import ArrayLike
 
 from fiberjax.gates import tokenwise
 from fiberjax.gates.channels import prepare
+from fiberjax.gates.score import unit_score
 from fiberjax.layout import Layout
 from fiberjax.segments import safe_divide
 
@@ -101,7 +102,7 @@ def sequence_ratio_token(
     """
     masked, _ = prepare(log_ratio, advantage, layout.mask)
     ratio = jax.lax.stop_gradient(sequence_ratio(log_ratio, advantage, layout, level=level))
-    return ratio * score(masked)
+    return ratio * unit_score(masked)
 
 
 def gspo_token(
@@ -126,9 +127,66 @@ def gspo_token(
     return tokenwise.one_sided(ratio, advantage, 1 - clip_low, 1 + clip_high)
 
 
-def score(log_ratio: jax.Array) -> jax.Array:
-    """The number 1 with the gradient of `ℓ`, `exp(ℓ − sg(ℓ))`; same shape.
+def gmpo(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    clip_low: ArrayLike,
+    clip_high: ArrayLike,
+    level: str = "trajectory",
+) -> jax.Array:
+    """GMPO: the geometric mean of clipped ratios; the shape of the log ratios.
 
-    A constant times this is a weight on the score function `∇ log π`.
+        Gᵢ = exp(mean_τ c),   cⱼ = min(ℓⱼ, ε_hi) if Âⱼ > 0, max(ℓⱼ, −ε_lo) if Âⱼ < 0, else ℓⱼ
+
+    Args:
+      log_ratio: float[B, T] or [N], nats.
+      advantage: float of the same shape; read for its sign.
+      layout: where the tokens stand.
+      clip_low: how far a log ratio may fall, nats; traced.
+      clip_high: how far a log ratio may rise, nats; traced.
+      level: static, the level whose cells share a ratio.
+
+    Returns:
+      The gated ratio, 1 at padding; gradient `G/T_τ` towards every unclipped token of the
+      trajectory, 0 towards the clipped ones.
+
+    References:
+      GMPO, arXiv 2507.20673, eq. 4.
     """
-    return jnp.exp(log_ratio - jax.lax.stop_gradient(log_ratio))
+    bounded, _ = _bounded(log_ratio, advantage, layout, clip_low, clip_high)
+    return jnp.where(layout.mask, jnp.exp(trajectory_mean(bounded, layout, level)), 1)
+
+
+def gmpo_clipped(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    clip_low: ArrayLike,
+    clip_high: ArrayLike,
+    level: str = "trajectory",
+) -> dict[str, jax.Array]:
+    """The tokens of trajectories with a clipped token; bool[...] under the level's name.
+
+    The tokens of a trajectory share one row of the Jacobian, which any clipped token changes.
+    """
+    _, clipped = _bounded(log_ratio, advantage, layout, clip_low, clip_high)
+    share = trajectory_mean(clipped.astype(jnp.float32), layout, level)
+    return {level: (share > 0) & layout.mask}
+
+
+def _bounded(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    clip_low: ArrayLike,
+    clip_high: ArrayLike,
+) -> tuple[jax.Array, jax.Array]:
+    """Log ratios bounded on the side their advantage rewards, and where the bound binds."""
+    log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
+    high = (advantage > 0) & (log_ratio > clip_high)
+    low = (advantage < 0) & (log_ratio < -jnp.asarray(clip_low))
+    bound = jnp.where(high, clip_high, -jnp.asarray(clip_low)).astype(log_ratio.dtype)
+    return jnp.where(high | low, bound, log_ratio), high | low
