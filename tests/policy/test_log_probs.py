@@ -1,0 +1,185 @@
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fiberjax import policy
+
+from . import shapes
+
+token_outputs = jax.jit(policy.token_outputs, static_argnames=("config", "start", "chunk"))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """Activations [B, T, D], table [V, D], targets [B, T]."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(keys[0], (3, 7, 5))
+    return hidden, jax.random.normal(keys[1], (6, 5)), jax.random.randint(keys[2], (3, 7), 0, 6)
+
+
+def direct(hidden, kernel, targets, *, temperature):
+    log_p = jax.nn.log_softmax(hidden @ kernel.T / temperature)
+    chosen = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    return policy.TokenOutputs(chosen, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_chunks_equal_direct_in_value_and_gradient(inputs, chunk, temperature):
+    hidden, kernel, targets = inputs
+    weights = jax.random.normal(jax.random.key(9), (2, *targets.shape))
+
+    def run(function, **options):
+        def loss(hidden, kernel, temperature):
+            out = function(hidden, kernel, targets, temperature=temperature, **options)
+            return jnp.sum(weights * jnp.stack(out)), out
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
+            hidden, kernel, temperature
+        )
+
+    chex.assert_trees_all_close(
+        run(policy.chunked_token_outputs, chunk=chunk), run(direct), rtol=2e-5, atol=2e-5
+    )
+
+
+def test_entropy_gradient_by_differences(inputs):
+    with jax.enable_x64(True):
+        hidden, kernel, targets = (jnp.asarray(np.asarray(x), None) for x in inputs)
+        hidden, kernel = hidden.astype(jnp.float64), kernel.astype(jnp.float64)
+
+        def entropy(hidden):
+            return direct(hidden, kernel, targets, temperature=0.7).entropy.sum()
+
+        step = 1e-6 * jax.random.normal(jax.random.key(4), hidden.shape, jnp.float64)
+        slope = entropy(hidden + step) - entropy(hidden - step)
+        gradient = jax.grad(
+            lambda h: policy.chunked_token_outputs(
+                h.astype(jnp.float32), kernel, targets, temperature=0.7, chunk=2
+            ).entropy.sum()
+        )(hidden)
+        np.testing.assert_allclose(jnp.sum(gradient * step) * 2, slope, rtol=1e-4)
+
+
+def test_extreme_logits_stay_finite():
+    hidden, kernel = jnp.full((1, 2, 1), 300.0), jnp.array([[1.0], [-1.0], [0.0]])
+    targets = jnp.array([[0, 1]])
+
+    def loss(hidden):
+        out = policy.chunked_token_outputs(hidden, kernel, targets, temperature=0.1, chunk=1)
+        return jnp.sum(out.log_prob + out.entropy), out
+
+    (_, out), gradient = jax.value_and_grad(loss, has_aux=True)(hidden)
+    np.testing.assert_allclose(out.log_prob, [[0.0, -6000.0]], rtol=1e-6)
+    np.testing.assert_allclose(out.entropy, 0.0, atol=1e-3)
+    assert np.isfinite(gradient).all()
+
+
+def test_sequence_probabilities_sum_to_one():
+    """Over all continuations of three tokens from a vocabulary of four."""
+    config = shapes.config(vocab_size=4)
+    rows = jnp.array([(2, *rest) for rest in itertools.product(range(4), repeat=3)])
+    out = token_outputs(
+        config,
+        shapes.params(config),
+        rows,
+        *shapes.whole(rows),
+        start=1,
+        temperature=0.8,
+        chunk=2,
+    )
+    log_prob = out.log_prob.sum(axis=1)
+    np.testing.assert_allclose(jnp.exp(log_prob).sum(), 1.0, rtol=1e-5)
+    # The chain rule of entropy: the expected sum of conditional ones is that of the sequence.
+    np.testing.assert_allclose(
+        jnp.sum(jnp.exp(log_prob) * out.entropy.sum(axis=1)),
+        -jnp.sum(jnp.exp(log_prob) * log_prob),
+        rtol=1e-4,
+    )
+
+
+def test_padding_contents_change_no_value_and_no_gradient():
+    config = shapes.config()
+    params, tokens = shapes.params(config), shapes.tokens(2, 8)
+    segments = jnp.array([[0, 0, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0, 0, 0]])
+    positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
+    mask = segments[:, 3:] > 0
+
+    def loss(params, tokens, positions):
+        out = token_outputs(
+            config, params, tokens, positions, segments, start=3, temperature=1.0, chunk=2
+        )
+        return jnp.sum(jnp.where(mask, out.log_prob + out.entropy, 0.0))
+
+    run = jax.jit(jax.value_and_grad(loss))
+    expected = run(params, tokens, positions)
+    for garbage in (-1, 3, 10**6):
+        fill = lambda x: jnp.where(segments > 0, x, garbage)  # noqa: B023, E731
+        chex.assert_trees_all_equal(run(params, fill(tokens), fill(positions)), expected)
+
+
+def test_start_selects_columns():
+    config = shapes.config()
+    params, tokens = shapes.params(config), shapes.tokens(2, 6)
+    run = lambda start: token_outputs(  # noqa: E731
+        config, params, tokens, *shapes.whole(tokens), start=start, temperature=1.0, chunk=4
+    )
+    chex.assert_trees_all_close(
+        run(4), jax.tree.map(lambda x: x[:, 3:], run(1)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_no_array_of_all_logits_is_kept():
+    """Temporaries of value and gradient stay near one chunk of logits, far below all of them."""
+    batch, length, width, vocab, chunk = 4, 256, 8, 4096, 4
+
+    def temporaries(function, **options):
+        def loss(hidden, kernel):
+            targets = jnp.zeros((batch, length), jnp.int32)
+            out = function(hidden, kernel, targets, temperature=1.0, **options)
+            return jnp.sum(out.log_prob + out.entropy)
+
+        shape = jax.ShapeDtypeStruct
+        arguments = shape((batch, length, width), jnp.float32), shape((vocab, width), jnp.float32)
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    whole = 4 * batch * length * vocab
+    assert temporaries(direct) >= whole
+    assert temporaries(policy.chunked_token_outputs, chunk=chunk) < whole / 4
+
+
+def test_bfloat16_log_probs_are_float32():
+    config = shapes.config(compute_dtype="bfloat16")
+    tokens = shapes.tokens(2, 5)
+    out = token_outputs(
+        config,
+        shapes.params(config),
+        tokens,
+        *shapes.whole(tokens),
+        start=1,
+        temperature=1.0,
+        chunk=2,
+    )
+    chex.assert_shape(out, (2, 4))
+    chex.assert_type(out, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(start=0), r"start must be in \[1, 4\], got 0"),
+        (dict(start=5), "start must be in"),
+        (dict(chunk=0), "chunk must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    config = shapes.config()
+    tokens = shapes.tokens(1, 5)
+    options = dict(start=1, temperature=1.0, chunk=2) | options
+    with pytest.raises(ValueError, match=message):
+        token_outputs(config, shapes.params(config), tokens, *shapes.whole(tokens), **options)
