@@ -136,6 +136,11 @@ def test_domains_are_drawn_by_square_root_or_as_told(domains):
     assert share(domain_probability={"sort": 0.0}) == 0.0
 
 
+def test_every_part_of_a_batch_sees_every_domain(domains):
+    batch = next(stream(domains, num_prompts=32))
+    assert set(batch.domain[:16].tolist()) == set(batch.domain[16:].tolist()) == {0, 1}
+
+
 def test_prompts_are_drawn_by_curriculum(domains):
     one = stream(domains[1:], num_prompts=4, start=0.5, end=0.5)
     rates = np.linspace(0, 1, 64)
