@@ -6,9 +6,10 @@
         --config.gate.levels.trajectory.budget=0.3
 """
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
+FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; resumed if it exists.")
 
@@ -17,6 +18,8 @@ def main(argv: list[str]) -> None:
     """Builds the experiment, then runs it."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Checkpointing tells a lot.
     # After the flags are parsed: a mistyped option is refused before jax starts.
     from fiberjax import experiment, loop
 

@@ -59,7 +59,7 @@ class Checkpoints:
         )
 
     def restore(self, abstract_state: Any) -> Restored | None:
-        """Reads the newest checkpoint onto the shardings of `abstract_state`; None if there is none.
+        """Reads the newest checkpoint onto the shardings of `abstract_state`; None without one.
 
         The mesh may differ from the one that saved.
 

@@ -26,7 +26,7 @@ from fiberjax.update import Knobs, StepOptions
 LEVELS = ("trajectory", "group", "domain")
 
 SECTIONS = (
-    *("seed", "iterations", "tasks", "window", "policy", "warm_start", "rollout", "update"),
+    *("seed", "iterations", "tasks", "window", "policy", "warm_start", "rollout", "training"),
     *("gate", "advantage", "optimizer", "curriculum", "evaluation", "checkpoint", "mesh"),
 )
 
@@ -42,7 +42,7 @@ class Experiment:
       window: static shape of a sequence.
       warm_start: options of the supervised phase.
       rollout: options of sampling.
-      update: options of the updates.
+      training: options of the updates.
       curriculum: options of the prompt stream.
       evaluation: options of the held-out measurement.
       checkpoint: options of saving.
@@ -64,7 +64,7 @@ class Experiment:
     window: options.Window
     warm_start: options.WarmStart
     rollout: options.Rollout
-    update: options.Update
+    training: options.Training
     curriculum: options.Curriculum
     evaluation: options.Evaluation
     checkpoint: options.Checkpoint
@@ -153,7 +153,7 @@ def from_config(config: Any, devices: Any = None) -> Experiment:
     tasks = options.parse(options.Tasks, config.tasks, "config.tasks")
     window = options.parse(options.Window, config.window, "config.window")
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
-    update = options.parse(options.Update, config.update, "config.update")
+    training = options.parse(options.Training, config.training, "config.training")
     for name in ("seed", "iterations"):
         if type(config[name]) is not int or config[name] < 0:
             raise ValueError(f"config.{name} must be a whole number ≥ 0; got {config[name]!r}")
@@ -162,12 +162,12 @@ def from_config(config: Any, devices: Any = None) -> Experiment:
             f"config.advantage must be one of {', '.join(advantages.ESTIMATORS)}; "
             f"got {config.advantage!r}"
         )
-    optimizer = _optimizer(config.optimizer, config.iterations, update)
+    optimizer = _optimizer(config.optimizer, config.iterations, training)
     gate, budgets = gates.from_config(config.gate, LEVELS)
     device_mesh = mesh.make_mesh(config.mesh.to_dict(), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
-    check_rows(device_mesh, rollout, update, warm_start, evaluation)
+    check_rows(device_mesh, rollout, training, warm_start, evaluation)
     vocabulary = make_vocabulary(tasks.vocabulary)
     policy = options.parse(
         TransformerConfig, config.policy, "config.policy", {"vocab_size": vocabulary.size}
@@ -180,7 +180,7 @@ def from_config(config: Any, devices: Any = None) -> Experiment:
         window=window,
         warm_start=warm_start,
         rollout=rollout,
-        update=update,
+        training=training,
         curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
         evaluation=evaluation,
         checkpoint=options.parse(options.Checkpoint, config.checkpoint, "config.checkpoint"),
@@ -194,30 +194,30 @@ def from_config(config: Any, devices: Any = None) -> Experiment:
         knobs=Knobs(
             budgets=budgets,
             temperature=np.float32(rollout.temperature),
-            entropy_coefficient=np.float32(update.entropy_coefficient),
-            kl_coefficient=np.float32(update.kl_coefficient),
+            entropy_coefficient=np.float32(training.entropy_coefficient),
+            kl_coefficient=np.float32(training.kl_coefficient),
         ),
         optimizer=optimizer,
         step=StepOptions(
-            weighting=update.weighting,
+            weighting=training.weighting,
             constant_length=window.completion,
-            kl_estimator=update.kl_estimator if update.kl_coefficient > 0 else None,
-            entropy_bonus=update.entropy_coefficient != 0,
-            num_micro_batches=update.micro_batches,
-            chunk=update.chunk,
+            kl_estimator=training.kl_estimator if training.kl_coefficient > 0 else None,
+            entropy_bonus=training.entropy_coefficient != 0,
+            num_micro_batches=training.micro_batches,
+            chunk=training.chunk,
         ),
     )
 
 
 def _optimizer(
-    config: Any, iterations: int, update: options.Update
+    config: Any, iterations: int, training: options.Training
 ) -> optax.GradientTransformation:
     chosen = options.parse(options.Optimizer, config, "config.optimizer")
     schedule = optimizers.make_schedule(
         chosen.schedule,
         learning_rate=chosen.learning_rate,
         warmup_steps=chosen.warmup_steps,
-        total_steps=max(iterations * update.epochs * update.minibatches, chosen.warmup_steps),
+        total_steps=max(iterations * training.epochs * training.minibatches, chosen.warmup_steps),
     )
     return optimizers.make_optimizer(
         chosen.name,
@@ -233,22 +233,22 @@ def _optimizer(
 def check_rows(
     device_mesh: Mesh,
     rollout: options.Rollout,
-    update: options.Update,
+    training: options.Training,
     warm_start: options.WarmStart,
     evaluation: options.Evaluation,
 ) -> None:
     """Refuses batches that do not divide: over devices, minibatches and micro-batches."""
     shards = mesh.row_shards(device_mesh)
     shown = f"{shards} row shards (mesh data × fsdp)"
-    if rollout.prompts % (shards * update.minibatches):
+    if rollout.prompts % (shards * training.minibatches):
         raise ValueError(
             f"config.rollout.prompts = {rollout.prompts} does not divide into "
-            f"{update.minibatches} minibatches over {shown}"
+            f"{training.minibatches} minibatches over {shown}"
         )
-    rows = rollout.prompts * rollout.samples // (update.minibatches * shards)
-    if rows % update.micro_batches:
+    rows = rollout.prompts * rollout.samples // (training.minibatches * shards)
+    if rows % training.micro_batches:
         raise ValueError(
-            f"config.update.micro_batches = {update.micro_batches} does not divide the {rows} rows "
+            f"config.training.micro_batches = {training.micro_batches} does not divide the {rows} rows "
             "of a minibatch on each row shard"
         )
     for path, size in (
@@ -286,7 +286,9 @@ def load_domains(
             "max_prompt_tokens": window.prompt,
         }
         train = read_file(tasks.file, split=None if held_out else "train", **read)
-        test = read_file(held_out, **read) if held_out else read_file(tasks.file, split="test", **read)
+        test = (
+            read_file(held_out, **read) if held_out else read_file(tasks.file, split="test", **read)
+        )
         names = [domain.name for domain in train]
         by_name = {domain.name: domain for domain in test}
         if set(by_name) - set(names):
@@ -308,4 +310,3 @@ def load_domains(
     }
     train, test = (load(tuple(knobs), split, tasks.data_dir, **read) for split in ("train", "test"))
     return train, test
-

@@ -89,9 +89,7 @@ def _differences(a: Any, b: Any, path: str = "config") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         keys = sorted(a.keys() | b.keys())
         return [
-            found
-            for key in keys
-            for found in _differences(a.get(key), b.get(key), f"{path}.{key}")
+            found for key in keys for found in _differences(a.get(key), b.get(key), f"{path}.{key}")
         ]
     return [] if a == b else [f"{path} ({a!r} there, {b!r} here)"]
 
@@ -104,7 +102,7 @@ def initial_params(experiment: Experiment) -> Any:
         experiment.mesh,
         experiment.supervised_stream,
         prompt_columns=experiment.window.prompt,
-        chunk=experiment.update.chunk,
+        chunk=experiment.training.chunk,
         seed=experiment.seed,
         depends_on=[
             dataclasses.asdict(experiment.tasks),
@@ -196,8 +194,8 @@ def train(experiment: Experiment, start: Any, directory: Path) -> TrainState:
         ):
             for iteration in range(done, experiment.iterations):
                 state, scalars = trainer.iterate(state, stream, iteration)
-                metrics.finite_or_raise(iteration + 1, scalars)
                 writer.write(iteration + 1, scalars)
+                metrics.finite_or_raise(iteration + 1, scalars)
                 progress.update(
                     iteration + 1, **{name: scalars[key] for name, key in SHOWN.items()}
                 )
@@ -262,8 +260,8 @@ class Trainer:
         self._score: Callable = make_score(
             experiment.policy,
             experiment.mesh,
-            experiment.update.chunk,
-            experiment.update.micro_batches * experiment.update.minibatches,
+            experiment.training.chunk,
+            experiment.training.micro_batches * experiment.training.minibatches,
         )
 
     def iterate(
@@ -293,7 +291,7 @@ class Trainer:
         sampled = time.monotonic()
         pending = []
         order = np.random.default_rng((self.experiment.seed, iteration))
-        for _ in range(self.experiment.update.epochs):
+        for _ in range(self.experiment.training.epochs):
             for j in order.permutation(len(batches)):
                 state, step_metrics = self._step(state, batches[j], self.experiment.knobs)
                 pending.append(step_metrics)
@@ -314,17 +312,17 @@ class Trainer:
         self, params: Any, rollouts: Rollouts, rewards: np.ndarray
     ) -> tuple[list, dict[str, float]]:
         """The optimizer batches of the rollouts, and how far sampler and trainer disagree."""
-        update = self.experiment.update
+        training = self.experiment.training
         temperature = self.experiment.knobs.temperature
         old = mesh.local_values(self._score(params, rollouts, temperature).log_prob)
         reference = np.zeros_like(old)
-        if update.kl_coefficient > 0:
+        if training.kl_coefficient > 0:
             scored = self._score(self._reference, rollouts, temperature)
             reference = mesh.local_values(scored.log_prob)
         weight = np.ones_like(old)
-        if update.mismatch != "none":
-            correct = kl.MISMATCH_WEIGHTS[update.mismatch]
-            weight = np.asarray(correct(old, rollouts.sampler_log_prob, cap=update.mismatch_cap))
+        if training.mismatch != "none":
+            correct = kl.MISMATCH_WEIGHTS[training.mismatch]
+            weight = np.asarray(correct(old, rollouts.sampler_log_prob, cap=training.mismatch_cap))
         group = np.arange(len(rewards)) // rollouts.group_size
         estimate = advantages.ESTIMATORS[self.experiment.advantage]
         advantage = np.asarray(estimate(rewards, group, len(rewards) // rollouts.group_size))
@@ -337,7 +335,7 @@ class Trainer:
             old_log_prob=old,
             reference_log_prob=reference,
             sample_weight=weight,
-            num_minibatches=update.minibatches,
+            num_minibatches=training.minibatches,
             num_domains=len(self.experiment.train),
         )
         gap = np.abs(old - rollouts.sampler_log_prob)[rollouts.mask]
@@ -350,7 +348,7 @@ class Trainer:
 def _reduce(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
     """The metrics of an iteration's updates: extremes of extremes, means of the rest."""
     read = jax.device_get(pending)
-    reducers = {"/min": np.min, "/max": np.max, "/non_finite": np.sum}
+    reducers = {"/min": np.min, "/max": np.max, "non_finite": np.sum}
     scalars = {}
     for name in read[0]:
         reduce = next((f for end, f in reducers.items() if name.endswith(end)), np.mean)

@@ -186,7 +186,7 @@ class Rollout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Update:
+class Training:
     """The updates on one batch of rollouts.
 
     Attributes:

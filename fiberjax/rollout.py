@@ -20,7 +20,7 @@ from fiberjax import mesh
 from fiberjax.layout import Layout, make_layout
 from fiberjax.policy import TokenOutputs, TransformerConfig, sample
 from fiberjax.tasks import Domain, PromptBatch, Vocabulary, score
-from fiberjax.update import Batch, make_forward
+from fiberjax.update import Batch, batch_specs, make_forward
 
 # Streams of randomness under one seed: no two phases ever share a key.
 TRAINING, EVALUATION, PROFILE, INITIALISATION = range(4)
@@ -227,12 +227,6 @@ def make_batches(
         )
         batches.append(mesh.place(device_mesh, batch, batch_specs(batch)))
     return batches
-
-
-def batch_specs(batch: Batch) -> Batch:
-    """Partition specs of a batch: rows everywhere but in the tables above the trajectories."""
-    rows = jax.tree.map(lambda _: mesh.ROWS, batch)
-    return dataclasses.replace(rows, layout=mesh.layout_specs(batch.layout))
 
 
 def _batch_layout(

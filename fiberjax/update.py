@@ -238,17 +238,75 @@ def objective_gradient(
     def local(
         outputs: TokenOutputs, batch: Batch, knobs: Knobs
     ) -> tuple[dict[str, jax.Array], TokenOutputs]:
-        value = lambda outputs: _objective(gate, options, outputs, batch, knobs)  # noqa: E731
+        def value(outputs: TokenOutputs) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return local_objective(gate, options, outputs, batch, knobs, mesh.ROW_AXES)
+
         (_, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(outputs)
         return metrics, cotangents
 
     batch = dataclasses.replace(batch, tokens=None, positions=None, segment_ids=None)
-    batch_specs = dataclasses.replace(
-        jax.tree.map(lambda _: mesh.ROWS, batch), layout=mesh.layout_specs(batch.layout)
-    )
     return jax.shard_map(
         local,
         mesh=device_mesh,
-        in_specs=(mesh.ROWS, batch_specs, mesh.REPLICATED),
+        in_specs=(mesh.ROWS, batch_specs(batch), mesh.REPLICATED),
         out_specs=(mesh.REPLICATED, mesh.ROWS),
     )(outputs, batch, knobs)
+
+
+def batch_specs(batch: Batch) -> Batch:
+    """Partition specs of a batch: rows everywhere but in the tables above the trajectories."""
+    rows = jax.tree.map(lambda _: mesh.ROWS, batch)
+    return dataclasses.replace(rows, layout=mesh.layout_specs(batch.layout))
+
+
+def local_objective(
+    gate: Gate,
+    options: StepOptions,
+    outputs: TokenOutputs,
+    batch: Batch,
+    knobs: Knobs,
+    axis_name: tuple[str, ...],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The objective J to maximise, and the metrics; float32[] and a dict of float32[].
+
+        J = Σᵢ μᵢ wᵢ G(r)ᵢ Âᵢ + c_H · mean entropy − c_KL · mean KL(π_θ ‖ π_ref)
+
+    All means have the objective's own weights. Totals and counts are added over `axis_name` before
+    they are divided.
+
+    Args:
+      gate: the ratio gate.
+      options: static choices.
+      outputs: of the current policy, over this shard's tokens.
+      batch: this shard's rows; tokens and positions are not read.
+      knobs: traced numbers.
+      axis_name: mesh axes that the rows are split over; () outside `shard_map`.
+    """
+    layout = batch.layout
+    weighting = {"weighting": options.weighting, "constant_length": options.constant_length}
+
+    def value(metric: objective.Metric) -> jax.Array:
+        return objective.add_over(metric, axis_name).value
+
+    log_ratio = outputs.log_prob - batch.old_log_prob
+    gate_inputs = (log_ratio, batch.advantage, layout, knobs.budgets)
+    gated = gate(*gate_inputs, old_log_prob=batch.old_log_prob)
+    advantage = batch.advantage * batch.sample_weight
+    surrogate = value(objective.surrogate(gated, advantage, layout, **weighting))
+    total = surrogate
+    metrics = {"actor/pg_loss": -surrogate}
+    if options.entropy_bonus:
+        bonus = value(objective.mean(outputs.entropy, layout, **weighting))
+        total += knobs.entropy_coefficient * bonus
+    if options.kl_estimator is not None:
+        estimate = kl.LOSSES[options.kl_estimator](outputs.log_prob, batch.reference_log_prob)
+        penalty = value(objective.mean(estimate, layout, **weighting))
+        total -= knobs.kl_coefficient * penalty
+        metrics["actor/kl_reference"] = penalty
+    entropy = objective.mean(jax.lax.stop_gradient(outputs.entropy), layout, weighting="token")
+    metrics["actor/entropy"] = value(entropy)
+    frozen = jax.lax.stop_gradient(log_ratio)
+    logged = diagnostics.gate_metrics(
+        gate, frozen, *gate_inputs[1:], old_log_prob=batch.old_log_prob
+    )
+    return total, metrics | {name: value(metric) for name, metric in logged.items()}
