@@ -2,7 +2,7 @@
 
     python experiments/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-The argument after the colon picks the gate: `configs/quickstart.py:gspo`, any of `configs/gates.py`.
+The argument after the colon picks a gate of `configs/gates.py`: `configs/quickstart.py:gspo`.
 """
 
 from ml_collections import ConfigDict

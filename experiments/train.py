@@ -1,5 +1,6 @@
-"""Trains a policy as a config says; the same command resumes.
+r"""Trains a policy as a config says; the same command resumes.
 
+Examples:
     python experiments/train.py --config=configs/quickstart.py --workdir=runs/quickstart
     python experiments/train.py --config=configs/quickstart.py:gspo --workdir=runs/gspo
     python experiments/train.py --config=configs/quickstart.py --workdir=runs/wide \

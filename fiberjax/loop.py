@@ -101,7 +101,6 @@ def initial_params(experiment: Experiment) -> Any:
         experiment.policy,
         experiment.mesh,
         experiment.supervised_stream,
-        prompt_columns=experiment.window.prompt,
         chunk=experiment.training.chunk,
         seed=experiment.seed,
         depends_on=[

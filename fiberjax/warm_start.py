@@ -21,7 +21,7 @@ from fiberjax import checkpoints, mesh, optimizers
 from fiberjax.options import WarmStart
 from fiberjax.policy import TransformerConfig, init, token_outputs
 from fiberjax.progress import Progress
-from fiberjax.rollout import INITIALISATION, positions_of
+from fiberjax.rollout import INITIALISATION
 from fiberjax.tasks import SupervisedBatch
 
 
@@ -41,7 +41,6 @@ def warm_start(
     device_mesh: Mesh,
     batches: Callable[[], Iterable[SupervisedBatch]],
     *,
-    prompt_columns: int,
     chunk: int,
     seed: int,
     depends_on: Any,
@@ -53,7 +52,6 @@ def warm_start(
       config: shape of the policy.
       device_mesh: from `mesh.make_mesh`.
       batches: makes the endless stream of this process's rows.
-      prompt_columns: P; the loss is over the columns after it.
       chunk: columns whose logits exist at a time.
       seed: of the initial parameters.
       depends_on: JSON-like; what else the result depends on (data, window, data seed).
@@ -72,9 +70,7 @@ def warm_start(
         found = saved.restore(checkpoints.abstract(params, shardings))
         if found is not None:
             return found.state
-        params = _train(
-            options, config, device_mesh, params, shardings, batches(), prompt_columns, chunk
-        )
+        params = _train(options, config, device_mesh, params, shardings, batches(), chunk)
         saved.save(options.steps, params, {"settings": settings, "policy": shape})
     return params
 
@@ -91,7 +87,6 @@ def _train(
     params: Any,
     shardings: Any,
     batches: Iterable[SupervisedBatch],
-    prompt_columns: int,
     chunk: int,
 ) -> Any:
     optimizer = optimizers.make_optimizer(
@@ -121,7 +116,7 @@ def _train(
                 tokens,
                 positions,
                 segment_ids,
-                start=prompt_columns,
+                start=1,
                 temperature=1.0,
                 chunk=chunk,
                 constrain=mesh.constrain(device_mesh),
@@ -141,12 +136,7 @@ def _train(
     with Progress(options.steps, "warm start", log_every=100) as progress:
         for index in range(options.steps):
             batch = next(iterator)
-            arrays = (
-                batch.tokens,
-                positions_of(batch.mask),
-                batch.mask.astype("int32"),
-                batch.loss_mask[:, prompt_columns:],
-            )
+            arrays = (batch.tokens, batch.positions, batch.segment_ids, batch.loss_mask[:, 1:])
             placed = mesh.place(device_mesh, arrays, mesh.ROWS)
             previous = pending
             params, opt_state, pending = compiled(params, opt_state, *placed)

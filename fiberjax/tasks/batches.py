@@ -32,18 +32,19 @@ class PromptBatch:
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedBatch:
-    """Solved examples, laid out as the sampler lays out a rollout. S = P + C.
+    """Solved examples, several packed in a row; none sees another. S = P + C.
 
     Attributes:
-      tokens: int32[B, S], the prompt padded on the left to P, then the solution and end of
-        sequence padded on the right to C.
-      mask: bool[B, S], true at every token that is not padding.
+      tokens: int32[B, S], prompt, solution and end of sequence of each example, then padding.
+      positions: int32[B, S], from 0 in each example.
+      segment_ids: int32[B, S], 1, 2, ... the examples of a row, 0 at padding.
       loss_mask: bool[B, S], true at the solution's tokens and the end of sequence: the tokens to
         be predicted, each from the one before it.
     """
 
     tokens: np.ndarray
-    mask: np.ndarray
+    positions: np.ndarray
+    segment_ids: np.ndarray
     loss_mask: np.ndarray
 
 

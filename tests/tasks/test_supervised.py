@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -25,35 +26,50 @@ def batches(domains, **options):
 
 
 def same(one, other):
-    for name in ("tokens", "mask", "loss_mask"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    for field in dataclasses.fields(one):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+def packed_examples(batch):
+    """The examples of a batch as `prompt + solution`, in the order of their rows."""
+    return [
+        VOCABULARY.decode(row[ids == segment])
+        for row, ids in zip(batch.tokens, batch.segment_ids, strict=True)
+        for segment in range(1, ids.max() + 1)
+    ]
 
 
 def test_a_batch_by_hand():
     source = (Example("S:21=", "12", "12", "sort"),)
     one = Domain("sort", source, make_family("sort").verify)
-    batch = next(batches((one,), batch_size=1, max_prompt_tokens=8, max_completion_tokens=5))
+    batch = next(batches((one,), batch_size=1, max_prompt_tokens=13, max_completion_tokens=9))
     pad, bos, eos = VOCABULARY.pad_id, VOCABULARY.bos_id, VOCABULARY.eos_id
     prompt, solution = VOCABULARY.encode("S:21="), VOCABULARY.encode("12")
-    expected = [pad, pad, bos, *prompt, *solution, eos, pad, pad]
-    np.testing.assert_array_equal(batch.tokens, [expected])
-    np.testing.assert_array_equal(batch.mask, [np.array(expected) != pad])
-    np.testing.assert_array_equal(batch.loss_mask, [[0] * 8 + [1, 1, 1, 0, 0]])
+    example = [bos, *prompt, *solution, eos]
+    np.testing.assert_array_equal(batch.tokens, [[*example, *example, *[pad] * 4]])
+    np.testing.assert_array_equal(batch.segment_ids, [[1] * 9 + [2] * 9 + [0] * 4])
+    np.testing.assert_array_equal(batch.positions[0, :18], [*range(9), *range(9)])
+    np.testing.assert_array_equal(batch.loss_mask, [([0] * 6 + [1] * 3) * 2 + [0] * 4])
     assert batch.tokens.dtype == np.int32 and batch.loss_mask.dtype == bool
 
 
-def rows(batch):
-    return [VOCABULARY.decode(row) for row in batch.tokens]
-
-
-def test_every_epoch_holds_every_example_once_in_another_order(domains):
+def test_packing_keeps_every_example_whole_and_fills_rows(domains):
     iterator = batches(domains)
-    epochs = [[text for _ in range(4) for text in rows(next(iterator))] for _ in range(3)]
-    expected = sorted(e.prompt + e.solution for d in domains for e in d.source)
-    assert all(sorted(epoch) == expected for epoch in epochs)
-    assert epochs[0] != epochs[1] and epochs[1] != epochs[2]
-    assert rows(next(batches(domains, seed=1))) != epochs[0][:8]
-    assert rows(next(batches(domains))) == epochs[0][:8]
+    drawn = [next(iterator) for _ in range(40)]
+    whole = {e.prompt + e.solution for d in domains for e in d.source}
+    found = [text for batch in drawn for text in packed_examples(batch)]
+    assert set(found) == whole
+    # Both domains come as often as they have examples.
+    assert np.mean([text[0] == "S" for text in found]) == pytest.approx(10 / 32, abs=0.05)
+    assert np.mean([batch.segment_ids > 0 for batch in drawn]) > 0.85
+
+
+def test_the_order_is_another_every_epoch_and_for_every_seed(domains):
+    iterator = batches(domains)
+    first, second = next(iterator), [next(iterator) for _ in range(5)][-1]
+    same(next(batches(domains)), first)
+    assert packed_examples(second) != packed_examples(first)
+    assert packed_examples(next(batches(domains, seed=1))) != packed_examples(first)
 
 
 def test_resume_is_exact(domains):
