@@ -40,6 +40,7 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.window = ConfigDict({"prompt": 24, "completion": 64})
 
     config.policy = ConfigDict()
+    config.policy.vocab_size = 0  # The tokenizer's.
     config.policy.embed_dim = 64
     config.policy.num_layers = 2
     config.policy.num_heads = 4

@@ -2,6 +2,7 @@
 
 import dataclasses
 import string
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,13 @@ SECTIONS = (
     *("seed", "iterations", "tasks", "window", "policy", "warm_start", "rollout", "training"),
     *("gate", "advantage", "optimizer", "curriculum", "evaluation", "checkpoint", "mesh"),
 )
+
+POLICY = tuple(field.name for field in dataclasses.fields(TransformerConfig))
+
+# (tasks, window, vocabulary) -> the training and the held-out domains.
+LoadData = Callable[
+    [options.Tasks, options.Window, Vocabulary], tuple[tuple[Domain, ...], tuple[Domain, ...]]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +147,13 @@ def process_share(device_mesh: Mesh, num_rows: int) -> tuple[int, int]:
     return rows.start // size, num_rows // size
 
 
-def from_config(config: Any, devices: Any = None) -> Experiment:
+def from_config(config: Any, devices: Any = None, load_data: LoadData | None = None) -> Experiment:
     """Builds an experiment from a ConfigDict, data sets included.
 
     Args:
       config: as `configs/` makes it.
       devices: of the mesh; all by default.
+      load_data: gives the training and held-out domains; `load_domains` by default.
 
     Raises:
       ValueError: anything wrong in it, named by its path.
@@ -169,10 +178,8 @@ def from_config(config: Any, devices: Any = None) -> Experiment:
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
     vocabulary = make_vocabulary(tasks.vocabulary)
-    policy = options.parse(
-        TransformerConfig, config.policy, "config.policy", {"vocab_size": vocabulary.size}
-    )
-    train, test = load_domains(tasks, window, vocabulary)
+    policy = make_policy(config.policy, vocabulary)
+    train, test = (load_data or load_domains)(tasks, window, vocabulary)
     return Experiment(
         seed=config.seed,
         iterations=config.iterations,
@@ -248,8 +255,8 @@ def check_rows(
     rows = rollout.prompts * rollout.samples // (training.minibatches * shards)
     if rows % training.micro_batches:
         raise ValueError(
-            f"config.training.micro_batches = {training.micro_batches} does not divide the {rows} rows "
-            "of a minibatch on each row shard"
+            f"config.training.micro_batches = {training.micro_batches} does not divide the "
+            f"{rows} rows of a minibatch on each row shard"
         )
     for path, size in (
         ("config.warm_start.batch_size", warm_start.batch_size),
@@ -257,6 +264,24 @@ def check_rows(
     ):
         if size % shards:
             raise ValueError(f"{path} = {size} does not divide over {shown}")
+
+
+def make_policy(config: Any, vocabulary: Vocabulary) -> TransformerConfig:
+    """The shape of the policy; `vocab_size` 0 is the tokenizer's own size.
+
+    Raises:
+      ValueError: a bad option, or an embedding smaller than the tokenizer.
+    """
+    options.check_keys(config, POLICY, "config.policy")
+    values = dict(config.items())
+    size = values.pop("vocab_size")
+    if type(size) is not int or (size != 0 and size < vocabulary.size):
+        raise ValueError(
+            f"config.policy.vocab_size must be 0 or at least the {vocabulary.size} tokens of the "
+            f"tokenizer; got {size!r}"
+        )
+    given = {"vocab_size": size if size else vocabulary.size}
+    return options.parse(TransformerConfig, values, "config.policy", given)
 
 
 def make_vocabulary(name: str) -> Vocabulary:
