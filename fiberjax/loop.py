@@ -286,7 +286,10 @@ class Trainer:
         stream.observe(
             gather(rollouts.prompts.prompt_index), rewards.reshape(-1, rollouts.group_size)
         )
-        batches, mismatch = self._batches(state.params, rollouts, rewards)
+        credited = rewards
+        if self.experiment.rollout.shuffle_rewards:
+            credited = shuffled(rewards, self.experiment.seed, iteration)
+        batches, mismatch = self._batches(state.params, rollouts, credited)
         sampled = time.monotonic()
         pending = []
         order = np.random.default_rng((self.experiment.seed, iteration))
@@ -342,6 +345,12 @@ class Trainer:
             "mismatch/log_prob_abs_max": float(gap.max()),
             "mismatch/log_prob_abs_mean": float(gap.mean()),
         }
+
+
+def shuffled(rewards: np.ndarray, seed: int, iteration: int) -> np.ndarray:
+    """The rewards of all rollouts in random order, [R]: a control that has nothing to teach."""
+    # The 1 keeps this stream apart from the order of the updates.
+    return np.random.default_rng((seed, iteration, 1)).permutation(rewards)
 
 
 def _reduce(pending: list[dict[str, jax.Array]]) -> dict[str, float]:

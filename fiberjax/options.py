@@ -171,6 +171,9 @@ class Rollout:
       temperature: of the sampler and of every log-probability.
       top_k: 0 keeps every token.
       top_p: 1.0 keeps every token.
+      shuffle_rewards: a control experiment: advantages are made of rewards that were permuted over
+        the whole batch, so that a run can learn nothing from them. Metrics and the curriculum see
+        the true rewards.
     """
 
     prompts: int
@@ -178,6 +181,7 @@ class Rollout:
     temperature: float
     top_k: int
     top_p: float
+    shuffle_rewards: bool
 
     def __post_init__(self) -> None:
         _require_positive(self, "prompts", "samples", "temperature")
