@@ -110,7 +110,6 @@ class _State(NamedTuple):
 
     step: Array
     token: Array
-    ended: Array
     samples: Samples
     cache: transformer.Cache
 
@@ -149,18 +148,18 @@ def _sample(
             z = truncated_logits(z / temperature, top_k=top_k, top_p=top_p)
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
             token, log_prob = _categorical(step_keys, z)
-        token = jnp.where(state.ended, pad_id, token)
-        log_prob = jnp.where(state.ended, 0.0, log_prob)
-        finished = state.samples.finished | (~state.ended & (token == eos_id))
+        ended = state.samples.finished
+        token = jnp.where(ended, pad_id, token)
+        log_prob = jnp.where(ended, 0.0, log_prob)
         samples = Samples(
             tokens=lax.dynamic_update_slice(state.samples.tokens, token[:, None], (0, state.step)),
             log_prob=lax.dynamic_update_slice(
                 state.samples.log_prob, log_prob[:, None], (0, state.step)
             ),
-            length=state.samples.length + ~state.ended,
-            finished=finished,
+            length=state.samples.length + ~ended,
+            finished=ended | (token == eos_id),
         )
-        return _State(state.step + 1, token, finished, samples, state.cache)
+        return _State(state.step + 1, token, samples, state.cache)
 
     prompt_length_of_row = jnp.sum(prompt_mask, axis=1, dtype=jnp.int32)
     ones = jnp.ones((batch, 1), jnp.int32)
@@ -180,9 +179,9 @@ def _sample(
         length=jnp.zeros((batch,), jnp.int32),
         finished=jnp.zeros((batch,), bool),
     )
-    start = _State(jnp.int32(0), jnp.zeros((batch,), jnp.int32), empty.finished, empty, cache)
+    start = _State(jnp.int32(0), jnp.zeros((batch,), jnp.int32), empty, cache)
     state = lax.while_loop(
-        lambda state: (state.step < max_new_tokens) & ~jnp.all(state.ended),
+        lambda state: (state.step < max_new_tokens) & ~jnp.all(state.samples.finished),
         step,
         draw(start, hidden),
     )
@@ -275,7 +274,7 @@ def _validate(
         )
     if prompt_mask.dtype != bool:
         raise ValueError(f"prompt_mask must be bool, got {prompt_mask.dtype}")
-    if not isinstance(prompt_mask, jax.core.Tracer):
+    if _on_this_host(prompt_mask):
         mask = np.asarray(prompt_mask)
         if not mask[:, -1].all() or (mask[:, :-1] & ~mask[:, 1:]).any():
             row = int(np.argmax(~mask[:, -1] | (mask[:, :-1] & ~mask[:, 1:]).any(axis=1)))
@@ -288,6 +287,13 @@ def _validate(
     for name, token in (("eos_id", eos_id), ("pad_id", pad_id)):
         if not 0 <= token < config.vocab_size:
             raise ValueError(f"{name} must be in [0, {config.vocab_size}), got {token}")
+
+
+def _on_this_host(x: Array) -> bool:
+    """Whether all of `x` can be read here: neither traced nor spread over processes."""
+    return not isinstance(x, jax.core.Tracer) and (
+        isinstance(x, np.ndarray) or x.is_fully_addressable
+    )
 
 
 def _validate_distribution(

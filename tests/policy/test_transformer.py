@@ -128,6 +128,13 @@ def test_rope_pairs_the_halves():
     np.testing.assert_allclose(got[0, :, 0], expected, atol=1e-6)
 
 
+def test_attending_to_nothing_is_finite():
+    query, key = jnp.ones((1, 2, 2, 4)), jnp.ones((1, 1, 3, 4))
+    mask = jnp.array([[[True, False, True], [False, False, False]]])
+    value, gradient = jax.value_and_grad(lambda q: layers.attend(q, key, key, mask).sum())(query)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
 def reference_hidden(config, params, tokens):
     """The decoder of one sequence in NumPy float64, head by head."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
@@ -198,6 +205,8 @@ def test_tied_embedding_is_the_unembedding(config):
     np.testing.assert_allclose(model.unembed(x), x @ params["embed"]["kernel"].T, atol=1e-6)
     untied = policy.init(config, jax.random.key(0))
     assert untied["head"]["kernel"].shape == untied["embed"]["kernel"].shape
+    model = policy.bind(config, untied)
+    np.testing.assert_allclose(model.unembed(x), x @ untied["head"]["kernel"].T, atol=1e-6)
     assert policy.num_params(config) - policy.num_params(tied) == untied["head"]["kernel"].size
 
 
