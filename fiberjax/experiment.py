@@ -22,9 +22,13 @@ from fiberjax.tasks import (
     read_file,
     supervised_batches,
 )
+from fiberjax.tasks.domains import check_prompt
 from fiberjax.update import Knobs, StepOptions
 
 LEVELS = ("trajectory", "group", "domain")
+
+# `reward/<domain>` and the rows of the evaluation table share their names with these.
+RESERVED = ("mean", "std", "overall")
 
 SECTIONS = (
     *("seed", "iterations", "tasks", "window", "policy", "warm_start", "rollout", "training"),
@@ -153,7 +157,7 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
     Args:
       config: as `configs/` makes it.
       devices: of the mesh; all by default.
-      load_data: gives the training and held-out domains; `load_domains` by default.
+      load_data: gives the training and held-out domains, unchecked; `load_domains` by default.
 
     Raises:
       ValueError: anything wrong in it, named by its path.
@@ -180,7 +184,7 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
     vocabulary = make_vocabulary(tasks.vocabulary)
     policy = make_policy(config.policy, vocabulary)
     train, test = (load_data or load_domains)(tasks, window, vocabulary)
-    return Experiment(
+    built = Experiment(
         seed=config.seed,
         iterations=config.iterations,
         tasks=tasks,
@@ -214,6 +218,9 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
             chunk=training.chunk,
         ),
     )
+    if load_data is None:
+        check_data(built)
+    return built
 
 
 def _optimizer(
@@ -264,6 +271,26 @@ def check_rows(
     ):
         if size % shards:
             raise ValueError(f"{path} = {size} does not divide over {shown}")
+
+
+def check_data(experiment: Experiment) -> None:
+    """Refuses data that does not fit the windows, or the names the run would give it.
+
+    Raises:
+      ValueError: names the domain, the row and what was expected.
+    """
+    for name in experiment.domain_names:
+        if name in RESERVED:
+            raise ValueError(f"a domain cannot be called {name!r}: metrics of that name exist")
+    experiment.prompt_stream()  # Streams check all their examples as they are made.
+    if experiment.warm_start.steps > 0:
+        experiment.supervised_stream()
+    for domain in experiment.test:
+        for row in range(len(domain.source)):
+            where = f"held-out domain {domain.name!r}, row {row + 1}"
+            check_prompt(
+                domain.source[row], experiment.vocabulary, experiment.window.prompt, where=where
+            )
 
 
 def make_policy(config: Any, vocabulary: Vocabulary) -> TransformerConfig:
