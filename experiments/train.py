@@ -24,11 +24,13 @@ def main(argv: list[str]) -> None:
     # After the flags are parsed: a mistyped option is refused before jax starts.
     from fiberjax import experiment, loop
 
+    config_json = CONFIG.value.to_json_best_effort(indent=2)
     try:
         built = experiment.from_config(CONFIG.value)
+        loop.claim(WORKDIR.value, config_json)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    loop.run(built, WORKDIR.value, CONFIG.value.to_json_best_effort(indent=2))
+    loop.run(built, WORKDIR.value, config_json)
 
 
 if __name__ == "__main__":

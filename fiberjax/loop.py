@@ -6,6 +6,7 @@ seed and the iteration, and the checkpoint holds the rest (policy, optimizer, pr
 """
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from fiberjax.rollout import (
     make_score,
 )
 from fiberjax.tasks import Examples, PromptStream, prompt_batch
+from fiberjax.tasks.builders import VERSION
 from fiberjax.update import Step, TrainState, make_step
 from fiberjax.warm_start import warm_start
 
@@ -51,27 +53,34 @@ def run(experiment: Experiment, directory: str | Path, config_json: str) -> Eval
       The evaluation on held-out prompts, before and after.
 
     Raises:
-      ValueError: the directory holds a run of another config.
+      ValueError: the directory cannot be written, or holds a run of another config.
       FloatingPointError: an update was not finite; names the step and the term.
     """
     directory = Path(directory)
     primary = jax.process_index() == 0
-    _claim(directory, config_json, primary)
+    claim(directory, config_json)
     start = initial_params(experiment)
     before = evaluate(experiment, start, "evaluation before")
     state = train(experiment, start, directory)
     after = evaluate(experiment, state.params, "evaluation after")
     table = evaluation.compare(
-        before.measures, after.measures, before.domain, names=experiment.domain_names
+        before.measures,
+        after.measures,
+        before.domain,
+        names=tuple(domain.name for domain in experiment.test),
     )
     if primary:
         report(directory, table)
     return table
 
 
-def _claim(directory: Path, config_json: str, primary: bool) -> None:
-    """Writes the config into a new run folder; refuses the folder of another run."""
-    path = directory / "config.json"
+def claim(directory: str | Path, config_json: str) -> None:
+    """Writes the config into a new run folder; a folder with this very config is resumed.
+
+    Raises:
+      ValueError: the folder cannot be written, or holds a run of another config.
+    """
+    path = Path(directory) / "config.json"
     if path.exists():
         saved, given = json.loads(path.read_text()), json.loads(config_json)
         changed = sorted(_differences(saved, given))
@@ -80,9 +89,15 @@ def _claim(directory: Path, config_json: str, primary: bool) -> None:
                 f"{directory} holds a run of another config; it differs in {', '.join(changed)}. "
                 "Choose another --workdir, or give the same config to resume."
             )
-    elif primary:
-        directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(config_json)
+    elif jax.process_index() == 0:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Renamed into place: a kill leaves no half of a config.
+            written = path.with_name("config.json.new")
+            written.write_text(config_json)
+            written.replace(path)
+        except OSError as error:
+            raise ValueError(f"workdir {str(directory)!r} cannot be written: {error}") from None
 
 
 def _differences(a: Any, b: Any, path: str = "config") -> list[str]:
@@ -96,6 +111,9 @@ def _differences(a: Any, b: Any, path: str = "config") -> list[str]:
 
 def initial_params(experiment: Experiment) -> Any:
     """The warm-started parameters of an experiment; see `warm_start`."""
+    tasks = dataclasses.asdict(experiment.tasks)
+    file = tasks["file"]
+    tasks |= {"data_dir": "", "test_file": ""}  # Neither changes what is trained on.
     return warm_start(
         experiment.warm_start,
         experiment.policy,
@@ -104,9 +122,10 @@ def initial_params(experiment: Experiment) -> Any:
         chunk=experiment.training.chunk,
         seed=experiment.seed,
         depends_on=[
-            dataclasses.asdict(experiment.tasks),
+            tasks,
             dataclasses.asdict(experiment.window),
             repr(Examples(experiment.train)),
+            hashlib.blake2b(Path(file).read_bytes()).hexdigest() if file else VERSION,
         ],
     )
 
