@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Checkpointing tells a lot.
+        logging.set_verbosity(logging.ERROR)  # Data sets and checkpoints tell a lot.
     # After the flags are parsed: a mistyped option is refused before jax starts.
     from fiberjax import experiment, loop
 
