@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from fiberjax import diagnostics, kl, mesh, objective
 from fiberjax.gates import Gate
 from fiberjax.layout import Layout
-from fiberjax.policy import TokenOutputs, TransformerConfig, token_outputs
+from fiberjax.policy import TokenOutputs, TransformerConfig, bind, chunked_token_outputs
 
 
 @jax.tree_util.register_dataclass
@@ -153,21 +153,31 @@ def make_step(
 def make_forward(
     config: TransformerConfig, device_mesh: Mesh, layout: Layout, temperature: Any, chunk: int
 ) -> Forward:
-    """The policy as a function of parameters and rows, over the layout's completion columns."""
+    """The policy as a function of parameters and rows, over the layout's completion columns.
+
+    The table of logits is gathered once, and each shard works through its own rows: left to the
+    compiler, every chunk of columns would gather it, and add its gradient over devices, again.
+    """
 
     def forward(params: Any, rows: Rows) -> TokenOutputs:
         tokens, positions, segment_ids = rows
-        return token_outputs(
-            config,
-            params,
-            tokens,
-            positions,
-            segment_ids,
-            start=tokens.shape[1] - layout.mask.shape[1],
-            temperature=temperature,
-            chunk=chunk,
-            constrain=mesh.constrain(device_mesh),
-        )
+        start = tokens.shape[1] - layout.mask.shape[1]
+        model = bind(config, params, constrain=mesh.constrain(device_mesh))
+        hidden = model.hidden(tokens, positions, segment_ids)[:, start - 1 : -1]
+        targets = jnp.where(segment_ids[:, start:] != 0, tokens[:, start:], 0)
+
+        def local(hidden: Any, kernel: Any, targets: Any, temperature: Any) -> TokenOutputs:
+            return chunked_token_outputs(
+                hidden, kernel, targets, temperature=temperature, chunk=chunk
+            )
+
+        return jax.shard_map(
+            local,
+            mesh=device_mesh,
+            in_specs=(mesh.ROWS, mesh.REPLICATED, mesh.ROWS, mesh.REPLICATED),
+            out_specs=mesh.ROWS,
+            axis_names=set(mesh.ROW_AXES),
+        )(hidden, model.unembedding().astype(hidden.dtype), targets, temperature)
 
     return forward
 

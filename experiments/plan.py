@@ -1,0 +1,47 @@
+"""Says what a config costs on a TPU slice, and whether it fits, without any TPU.
+
+    python experiments/plan.py --config=configs/qwen2_5_7b.py --topology=v5e:16x16
+    python experiments/plan.py --config=configs/qwen2_5_7b.py --topology=v5p:4x4x4 \
+        --config.training.micro_batches=2 --output=plan.json
+
+Exits with 1 where it does not fit. Several slices are `v5e:16x16*4`.
+"""
+
+import json
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+FLAGS = flags.FLAGS
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU slice, e.g. v5e:16x16.")
+OUTPUT = flags.DEFINE_string("output", None, "Where the plan is saved as JSON, if anywhere.")
+PROGRAMS = flags.DEFINE_list("programs", ["train step", "sampler"], "What to compile.")
+
+
+def main(argv: list[str]) -> None:
+    """Compiles, prints and saves."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    from fiberjax import topologies
+
+    topologies.compile_environment()
+    from fiberjax import experiment, plan
+
+    try:
+        topology = topologies.parse_topology(TOPOLOGY.value)
+        devices = topologies.describe_devices(topology)
+        built = experiment.from_config(CONFIG.value, devices, plan.named_domains)
+        made = plan.make_plan(built, topology, PROGRAMS.value)
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(plan.to_text(made, topology.chip))
+    if OUTPUT.value:
+        Path(OUTPUT.value).write_text(json.dumps(plan.to_dict(made), indent=2) + "\n")
+    raise SystemExit(0 if made.fits else 1)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "topology"])
+    app.run(main)

@@ -1,0 +1,452 @@
+"""Reads a compiled program: arithmetic, memory traffic and collectives, counted through its loops.
+
+XLA's own cost analysis counts the body of a loop once. Here the text of the compiled module is
+walked from its entry, every body times the trip count of its loop. The figures are of one device,
+since that is what a partitioned program is for, and include whatever the partitioner added.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "token": 0, "opaque": 0}
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+_NAME = re.compile(r"%[\w.\-]+")
+_CALLEES = re.compile(
+    r"(calls|body|condition|branch_computations|true_computation|false_computation)="
+    r"(\{[^}]*\}|%[\w.\-]+)"
+)
+# Instructions that move nothing by themselves.
+_FREE = frozenset(
+    [
+        *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
+        *("call", "after-all", "partition-id", "iota", "copy-done", "async-done", "async-update"),
+        *("slice-done", "opt-barrier", "add-dependency"),
+        *(f"{kind}-done" for kind in COLLECTIVES),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of an instruction's result.
+
+    Attributes:
+      dtype: as XLA names it, e.g. "bf16".
+      shape: on one device.
+      fast: whether it lives in on-chip memory, not in HBM.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    fast: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes without the padding of tiles."""
+        bits = _BITS.get(self.dtype) or int((re.findall(r"\d+", self.dtype) or ["0"])[0])
+        return math.prod(self.shape) * bits // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+      name: with its percent sign.
+      opcode: e.g. "fusion".
+      arrays: the result, several for a tuple.
+      operands: names.
+      attributes: the text after the operands.
+      root: whether it is the computation's result.
+      literal: the text between the parentheses.
+    """
+
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+    literal: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the result."""
+        return sum(array.num_bytes for array in self.arrays)
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Bytes of the result in HBM."""
+        return sum(array.num_bytes for array in self.arrays if not array.fast)
+
+    @property
+    def source(self) -> str:
+        """The operation of the traced program that it comes from."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found.group(1) if found else ""
+
+    def callees(self) -> dict[str, list[str]]:
+        """Names of the computations it calls, by role."""
+        return {role: _NAME.findall(names) for role, names in _CALLEES.findall(self.attributes)}
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A compiled program.
+
+    Attributes:
+      entry: name of the computation that runs.
+      computations: by name; instructions by name, in order.
+      aliased: number of results that reuse a donated argument's memory.
+    """
+
+    entry: str
+    computations: dict[str, Computation]
+    aliased: int
+
+
+def parse(text: str) -> Module:
+    """Reads the text of a compiled module, `compiled.as_text()`."""
+    computations: dict[str, Computation] = {}
+    entry, current = "", {}
+    for line in text.splitlines():
+        if line.endswith("{") and " -> " in line and not line.startswith(" "):
+            name = _NAME.search(line)
+            assert name is not None
+            current = computations.setdefault(name.group(), {})
+            if line.startswith("ENTRY"):
+                entry = name.group()
+        elif " = " in line and line.startswith(" "):
+            instruction = _parse_line(line)
+            if instruction is not None:
+                current[instruction.name] = instruction
+    header = text.split("\n", 1)[0]
+    return Module(entry, computations, len(re.findall(r"(?:may|must)-alias", header)))
+
+
+def _parse_line(line: str) -> Instruction | None:
+    left, right = line.split(" = ", 1)
+    name = _NAME.search(left)
+    if name is None:
+        return None
+    end = _closing(right, 0) if right.startswith("(") else right.index(" ")
+    shape, rest = right[:end], right[end:].lstrip()
+    start = rest.find("(")
+    if start < 0:
+        return None
+    close = _closing(rest, start)
+    literal = rest[start + 1 : close - 1]
+    arrays = tuple(
+        Array(dtype, tuple(int(n) for n in dims.split(",") if n), "S(" in (layout or ""))
+        for dtype, dims, layout in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", shape))
+    )
+    return Instruction(
+        name=name.group(),
+        opcode=rest[:start].strip(),
+        arrays=arrays,
+        operands=tuple(_NAME.findall(literal)),
+        attributes=rest[close:],
+        root="ROOT" in left,
+        literal=literal,
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """Position after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for position in range(start, len(text)):
+        depth += (text[position] == "(") - (text[position] == ")")
+        if depth == 0:
+            return position + 1
+    return len(text)
+
+
+def trip_count(module: Module, loop: Instruction, default: int) -> int:
+    """How often the body of a while loop runs; `default` where the text does not say."""
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+        return int(known.group(1))
+    roles = loop.callees()
+    condition = module.computations[roles["condition"][0]]
+    body = module.computations[roles["body"][0]]
+    compare = next(i for i in condition.values() if i.root)
+    if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
+        return default
+    counter, bound = (condition[name] for name in compare.operands)
+    if bound.opcode != "constant" or counter.opcode != "get-tuple-element":
+        return default
+    index = re.search(r"index=(\d+)", counter.attributes)
+    assert index is not None
+    step = _step(body, int(index.group(1)))
+    return -(-int(bound.literal) // step)
+
+
+def _step(body: Computation, index: int) -> int:
+    """By how much a loop's counter grows; 1 unless the body adds another constant to it."""
+    root = next(i for i in body.values() if i.root)
+    if root.opcode != "tuple":
+        return 1
+    seen = body.get(root.operands[index])
+    while seen is not None and seen.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
+        seen = body.get(seen.operands[0])
+    if seen is None or seen.opcode != "add":
+        return 1
+    for name in seen.operands:
+        operand = body.get(name)
+        if operand is not None and operand.opcode == "constant" and operand.literal.isdigit():
+            return max(1, int(operand.literal))
+    return 1
+
+
+def walk(module: Module, default_trips: int = 1) -> Iterator[tuple[Instruction, Computation, int]]:
+    """Every instruction that runs outside fusions, its computation, and how often it runs.
+
+    Args:
+      module: from `parse`.
+      default_trips: of loops whose length is not in the text: the sampler's, which may end early.
+    """
+
+    def visit(name: str, times: int) -> Iterator[tuple[Instruction, Computation, int]]:
+        computation = module.computations[name]
+        for instruction in computation.values():
+            yield instruction, computation, times
+            roles = instruction.callees()
+            if instruction.opcode == "while":
+                trips = trip_count(module, instruction, default_trips)
+                yield from visit(roles["body"][0], times * trips)
+            elif instruction.opcode != "fusion":
+                for callees in roles.values():
+                    for callee in callees:
+                        yield from visit(callee, times)
+
+    yield from visit(module.entry, 1)
+
+
+def _fused(module: Module, fusion: Instruction) -> Iterator[tuple[Instruction, Computation]]:
+    for name in fusion.callees().get("calls", ()):
+        computation = module.computations[name]
+        for instruction in computation.values():
+            yield instruction, computation
+            if instruction.opcode == "fusion":
+                yield from _fused(module, instruction)
+
+
+def flops(module: Module, default_trips: int = 1) -> int:
+    """Floating-point operations of the matrix products, two a multiply-add, on one device."""
+    total = 0
+    for instruction, computation, times in walk(module, default_trips):
+        total += times * _matmul_flops(instruction, computation)
+        if instruction.opcode == "fusion":
+            total += times * sum(_matmul_flops(i, c) for i, c in _fused(module, instruction))
+    return total
+
+
+def _matmul_flops(instruction: Instruction, computation: Computation) -> int:
+    if instruction.opcode == "dot":
+        left = computation[instruction.operands[0]].arrays[0].shape
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+        contracted = [int(n) for n in axes.group(1).split(",") if n] if axes else []
+        out = math.prod(instruction.arrays[0].shape)
+        return 2 * out * math.prod(left[axis] for axis in contracted)
+    if instruction.opcode == "convolution":
+        return _convolution_flops(instruction, computation)
+    return 0
+
+
+def _convolution_flops(instruction: Instruction, computation: Computation) -> int:
+    """A TPU runs every matrix product as a convolution; batch axes become dilated windows."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    assert labels is not None
+    left, right, out = labels.groups()
+    inputs, kernel = (computation[name].arrays[0].shape for name in instruction.operands[:2])
+    result = instruction.arrays[0].shape
+    size = {label: inputs[k] for k, label in enumerate(left)}
+    window = {label: kernel[k] for k, label in enumerate(right)}
+    made = {label: result[k] for k, label in enumerate(out)}
+    spatial = sorted(label for label in left if label.isdigit())
+    options = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+    text = options.group(1) if options else ""
+    total = 2 * made["b"] * made["f"] * window["i"]
+    for k, label in enumerate(spatial):
+        total *= _valid_positions(
+            size[label],
+            window[label],
+            made[label],
+            stride=_window_option(text, "stride", k, 1),
+            low=_window_option(text, "pad", k, 0),
+            base=_window_option(text, "lhs_dilate", k, 1),
+            dilation=_window_option(text, "rhs_dilate", k, 1),
+        )
+    return total // _count_option(instruction.attributes, "batch_group_count")
+
+
+def _window_option(text: str, name: str, axis: int, default: int) -> int:
+    found = re.search(rf"(?:^|\s){name}=([\w\-]+)", text)
+    return int(found.group(1).split("x")[axis].split("_")[0]) if found else default
+
+
+def _count_option(text: str, name: str) -> int:
+    found = re.search(rf"{name}=(\d+)", text)
+    return int(found.group(1)) if found else 1
+
+
+def _valid_positions(
+    size: int, window: int, made: int, *, stride: int, low: int, base: int, dilation: int
+) -> int:
+    """Pairs of output and window positions along an axis that meet a real input, not padding."""
+    position = np.arange(made)[:, None] * stride + np.arange(window) * dilation - low
+    inside = (position >= 0) & (position <= (size - 1) * base) & (position % base == 0)
+    return int(inside.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind of exchange between devices, all its runs in a program.
+
+    Attributes:
+      kind: one of `COLLECTIVES`.
+      shapes: of the result, e.g. "f32[16,2]".
+      devices: how many exchange.
+      times: how often it runs.
+      num_bytes: payload of one run on one device: the larger of what goes in and comes out.
+      source: the operation of the traced program that it comes from.
+    """
+
+    kind: str
+    shapes: str
+    devices: int
+    times: int
+    num_bytes: int
+    source: str
+
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes a device sends over all runs, by the ring algorithm."""
+        if self.kind == "collective-permute":
+            return float(self.times * self.num_bytes)
+        rounds = 2 if self.kind == "all-reduce" else 1
+        return self.times * self.num_bytes * rounds * (self.devices - 1) / self.devices
+
+
+def collectives(module: Module, default_trips: int = 1) -> list[Collective]:
+    """Every exchange between devices, largest traffic first.
+
+    An exchange that XLA overlaps with arithmetic is cut into several fusions of one channel: it
+    counts once.
+    """
+    found: dict[tuple, Collective] = {}
+    for instruction, computation, times in walk(module, default_trips):
+        inner: list[tuple[Instruction, Computation, bool]] = [(instruction, computation, False)]
+        if instruction.opcode == "fusion":
+            inner = [(i, c, True) for i, c in _fused(module, instruction)]
+        for candidate, place, fused in inner:
+            kind = candidate.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            collective = _collective(candidate, place, kind, times)
+            channel = re.search(r"channel_id=(\d+)", candidate.attributes)
+            key = ("fused", channel and channel.group(1), kind) if fused else (candidate.name, kind)
+            if key not in found or collective.times > found[key].times:
+                found[key] = collective
+    return sorted(found.values(), key=lambda c: -c.wire_bytes)
+
+
+def _collective(
+    instruction: Instruction, computation: Computation, kind: str, times: int
+) -> Collective:
+    arrays = instruction.arrays
+    if instruction.opcode.endswith("-start") and len(arrays) > 1:
+        arrays = arrays[len(instruction.operands) : 2 * len(instruction.operands)] or arrays[1:2]
+    given = sum(computation[name].num_bytes for name in instruction.operands if name in computation)
+    shown = [f"{array.dtype}[{','.join(map(str, array.shape))}]" for array in arrays]
+    return Collective(
+        kind=kind,
+        shapes=", ".join(dict.fromkeys(shown)),
+        devices=_group_size(instruction.attributes),
+        times=times,
+        num_bytes=max(sum(array.num_bytes for array in arrays), given),
+        source=instruction.source,
+    )
+
+
+def _group_size(attributes: str) -> int:
+    """Devices in one group of a collective, in the three forms that XLA prints."""
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes)
+    if named:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", named.group(1)))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named.group(2)))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes)
+    if iota:
+        return int(iota.group(2))
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+    return len(listed.group(1).split(",")) if listed else 2
+
+
+def hbm_bytes(module: Module, default_trips: int = 1) -> int:
+    """Bytes read from and written to HBM by one device.
+
+    Each instruction outside fusions reads its operands and writes its result. A slice of an operand
+    counts as the slice, and an update in place as the update.
+    """
+    total = 0
+    for instruction, computation, times in walk(module, default_trips):
+        if instruction.opcode not in _FREE:
+            total += times * _traffic(module, instruction, computation)
+    return total
+
+
+def _traffic(module: Module, instruction: Instruction, computation: Computation) -> int:
+    operands = [computation[name] for name in instruction.operands if name in computation]
+    reads = [operand.hbm_bytes for operand in operands]
+    writes = instruction.hbm_bytes
+    if instruction.opcode.endswith("-start"):
+        return sum(reads)
+    if instruction.opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * writes
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * operands[1].num_bytes
+    if instruction.opcode == "fusion":
+        (callee,) = instruction.callees()["calls"]
+        inside = module.computations[callee]
+        parameters = [i for i in inside.values() if i.opcode == "parameter"]
+        for parameter in parameters:
+            position = int(parameter.literal)
+            users = [i for i in inside.values() if parameter.name in i.operands]
+            if position >= len(reads) or not users:
+                continue
+            if all(user.opcode in ("dynamic-slice", "slice") for user in users):
+                reads[position] = min(reads[position], sum(user.num_bytes for user in users))
+            elif all(
+                user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name
+                for user in users
+            ):
+                update = sum(inside[user.operands[1]].num_bytes for user in users)
+                writes = max(0, writes - reads[position]) + update
+                reads[position] = 0
+    return sum(reads) + writes
+
+
+def largest(module: Module, count: int = 8) -> list[tuple[int, str, str]]:
+    """The largest arrays that a program makes in HBM: (bytes, shape, source), each shape once."""
+    seen: dict[tuple[str, str], int] = {}
+    for instruction, _, _ in walk(module):
+        if instruction.opcode in _FREE or instruction.opcode.endswith("-start"):
+            continue
+        for array in instruction.arrays:
+            if not array.fast:
+                shape = f"{array.dtype}[{','.join(map(str, array.shape))}]"
+                seen.setdefault((shape, instruction.source), array.num_bytes)
+    best = collections.OrderedDict[str, tuple[int, str, str]]()
+    for (shape, source), size in sorted(seen.items(), key=lambda item: -item[1]):
+        best.setdefault(shape, (size, shape, source))
+    return list(best.values())[:count]

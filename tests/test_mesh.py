@@ -1,0 +1,255 @@
+"""One update agrees on every mesh; the compiled program exchanges tables, never tokens."""
+
+import dataclasses
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from configs import gates as presets
+from fiberjax import gates, hlo, mesh, optimizers
+from fiberjax.layout import make_layout
+from fiberjax.policy import TokenOutputs, TransformerConfig, init
+from fiberjax.update import (
+    Batch,
+    Knobs,
+    StepOptions,
+    TrainState,
+    batch_specs,
+    make_step,
+    objective_gradient,
+)
+
+CONFIG = TransformerConfig(
+    vocab_size=16,
+    embed_dim=16,
+    num_layers=1,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=8,
+    mlp_dim=32,
+    qk_norm=True,
+    qkv_bias=True,
+    tie_embeddings=False,
+)
+ROWS, PROMPT, COMPLETION = 16, 3, 6
+SHAPES = [
+    (8, 1, 1),
+    (1, 8, 1),
+    (2, 2, 2),
+    *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(4, 1, 2), (2, 4, 1)]),
+    *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 4, 2), (1, 2, 4)]),
+]
+# Group 0 has one trajectory; group 1 spans five rows; the rest lie anyhow over shards. Domain 1
+# has one group, domain 2 none at all, and most shards hold nothing of domain 1.
+GROUP = np.array([0, 1, 1, 1, 1, 1, 2, 3, 2, 3, 2, 3, 4, 4, 4, 4])
+DOMAIN = np.array([1, 0, 3, 0, 3])
+
+
+def make_batch(seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    length = rng.integers(1, COMPLETION + 1, ROWS)
+    length[[3, 9]] = 1
+    mask = np.arange(COMPLETION) < length[:, None]
+    real = np.concatenate([np.ones((ROWS, PROMPT), bool), mask], axis=1)
+    layout = make_layout(
+        mask,
+        {"group": GROUP, "domain": DOMAIN},
+        num_cells={"domain": 4},
+        axis_names={"group": mesh.ROW_AXES},
+    )
+    shape = mask.shape
+    return Batch(
+        tokens=rng.integers(3, CONFIG.vocab_size, real.shape).astype(np.int32),
+        positions=np.maximum(np.cumsum(real, 1) - 1, 0).astype(np.int32),
+        segment_ids=real.astype(np.int32),
+        layout=layout,
+        advantage=np.repeat(rng.normal(size=(ROWS, 1)), COMPLETION, 1).astype(np.float32),
+        old_log_prob=rng.normal(-3.0, 0.5, shape).astype(np.float32),
+        reference_log_prob=rng.normal(-3.0, 0.5, shape).astype(np.float32),
+        sample_weight=rng.uniform(0.5, 1.0, shape).astype(np.float32),
+    )
+
+
+OPTIMIZER = optimizers.make_optimizer(
+    "adamw",
+    optimizers.make_schedule("constant", learning_rate=1e-2, warmup_steps=0, total_steps=10),
+    b1=0.9,
+    b2=0.95,
+    weight_decay=0.1,
+    clip_norm=1.0,
+    moment_dtype="float32",
+)
+LEVELS = ("trajectory", "group", "domain")
+GATE, BUDGETS = gates.from_config(presets.get_gate("fiberpo_domain"), LEVELS)
+KNOBS = Knobs(BUDGETS, np.float32(1.0), np.float32(0.01), np.float32(0.1))
+OPTIONS = StepOptions(kl_estimator="k3", entropy_bonus=True, chunk=4)
+
+
+def build(shape, options=OPTIONS):
+    """The step, its state and its batch on a mesh of this shape."""
+    count = int(np.prod(shape))
+    device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
+
+    def fresh() -> TrainState:
+        params = init(CONFIG, jax.random.key(0))
+        return TrainState(params, OPTIMIZER.init(params), jnp.zeros((), jnp.int32))
+
+    shardings = mesh.state_shardings(device_mesh, jax.eval_shape(fresh))
+    state = jax.jit(fresh, out_shardings=shardings)()
+    batch = make_batch()
+    placed = mesh.place(device_mesh, batch, batch_specs(batch))
+    return make_step(CONFIG, device_mesh, GATE, OPTIMIZER, options, shardings), state, placed
+
+
+def run(shape, options=OPTIONS):
+    """Metrics, and the state after two updates, on the host."""
+    step, state, batch = build(shape, options)
+    state, first = step(state, batch, KNOBS)
+    state, second = step(state, batch, KNOBS)
+    return jax.device_get((state, first, second))
+
+
+@pytest.fixture(scope="module")
+def single():
+    return run((1, 1, 1))
+
+
+def assert_agrees(found, expected):
+    chex.assert_trees_all_close(found[1:], expected[1:], rtol=2e-4, atol=2e-5)
+    # The first moment after two updates holds both gradients. A parameter whose gradient is almost
+    # nothing may move by the learning rate either way, so parameters agree to a fraction of it.
+    chex.assert_trees_all_close(found[0].opt_state, expected[0].opt_state, rtol=5e-3, atol=1e-6)
+    chex.assert_trees_all_close(found[0].params, expected[0].params, atol=5e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_update_agrees_with_one_device(single, shape):
+    assert_agrees(run(shape), single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_on_a_mesh_agree_with_one_device(single, parts):
+    options = dataclasses.replace(OPTIONS, num_micro_batches=parts)
+    assert_agrees(run((2, 2, 2), options), single)
+
+
+def test_gate_exchanges_tables_only():
+    shape = (2, 2, 2)
+    device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)))
+    batch = make_batch()
+    placed = mesh.place(device_mesh, batch, batch_specs(batch))
+    outputs = TokenOutputs(placed.old_log_prob + 0.01, placed.old_log_prob)
+    compiled = jax.jit(
+        lambda outputs, batch, knobs: objective_gradient(
+            device_mesh, GATE, OPTIONS, outputs, batch, knobs
+        )
+    ).lower(outputs, placed, KNOBS)
+    exchanged = hlo.collectives(hlo.parse(compiled.compile().as_text()))
+    assert exchanged
+    assert {collective.kind for collective in exchanged} == {"all-reduce"}
+    # The widest table: 5 groups with two channels. Scalars are joined into one exchange.
+    for collective in exchanged:
+        assert all(size <= 5 * 2 for size in array_sizes(collective.shapes)), collective
+
+
+def array_sizes(shapes: str) -> list[int]:
+    return [
+        int(np.prod([int(n) for n in dims.split(",") if n]))
+        for dims in re.findall(r"\[([\d,]*)\]", shapes)
+    ]
+
+
+def test_donated_state_is_reused():
+    step, state, batch = build((2, 2, 2))
+    module = hlo.parse(step.lower(state, batch, KNOBS).compile().as_text())
+    assert module.aliased == len(jax.tree.leaves(state))
+
+
+def test_trajectory_may_span_shards():
+    """Columns of one sequence on four shards: the same gate, summed over their axis."""
+    rng = np.random.default_rng(0)
+    rows, columns = 4, 8
+    mask = np.arange(columns) < np.array([8, 3, 1, 6])[:, None]
+    log_ratio = np.where(mask, rng.normal(0, 0.2, mask.shape), np.nan).astype(np.float32)
+    advantage = np.repeat(rng.normal(size=(rows, 1)), columns, 1).astype(np.float32)
+    parents = {"group": np.array([0, 0, 1, 1]), "domain": np.array([0, 1])}
+    cell = np.repeat(np.arange(rows)[:, None], columns, 1)
+    whole = make_layout(mask, parents, cell_id=cell)
+    split = dataclasses.replace(whole, axis_names=(("data",), (), ()))
+    device_mesh = mesh.make_mesh({"data": 4, "fsdp": 1, "tensor": 1}, jax.devices()[:4])
+    columns_spec, everywhere = P(None, "data"), P()
+    specs = dataclasses.replace(
+        split,
+        mask=columns_spec,
+        cell_id=columns_spec,
+        parents=(everywhere,) * 2,
+        sizes=(everywhere,) * 3,
+    )
+
+    def value(log_ratio, advantage, layout):
+        return jnp.sum(jnp.where(layout.mask, GATE(log_ratio, advantage, layout, BUDGETS), 0.0))
+
+    def local(log_ratio, advantage, layout):
+        def total(log_ratio):
+            return jax.lax.psum(value(log_ratio, advantage, layout), "data")
+
+        return jax.value_and_grad(total)(log_ratio)
+
+    found = jax.jit(
+        jax.shard_map(
+            local,
+            mesh=device_mesh,
+            in_specs=(columns_spec, columns_spec, specs),
+            out_specs=(everywhere, columns_spec),
+        )
+    )(log_ratio, advantage, split)
+    expected = jax.value_and_grad(value)(log_ratio, advantage, whole)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    # Without the axis name each shard would gate its own columns: another answer.
+    alone = jax.value_and_grad(value)(
+        log_ratio[:, :2], advantage[:, :2], make_layout(mask[:, :2], parents, cell_id=cell[:, :2])
+    )
+    assert not np.allclose(np.asarray(found[1])[:, :2], alone[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 3, "fsdp": 1, "tensor": 1}, "data=3, fsdp=1, tensor=1 does not fit 8 devices"),
+        ({"data": -1, "fsdp": 3, "tensor": 1}, "fsdp=3, tensor=1 does not fit 8 devices"),
+        ({"data": -1, "fsdp": -1, "tensor": 1}, "at most one of them"),
+        ({"data": 0, "fsdp": 1, "tensor": 1}, "must be positive"),
+        ({"data": 8}, "a size for each of"),
+    ],
+    ids=str,
+)
+def test_wrong_sizes_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        mesh.make_mesh(sizes)
+
+
+def test_rows_that_do_not_divide_are_refused():
+    device_mesh = mesh.make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
+    with pytest.raises(ValueError, match="12 rows do not divide over 8 row shards"):
+        mesh.local_rows(device_mesh, 12)
+
+
+def test_parameters_that_do_not_divide_are_refused():
+    device_mesh = mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 8})
+    params = jax.eval_shape(
+        lambda: init(dataclasses.replace(CONFIG, mlp_dim=36), jax.random.key(0))
+    )
+    with pytest.raises(ValueError, match=r"mlp/down/kernel.*36 over 8 parts"):
+        mesh.param_shardings(device_mesh, params)
+
+
+def test_parameter_without_a_rule_is_refused():
+    device_mesh = mesh.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
+    with pytest.raises(ValueError, match="no partition rule matches parameter 'router/kernels'"):
+        mesh.param_shardings(device_mesh, {"router": {"kernels": np.zeros((8, 8))}})
