@@ -8,7 +8,9 @@ stand in a table of static size, and each level names its parent in the next:
 Padding never needs a special case: a padding token's or an unused cell's parent is the size of the
 table above, an id that `segments` leaves out of sums and reads as zero. Three arrangements of the
 tokens go through the same functions: one trajectory a row (`cell_id` is None), several packed in a
-row, and flat. Layouts are built and validated on the host by `make_layout`.
+row, and flat. Where each block of `L` neighbouring tokens holds real tokens of one cell only, as
+with prompts between packed completions, ids may be kept by block: sums are then almost as fast as in
+rows. Layouts are built and validated on the host by `make_layout`.
 """
 
 import dataclasses
@@ -35,7 +37,8 @@ class Layout:
       mask: bool[...], `[B, T]` or `[N]`: the real completion tokens. Prompt and padding tokens are
         False.
       cell_id: int32[...] of the mask's shape: the finest-level cell of each token, `S_1` at
-        padding; or None when row `b` holds the tokens of cell `b` and no other (`S_1 = B`).
+        padding; or one id for each block of tokens, the last axis then being shorter; or None when
+        row `b` holds the tokens of cell `b` and no other (`S_1 = B`).
       parents: for each level but the coarsest, int32[S_k]: the cell of the next level that holds
         each cell; `S_{k+1}` for unused cells.
       sizes: for each level, int32[S_k]: the number of children of each cell over all devices (for
@@ -83,7 +86,12 @@ class Layout:
 
     def lift_tokens(self, table: jax.Array) -> jax.Array:
         """Reads the finest-level table at each token; broadcasts against the mask's shape."""
-        return segments.spread(table, self.cell_id)
+        values = segments.spread(table, self.cell_id)
+        if self.cell_id is None or self.cell_id.shape == self.mask.shape:
+            return values
+        block = self.mask.shape[-1] // self.cell_id.shape[-1]
+        tokens = jnp.broadcast_to(values[..., None], (*values.shape, block))
+        return tokens.reshape(self.mask.shape)
 
     def lift(self, table: jax.Array, k: int) -> jax.Array:
         """Reads the table of level `k + 1` at each cell of level `k`; returns `[S_k]`."""
@@ -126,8 +134,11 @@ class Layout:
         if chosen[0] > 0:
             # Cells are numbered from one, so that the zero of a missing cell means "none".
             number = jnp.arange(1, self.sizes[chosen[0]].shape[0] + 1, dtype=jnp.int32)
-            read = self.lift_from(number, levels[0]) * self.mask
-            cell_id = jnp.where(read > 0, read - 1, number.shape[0])
+            for k in reversed(range(chosen[0])):
+                number = self.lift(number, k)
+            # In rows this gives one id a row, a block of tokens as long as the row.
+            read = segments.spread(number, self.cell_id)
+            cell_id = jnp.where(read > 0, read - 1, self.sizes[chosen[0]].shape[0])
         parents, sizes = [], [self.tokens_of(levels[0])]
         for fine, coarse in itertools.pairwise(chosen):
             parent = self.parents[fine]
@@ -176,6 +187,7 @@ def make_layout(
     num_cells: Mapping[str, int] | None = None,
     axis_names: Mapping[str, tuple[str, ...]] | None = None,
     state_id: np.ndarray | None = None,
+    block_size: int = 1,
 ) -> Layout:
     """Builds and validates a layout on the host.
 
@@ -191,6 +203,8 @@ def make_layout(
         one compiled shape over many batches.
       axis_names: by level name, and "state", the mesh axes over which a cell's children are spread.
       state_id: int of the mask's shape, of `state_ids`; only for gates that couple states.
+      block_size: tokens a block; each aligned block must hold real tokens of one cell only. Larger
+        blocks are faster. Only with `cell_id`.
 
     Returns:
       A `Layout` of NumPy arrays, ready to be put on devices.
@@ -229,8 +243,8 @@ def make_layout(
             finest, len(above[0]) if above else int(np.max(cell_id[mask], initial=-1)) + 1
         )
         _check_ids(finest, cell_id[mask], size, "tokens")
-        cell_id = np.where(mask, cell_id, size).astype(np.int32)
         count = np.bincount(cell_id[mask], minlength=size)
+        cell_id = _by_block(np.where(mask, cell_id, size).astype(np.int32), size, block_size)
 
     sizes, tables = [count.astype(np.int32)], []
     for name, below, parent in zip(parents, levels, above, strict=False):
@@ -314,6 +328,24 @@ def state_ids(
     _, dense = np.unique(ids[ids >= 0], return_inverse=True)
     ids[ids >= 0] = dense
     return ids.reshape(tokens.shape)
+
+
+def _by_block(cell_id: np.ndarray, padding: int, block_size: int) -> np.ndarray:
+    """The one cell of each block of tokens, or the padding id; the ids themselves at size 1."""
+    if block_size < 1 or cell_id.shape[-1] % block_size:
+        raise ValueError(
+            f"block_size = {block_size} must be at least 1 and divide {cell_id.shape[-1]} tokens"
+        )
+    blocks = cell_id.reshape(*cell_id.shape[:-1], -1, block_size)
+    owner = blocks.min(axis=-1)
+    mixed = (blocks != owner[..., None]) & (blocks != padding)
+    if mixed.any():
+        block = np.argwhere(mixed.any(axis=-1))[0].tolist()
+        raise ValueError(
+            f"block_size = {block_size}, but block {block} holds tokens of cells "
+            f"{np.unique(blocks[tuple(block)]).tolist()}; expected one"
+        )
+    return owner if block_size > 1 else cell_id
 
 
 def _check_ids(level: str, ids: np.ndarray, size: int, what: str) -> None:

@@ -1,0 +1,282 @@
+"""One contract that every gate keeps."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, LEVELS, Problem, flat, problem
+
+from fiberjax import gates, objective, probes
+from fiberjax.layout import make_layout
+
+PESSIMISTIC = ("clip", "gspo", "apc_state", "fiberpo", "fiberpo_domain", "fgh_hold", "exact3")
+BOTH = [(name, False) for name in CASES] + [(name, True) for name in PESSIMISTIC]
+every_gate = pytest.mark.parametrize("name", CASES)
+every_form = pytest.mark.parametrize(("name", "pessimistic"), BOTH)
+
+
+def build(name: str, pessimistic: bool):
+    return gates.from_config({**CASES[name].config, "pessimistic": pessimistic}, LEVELS)
+
+
+def value(gate, budgets, log_ratio, advantage, layout, old_log_prob):
+    gated = gate(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
+    return objective.surrogate(gated, advantage, layout).value
+
+
+gradient = jax.jit(jax.value_and_grad(value, argnums=2), static_argnums=0)
+
+
+def in_rows(p: Problem, width: int, fill: float = 0.0):
+    """The tokens one trajectory a row; and where each flat token went."""
+    rows = int(p.trajectory.max()) + 1
+    slot = np.zeros_like(p.trajectory)
+    for t in range(rows):
+        slot[p.trajectory == t] = np.arange((p.trajectory == t).sum())
+    place = (p.trajectory, slot)
+
+    def spread(values, empty):
+        out = np.full((rows, width), empty, np.asarray(values).dtype)
+        out[place] = values
+        return out
+
+    return spread, place
+
+
+def test_every_gate_of_the_table_has_a_case():
+    assert {case.config["name"] for case in CASES.values()} == set(gates.GATES)
+
+
+@every_gate
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_agrees_with_the_loop_written_reference(name, seed):
+    p = problem(seed)
+    with jax.enable_x64(True):
+        gate, budgets = CASES[name].build()
+        # Budgets in float64, as the reference has them.
+        budgets = jax.tree.map(lambda b: np.round(np.asarray(b, np.float64), 6), budgets)
+        args = (jnp.asarray(p.log_ratio), jnp.asarray(p.advantage), flat(p), budgets)
+        gated = gate(*args, old_log_prob=jnp.asarray(p.old_log_prob))
+        np.testing.assert_allclose(gated, CASES[name].expected(p), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", PESSIMISTIC)
+def test_pessimistic_is_the_minimum_with_the_limit(name):
+    p = problem(3, dtype=np.float32)
+    layout, args = flat(p), (p.log_ratio, p.advantage)
+    gate, budgets = build(name, True)
+    published, _ = build(name, False)
+    gated = published(*args, layout, budgets) * p.advantage
+    limit = gate.limit(p.log_ratio, layout) * p.advantage
+    np.testing.assert_array_equal(
+        gate(*args, layout, budgets) * p.advantage, np.minimum(gated, limit)
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "sapo"])
+def test_the_limit_is_the_gate_with_infinite_budgets(name):
+    p = problem(3, dtype=np.float32)
+    gate, budgets = CASES[name].build()
+    wide = jax.tree.map(lambda b: np.full_like(b, 1e9), budgets)
+    gated = gate(p.log_ratio, p.advantage, flat(p), wide, old_log_prob=p.old_log_prob)
+    np.testing.assert_allclose(gated, gate.limit(p.log_ratio, flat(p)), rtol=2e-5)
+
+
+@every_form
+def test_jit_equals_eager(name, pessimistic):
+    p = problem(1, dtype=np.float32)
+    gate, budgets = build(name, pessimistic)
+    args = (budgets, p.log_ratio, p.advantage, flat(p), p.old_log_prob)
+    eager = jax.value_and_grad(value, argnums=2)(gate, *args)
+    chex.assert_trees_all_close(gradient(gate, *args), eager, rtol=1e-4, atol=1e-6)
+
+
+@every_form
+def test_rows_equal_packed_equal_flat_whatever_the_padding_holds(name, pessimistic):
+    p = problem(1, dtype=np.float32)
+    gate, budgets = build(name, pessimistic)
+    spread, place = in_rows(p, width=16)
+    mask = spread(np.ones(p.trajectory.shape, bool), False)
+    state = spread(p.state, -1)
+    rows = make_layout(mask, p.parents, state_id=state)
+    packed = make_layout(mask, p.parents, cell_id=spread(p.trajectory, 7), state_id=state)
+    want, want_gradient = gradient(gate, budgets, p.log_ratio, p.advantage, flat(p), p.old_log_prob)
+    for layout in (rows, packed):
+        for fill in (0.0, np.inf, -np.inf, np.nan, 1e30):
+            fields = [spread(x, np.float32(fill)) for x in (p.log_ratio, p.advantage)]
+            got, got_gradient = gradient(
+                gate, budgets, *fields, layout, spread(p.old_log_prob, np.float32(fill))
+            )
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(got_gradient[place], want_gradient, rtol=1e-4, atol=1e-6)
+            np.testing.assert_array_equal(np.asarray(got_gradient)[~mask], 0)
+
+
+@every_form
+def test_permuting_trajectories_permutes_the_result(name, pessimistic):
+    p = problem(2, dtype=np.float32)
+    gate, budgets = build(name, pessimistic)
+    spread, _ = in_rows(p, width=16)
+    order = np.random.default_rng(0).permutation(11)
+    columns = [
+        spread(np.ones(p.trajectory.shape, bool), False),
+        spread(p.state, -1),
+        *(spread(x, np.float32(0)) for x in (p.log_ratio, p.advantage, p.old_log_prob)),
+    ]
+
+    def run(columns, group):
+        mask, state, log_ratio, advantage, old = columns
+        layout = make_layout(mask, {"group": group, "domain": p.domain}, state_id=state)
+        return gradient(gate, budgets, log_ratio, advantage, layout, old)
+
+    want, want_gradient = run(columns, p.group)
+    got, got_gradient = run([c[order] for c in columns], p.group[order])
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got_gradient, want_gradient[order], rtol=1e-4, atol=1e-6)
+
+
+@every_form
+def test_a_budget_change_never_retraces(name, pessimistic):
+    p = problem(2, dtype=np.float32)
+    gate, budgets = build(name, pessimistic)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def run(budgets):
+        return gate(p.log_ratio, p.advantage, flat(p), budgets, old_log_prob=p.old_log_prob)
+
+    first = run(budgets)
+    second = run(jax.tree.map(lambda b: b * np.float32(0.5), budgets))
+    if jax.tree.leaves(budgets):
+        assert np.any(first != second)
+
+
+@every_form
+def test_extreme_log_ratios_stay_finite(name, pessimistic):
+    p = problem(2, dtype=np.float32)
+    gate, budgets = build(name, pessimistic)
+    rng = np.random.default_rng(0)
+    for extreme in (50 * rng.choice([-1, 1], 40), np.full(40, 50), np.full(40, -50), np.zeros(40)):
+        log_ratio = extreme.astype(np.float32)
+        chex.assert_tree_all_finite(
+            gradient(gate, budgets, log_ratio, p.advantage, flat(p), p.old_log_prob)
+        )
+
+
+@every_form
+def test_bfloat16_is_computed_in_float32(name, pessimistic):
+    p = problem(2, dtype=np.float32)
+    gate, budgets = build(name, pessimistic)
+    low = jnp.asarray(p.log_ratio, jnp.bfloat16)
+    gated = gate(low, p.advantage, flat(p), budgets, old_log_prob=p.old_log_prob)
+    wide = gate(low.astype(jnp.float32), p.advantage, flat(p), budgets, old_log_prob=p.old_log_prob)
+    assert gated.dtype == jnp.float32
+    np.testing.assert_array_equal(gated, wide)
+
+
+@every_form
+def test_first_order_agreement_on_policy(name, pessimistic):
+    """At `ℓ = 0` exactly, a gate's gradient is that of its limit."""
+    p = problem(2)
+    with jax.enable_x64(True):
+        gate, budgets = build(name, pessimistic)
+        args = (jnp.zeros(40), jnp.asarray(p.advantage), flat(p))
+        got = probes.jacobian(gate, *args, budgets, log=False, old_log_prob=p.old_log_prob)
+        want = probes.limit_jacobian(gate, args[0], args[2], log=False)
+        np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+@every_form
+@pytest.mark.parametrize("scale", [0.03, 0.2])
+def test_clip_masks_are_what_the_jacobian_says(name, pessimistic, scale):
+    p = problem(4, scale=scale)
+    with jax.enable_x64(True):
+        gate, budgets = build(name, pessimistic)
+        args = (jnp.asarray(p.log_ratio), jnp.asarray(p.advantage), flat(p), budgets)
+        masks = gate.clipped(*args, old_log_prob=p.old_log_prob)
+        changed = np.any(list(masks.values()), axis=0)
+        rows = probes.jacobian(gate, *args, log=False, old_log_prob=p.old_log_prob)
+        limit = probes.limit_jacobian(gate, args[0], args[2], log=False)
+        differs = np.any(np.abs(rows - limit) > 1e-9, axis=1)
+        np.testing.assert_array_equal(changed, differs)
+        if name != "importance" and scale > 0.1:
+            assert changed.any()
+        if name != "sapo" and scale > 0.1:
+            assert not changed.all() or "order" in CASES[name].config or "gmpo" in name
+
+
+@every_form
+def test_sharded_equals_one_device(name, pessimistic, devices):
+    """Groups and states across devices, trajectories across sequence shards."""
+    rng = np.random.default_rng(0)
+    shape = (16, 8)
+    mask = np.arange(8) < rng.integers(1, 9, (16, 1))
+    fields = [rng.normal(0, s, shape).astype(np.float32) for s in (0.2, 1.0)]
+    old = -rng.exponential(1, shape).astype(np.float32) - 1
+    parents = {"group": np.arange(16) % 4, "domain": np.arange(4) // 2}
+    state = rng.integers(0, 30, shape)
+    one = make_layout(mask, parents, state_id=state)
+    axes = {"trajectory": ("seq",), "group": ("data",), "state": ("data", "seq")}
+    many = make_layout(mask, parents, state_id=state, axis_names=axes)
+    gate, budgets = build(name, pessimistic)
+    P = jax.sharding.PartitionSpec
+    tokens = P("data", "seq")
+    layout_specs = jax.tree.unflatten(
+        jax.tree.structure(many), [tokens, P("data"), P(), P("data"), P(), P(), tokens]
+    )
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(4, 2), ("data", "seq"))
+
+    def local(log_ratio, advantage, layout, old):
+        def total(log_ratio):
+            gated = gate(log_ratio, advantage, layout, budgets, old_log_prob=old)
+            surrogate = objective.surrogate(gated, advantage, layout)
+            return objective.add_over(surrogate, ("data", "seq")).value
+
+        return jax.value_and_grad(total)(log_ratio)
+
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(tokens, tokens, layout_specs, tokens),
+        out_specs=(P(), tokens),
+        check_vma=True,
+    )
+    got = jax.jit(sharded)(*fields, many, old)
+    want = gradient(gate, budgets, *fields, one, old)
+    chex.assert_trees_all_close(got, want, rtol=1e-3, atol=2e-6)
+
+
+@every_form
+def test_any_micro_batch_split_gives_the_same_gradient(name, pessimistic):
+    """Two passes: one coefficient a token from the whole batch, then micro-batches."""
+    p = problem(2, dtype=np.float32)
+    gate, budgets = build(name, pessimistic)
+    weight = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+
+    def log_prob(theta, rows):
+        return 0.1 * jnp.tanh(weight[rows] @ theta)
+
+    def loss(theta):
+        return value(
+            gate, budgets, log_prob(theta, slice(None)), p.advantage, flat(p), p.old_log_prob
+        )
+
+    theta = np.ones(5, np.float32)
+    want = jax.grad(loss)(theta)
+    log_ratio = log_prob(theta, slice(None))
+    _, coefficient = gradient(gate, budgets, log_ratio, p.advantage, flat(p), p.old_log_prob)
+    for splits in (1, 2, 8):
+        got = jnp.zeros(5)
+        for rows in np.split(np.arange(40), splits):
+            got += jax.grad(lambda t, rows=rows: coefficient[rows] @ log_prob(t, rows))(theta)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_non_finite_log_ratios_of_real_tokens_are_never_hidden():
+    p = problem(2, dtype=np.float32)
+    log_ratio = p.log_ratio.copy()
+    log_ratio[3] = np.nan
+    for name in ("ppo", "gspo", "fiberpo_domain"):
+        gate, budgets = CASES[name].build()
+        assert np.isnan(value(gate, budgets, log_ratio, p.advantage, flat(p), p.old_log_prob))

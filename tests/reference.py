@@ -1,0 +1,189 @@
+"""Gates written once more as loops over tokens, in float64, straight from their definitions.
+
+Independent of the library: plain NumPy and Python, no masks, no tables. A problem is flat: token
+`i` belongs to trajectory `trajectory[i]`, which belongs to `parents[0][trajectory[i]]`, and so on.
+"""
+
+import math
+
+import numpy as np
+
+
+def cells(trajectory, parents, k):
+    """The cell of level `k` that holds each token."""
+    ids = np.asarray(trajectory)
+    for parent in parents[:k]:
+        ids = np.asarray(parent)[ids]
+    return ids
+
+
+def aggregate(x, budget, k):
+    if abs(x) <= budget:
+        return x
+    if abs(x) < (1 + 1 / k) * budget:
+        return math.copysign(1, x) * (k + 1) * budget - k * x
+    return 0.0
+
+
+def hold(x, budget, k):
+    return min(max(x, -budget), budget)
+
+
+def clip(x, bound):
+    return min(max(x, -bound), bound)
+
+
+def sign(x):
+    return 1 if x >= 0 else -1
+
+
+def fgh(
+    l, a, trajectory, parents, *, budgets, epsilon, epsilon_negative=None, base_gate="rollback"
+):
+    """The published hierarchy; `budgets` is one pair a level."""
+    gate = {"rollback": aggregate, "hold": hold}[base_gate]
+    levels, l = len(budgets), np.asarray(l, np.float64)
+    parents = parents[: levels - 1]
+    drift, size = {}, {}
+    for y in set(trajectory):
+        of = [l[i] for i in range(len(l)) if trajectory[i] == y]
+        drift[0, y] = (
+            sum(max(x, 0) for x in of) / len(of),
+            sum(max(-x, 0) for x in of) / len(of),
+        )
+        size[0, y] = len(of)
+    for k in range(1, levels):
+        for z in {parents[k - 1][y] for (j, y) in drift if j == k - 1}:
+            of = [d for (j, y), d in drift.items() if j == k - 1 and parents[k - 1][y] == z]
+            drift[k, z] = tuple(sum(d[c] for d in of) / len(of) for c in (0, 1))
+            size[k, z] = len(of)
+    out = []
+    for i in range(len(l)):
+        log_weight, y = 0.0, trajectory[i]
+        for k in range(levels):
+            up = drift[k + 1, parents[k][y]] if k + 1 < levels else (0.0, 0.0)
+            plus, minus = (drift[k, y][c] - up[c] for c in (0, 1))
+            log_weight += gate(plus, budgets[k][0], size[k, y])
+            log_weight -= gate(minus, budgets[k][1], size[k, y])
+            if k + 1 < levels:
+                y = parents[k][y]
+        s = sign(l[i])
+        mine, other = drift[0, trajectory[i]][:: 1 if s > 0 else -1]
+        bound = epsilon_negative if epsilon_negative is not None and a[i] < 0 else epsilon
+        u, v = s * l[i] - mine, -other
+        out.append(math.exp(log_weight + clip(s * u, bound) - clip(s * v, bound)))
+    return np.array(out)
+
+
+def exact(
+    l, a, trajectory, parents, *, budgets, epsilon, epsilon_negative=None, base_gate="rollback"
+):
+    """The exact bundle: each channel is a tower of its own, counting only what it holds."""
+    gate = {"rollback": aggregate, "hold": hold}[base_gate]
+    levels, out = len(budgets), []
+    for i in range(len(l)):
+        s, y = sign(l[i]), trajectory[i]
+        c = 0 if s > 0 else 1
+
+        def mean(k, y, s=s):
+            if k == 0:
+                of = [abs(x) for x, t in zip(l, trajectory, strict=True) if t == y and sign(x) == s]
+            else:
+                below = {cells(trajectory, parents, k - 1)[j] for j in range(len(l))}
+                of = [mean(k - 1, x)[0] for x in below if parents[k - 1][x] == y]
+                of = [m for m in of if m is not None]
+            return (sum(of) / len(of), len(of)) if of else (None, 0)
+
+        own, log_gated = mean(0, y)[0], 0.0
+        for k in range(levels):
+            m, n = mean(k, y)
+            if k + 1 < levels:
+                m -= mean(k + 1, parents[k][y])[0]
+            log_gated += s * gate(m, budgets[k][c], n)
+            y = parents[k][y] if k + 1 < levels else y
+        bound = epsilon_negative if epsilon_negative is not None and a[i] < 0 else epsilon
+        out.append(math.exp(log_gated + clip(l[i] - s * own, bound)))
+    return np.array(out)
+
+
+def importance(l, a, trajectory, parents):
+    return np.exp(np.asarray(l, np.float64))
+
+
+def plain_clip(l, a, trajectory, parents, *, clip_low, clip_high):
+    return np.array([min(max(math.exp(x), 1 - clip_low), 1 + clip_high) for x in l])
+
+
+def ppo(l, a, trajectory, parents, *, clip_low, clip_high):
+    out = []
+    for x, y in zip(l, a, strict=True):
+        r = math.exp(x)
+        bounded = min(max(r, 1 - clip_low), 1 + clip_high)
+        if y == 0:
+            out.append(min(r, 1 + clip_high))
+        else:
+            out.append(min(r * y, bounded * y) / y)
+    return np.array(out)
+
+
+def sequence_ratio(l, trajectory):
+    return [
+        math.exp(np.mean([x for x, t in zip(l, trajectory, strict=True) if t == mine]))
+        for mine in trajectory
+    ]
+
+
+def gspo(l, a, trajectory, parents, *, clip_low, clip_high):
+    out = []
+    for s, y in zip(sequence_ratio(l, trajectory), a, strict=True):
+        out.append(min(s, 1 + clip_high) if y >= 0 else max(s, 1 - clip_low))
+    return np.array(out)
+
+
+def gmpo(l, a, trajectory, parents, *, clip_low, clip_high):
+    bounded = []
+    for x, y in zip(l, a, strict=True):
+        x = min(x, clip_high) if y > 0 else x
+        x = max(x, -clip_low) if y < 0 else x
+        bounded.append(x)
+    return np.array(sequence_ratio(bounded, trajectory))
+
+
+def sapo(l, a, trajectory, parents, *, temperature_positive, temperature_negative):
+    out = []
+    for x, y in zip(l, a, strict=True):
+        t = temperature_positive if y > 0 else temperature_negative
+        out.append(4 / t / (1 + math.exp(-t * (math.exp(x) - 1))))
+    return np.array(out)
+
+
+def dppo_tv(l, a, trajectory, parents, *, old_log_prob, delta_low, delta_high, weight_cap):
+    out = []
+    for x, y, old in zip(l, a, old_log_prob, strict=True):
+        moved = math.exp(old + x) - math.exp(old)
+        keep = moved <= delta_high if y >= 0 else moved >= -delta_low
+        out.append(min(math.exp(x), weight_cap) if keep else 0.0)
+    return np.array(out)
+
+
+def dppo_kl(l, a, trajectory, parents, *, old_log_prob, delta, weight_cap):
+    out = []
+    for x, y, old in zip(l, a, old_log_prob, strict=True):
+        p, q = math.exp(old), min(math.exp(old + x), 1.0)
+        kl = p * math.log(p / q)
+        if p < 1:
+            kl += (1 - p) * math.log((1 - p) / (1 - q)) if q < 1 else math.inf
+        keep = kl <= delta or (x <= 0 if y >= 0 else x >= 0)
+        out.append(min(math.exp(x), weight_cap) if keep else 0.0)
+    return np.array(out)
+
+
+def apc(l, a, trajectory, parents, *, delta, unit, form):
+    x = [v if form == "log" else math.exp(v) - 1 for v in l]
+    out = []
+    for i in range(len(x)):
+        mates = [j for j in range(len(x)) if unit[j] == unit[i]]
+        left = len(mates) * delta - sum(abs(x[j]) for j in mates if j != i)
+        gated = clip(x[i], max(left, 0))
+        out.append(math.exp(gated) if form == "log" else 1 + gated)
+    return np.array(out)
