@@ -9,8 +9,8 @@ Padding never needs a special case: a padding token's or an unused cell's parent
 table above, an id that `segments` leaves out of sums and reads as zero. Three arrangements of the
 tokens go through the same functions: one trajectory a row (`cell_id` is None), several packed in a
 row, and flat. Where each block of `L` neighbouring tokens holds real tokens of one cell only, as
-with prompts between packed completions, ids may be kept by block: sums are then almost as fast as in
-rows. Layouts are built and validated on the host by `make_layout`.
+with prompts between packed completions, ids may be kept by block: sums are then nearly as fast as
+in rows. Layouts are built and validated on the host by `make_layout`.
 """
 
 import dataclasses
@@ -69,8 +69,17 @@ class Layout:
             raise ValueError(f"level {level!r} does not exist; the layout has {self.levels}")
         return self.levels.index(level)
 
+    def blocks(self, values: jax.Array) -> jax.Array:
+        """Token values by block, `[*cell_id.shape, L]`, where ids are kept by block; else as is."""
+        if self.cell_id is None or self.cell_id.shape == self.mask.shape:
+            return values
+        return values.reshape(*self.cell_id.shape, -1)
+
     def pushforward_tokens(self, values: jax.Array) -> jax.Array:
         """Sums token values over each finest cell; returns `[S_1]`. Values must be masked."""
+        values = self.blocks(values)
+        if self.cell_id is not None and values.shape != self.cell_id.shape:
+            values = jnp.sum(values, axis=-1)
         return segments.segment_sum(
             values, self.cell_id, self.sizes[0].shape[0], axis_name=self.axis_names[0]
         )
@@ -89,9 +98,8 @@ class Layout:
         values = segments.spread(table, self.cell_id)
         if self.cell_id is None or self.cell_id.shape == self.mask.shape:
             return values
-        block = self.mask.shape[-1] // self.cell_id.shape[-1]
-        tokens = jnp.broadcast_to(values[..., None], (*values.shape, block))
-        return tokens.reshape(self.mask.shape)
+        shape = self.blocks(self.mask).shape
+        return jnp.broadcast_to(values[..., None], shape).reshape(self.mask.shape)
 
     def lift(self, table: jax.Array, k: int) -> jax.Array:
         """Reads the table of level `k + 1` at each cell of level `k`; returns `[S_k]`."""

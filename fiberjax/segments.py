@@ -4,8 +4,8 @@ Every function takes `ids`, the segment of each element, in one of three forms:
 
 * an integer array of the values' shape; an id outside `[0, num_segments)` belongs to nothing: it is
   left out of sums and reads zero from tables, so padding points at `num_segments`;
-* an integer array whose last axis is `L` times shorter: each block of `L` neighbours is of one
-  segment. Blocks are reduced first, so that `L` times fewer elements are scattered;
+* an integer array with one axis fewer: the elements along the values' last axis, a block, are of
+  one segment. Blocks are reduced first, so that far fewer elements are scattered;
 * `None`, the row layout: each row of `[S, T]` values is one segment. Plain reductions and
   broadcasts, several times faster than scatters.
 
@@ -31,20 +31,18 @@ def segment_sum(
 
     Args:
       values: float[...] or int[...], one value an element; `[S, T]` where `ids` is None.
-      ids: int32, of the same shape or one a block, or None where a row is a segment.
+      ids: int32 of the values' leading axes, or None where a row is a segment.
       num_segments: static number of segments `S`.
       axis_name: mesh axes over which segments are spread; None or () sums locally.
 
     Returns:
-      `[S]` of the values' dtype (with `ids` of the same shape, further trailing axes of the values
-      are kept); an empty segment is 0. Linear, so the gradient of an element is the cotangent of
-      its segment, and 0 where its id belongs to nothing.
+      `[S]` of the values' dtype (with `ids`, further trailing axes of the values are kept); an
+      empty segment is 0. Linear, so the gradient of an element is the cotangent of its segment, and
+      0 where its id belongs to nothing.
     """
     if ids is None:
         table = jnp.sum(values, axis=-1)
     else:
-        if values.shape[: ids.ndim] != ids.shape:
-            values = jnp.sum(_blocks(values, ids), axis=-1)
         values = values.reshape(ids.size, *values.shape[ids.ndim :])
         table = jax.ops.segment_sum(values, ids.ravel(), num_segments)
     return lax.psum(table, axis_name) if axis_name else table
@@ -96,8 +94,6 @@ def class_sum(
         finer = ids * num_classes + classes
         table = segment_sum(values, finer, num_segments * num_classes, axis_name=axis_name)
         return table.reshape(num_segments, num_classes)
-    if ids is not None:
-        values, classes = _blocks(values, ids), _blocks(classes, ids)
     # Products, here and in `class_spread`: twice as fast as selects on a CPU.
     sums = [jnp.sum((classes == c) * values, axis=-1) for c in range(num_classes)]
     table = jnp.stack(sums, axis=-1)
@@ -122,20 +118,12 @@ def class_spread(table: jax.Array, ids: jax.Array | None, classes: jax.Array) ->
     num_classes = table.shape[-1]
     if ids is not None and ids.shape == classes.shape:
         return spread(table.reshape(-1), ids * num_classes + classes)
-    if ids is None:
-        blocks, shared = classes, table
-    else:
-        blocks, shared = _blocks(classes, ids), spread(table, ids)
+    shared = table if ids is None else spread(table, ids)
     # Unlike those of a gather, the gradients of these products are plain sums and never scatters.
-    value = (blocks == 0) * shared[..., :1]
+    value = (classes == 0) * shared[..., :1]
     for c in range(1, num_classes):
-        value += (blocks == c) * shared[..., c : c + 1]
-    return value.reshape(classes.shape)
-
-
-def _blocks(values: jax.Array, ids: jax.Array) -> jax.Array:
-    """Values by block, `[*ids.shape, L]`."""
-    return values.reshape(*ids.shape, values.shape[-1] // ids.shape[-1])
+        value += (classes == c) * shared[..., c : c + 1]
+    return value
 
 
 def segment_max(values: jax.Array, ids: jax.Array, num_segments: int) -> jax.Array:

@@ -51,7 +51,7 @@ def tower(log_ratio: jax.Array, layout: Layout, *, variant: str) -> Tower:
     """Pushes masked log ratios up all levels of the layout; a `Tower`.
 
     Args:
-      log_ratio: float[...], nats, exactly 0 at padding.
+      log_ratio: float[...], nats, exactly 0 at padding; by block where the layout has blocks.
       layout: the cells, all of whose levels take part.
       variant: static, one of `VARIANTS`.
 
@@ -83,7 +83,7 @@ def _pushforward_tokens(
     if variant == "published":
         size = layout.sizes[0].astype(dtype)[:, None]
     else:
-        one = layout.mask.astype(dtype)
+        one = layout.blocks(layout.mask).astype(dtype)
         size = class_sum(one, layout.cell_id, channels, cells, 2, axis_name=axes)
     return safe_divide(total, size), size
 

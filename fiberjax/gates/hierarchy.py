@@ -169,7 +169,9 @@ def inspect(
     for level in budgets:
         layout.index(level)
     layout = layout.select([level for level in layout.levels if level in budgets])
-    log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
+    # Blocks of one cell, where the layout has them, are an axis of their own from here to the end.
+    shape, mask = log_ratio.shape, layout.blocks(layout.mask)
+    log_ratio, advantage = prepare(layout.blocks(log_ratio), layout.blocks(advantage), mask)
     dtype = log_ratio.dtype
     pairs = tuple(per_channel(budgets[level], dtype) for level in layout.levels)
     tower = bundle.tower(log_ratio, layout, variant=variant)
@@ -196,9 +198,9 @@ def inspect(
         layout=layout,
         tower=tower,
         budgets=pairs,
-        own_drift=jnp.where(layout.mask, own, 0),
-        fiber_clipped=clipped & layout.mask,
-        log_gated=fiber + class_spread(table, layout.cell_id, number),
+        own_drift=jnp.where(mask, own, 0).reshape(shape),
+        fiber_clipped=(clipped & mask).reshape(shape),
+        log_gated=(fiber + class_spread(table, layout.cell_id, number)).reshape(shape),
     )
 
 
@@ -241,17 +243,18 @@ def clipped(
         variant=variant,
         base_gate=base_gate,
     )
-    layout, mask = state.layout, state.layout.mask
-    log_ratio, advantage = prepare(log_ratio, advantage, mask)
+    layout, shape = state.layout, log_ratio.shape
+    mask = layout.blocks(layout.mask)
+    log_ratio, advantage = prepare(layout.blocks(log_ratio), layout.blocks(advantage), mask)
     channels = channel(log_ratio)
-    token = state.fiber_clipped
+    token = layout.blocks(state.fiber_clipped)
     if variant == "published":
         bound = jnp.asarray(epsilon, log_ratio.dtype)
         if epsilon_negative is not None:
             bound = jnp.where(advantage < 0, epsilon_negative, bound)
         opposite = class_spread(state.tower.drift[0][:, ::-1], layout.cell_id, channels)
         token = token | (opposite > bound)
-    masks = {"token": token & mask}
+    masks = {"token": (token & mask).reshape(shape)}
     for level, table in zip(layout.levels, bundle.closed(state.tower, state.budgets), strict=True):
         if variant == "published":
             # Every token of the cell moves both channels' weights.
@@ -259,5 +262,6 @@ def clipped(
         table = table.astype(jnp.int32)
         for k in reversed(range(layout.index(level))):
             table = layout.lift(table, k)
-        masks[level] = (class_spread(table, layout.cell_id, channels) > 0) & mask
+        lifted = class_spread(table, layout.cell_id, channels) > 0
+        masks[level] = (lifted & mask).reshape(shape)
     return masks

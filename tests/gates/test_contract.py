@@ -93,17 +93,19 @@ def test_jit_equals_eager(name, pessimistic):
 
 
 @every_form
-def test_rows_equal_packed_equal_flat_whatever_the_padding_holds(name, pessimistic):
+def test_rows_equal_packed_equal_blocks_equal_flat_whatever_the_padding_holds(name, pessimistic):
     p = problem(1, dtype=np.float32)
     gate, budgets = build(name, pessimistic)
     spread, place = in_rows(p, width=16)
     mask = spread(np.ones(p.trajectory.shape, bool), False)
     state = spread(p.state, -1)
     rows = make_layout(mask, p.parents, state_id=state)
-    packed = make_layout(mask, p.parents, cell_id=spread(p.trajectory, 7), state_id=state)
+    options = {"cell_id": spread(p.trajectory, 7), "state_id": state}
+    packed = make_layout(mask, p.parents, **options)
+    blocks = make_layout(mask, p.parents, **options, block_size=4)
     want, want_gradient = gradient(gate, budgets, p.log_ratio, p.advantage, flat(p), p.old_log_prob)
-    for layout in (rows, packed):
-        for fill in (0.0, np.inf, -np.inf, np.nan, 1e30):
+    for layout in (rows, packed, blocks):
+        for fill in (np.inf, -np.inf, np.nan, 1e30):
             fields = [spread(x, np.float32(fill)) for x in (p.log_ratio, p.advantage)]
             got, got_gradient = gradient(
                 gate, budgets, *fields, layout, spread(p.old_log_prob, np.float32(fill))
