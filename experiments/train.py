@@ -14,6 +14,16 @@ FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; resumed if it exists.")
 
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "Several hosts: on TPU hosts and under Slurm, or not.",
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, elsewhere.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
+
 
 def main(argv: list[str]) -> None:
     """Builds the experiment, then runs it."""
@@ -22,15 +32,20 @@ def main(argv: list[str]) -> None:
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Data sets and checkpoints tell a lot.
     # After the flags are parsed: a mistyped option is refused before jax starts.
-    from fiberjax import experiment, loop
+    from fiberjax import distributed
 
     config_json = CONFIG.value.to_json_best_effort(indent=2)
-    try:
-        built = experiment.from_config(CONFIG.value)
-        loop.claim(WORKDIR.value, config_json)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    loop.run(built, WORKDIR.value, config_json)
+    with distributed.session(
+        DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    ):
+        from fiberjax import experiment, loop
+
+        try:
+            built = experiment.from_config(CONFIG.value)
+            loop.claim(WORKDIR.value, config_json)
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from None
+        loop.run(built, WORKDIR.value, config_json)
 
 
 if __name__ == "__main__":

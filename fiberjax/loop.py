@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from fiberjax import advantages, evaluation, kl, mesh, metrics, plots
 from fiberjax.checkpoints import Checkpoints, abstract
@@ -28,7 +29,6 @@ from fiberjax.rollout import (
     PROFILE,
     TRAINING,
     Rollouts,
-    gather,
     make_batches,
     make_score,
 )
@@ -58,6 +58,7 @@ def run(experiment: Experiment, directory: str | Path, config_json: str) -> Eval
     """
     directory = Path(directory)
     primary = jax.process_index() == 0
+    barrier("run folder claimed")
     claim(directory, config_json)
     start = initial_params(experiment)
     before = evaluate(experiment, start, "evaluation before")
@@ -175,7 +176,9 @@ def evaluate(experiment: Experiment, params: Any, description: str) -> Scores:
             rollouts = sampler(
                 params, prompts, samples=wanted.samples, stream=EVALUATION, step=step
             )
-            correct.append(gather(rollouts.reward).reshape(-1, wanted.samples))
+            correct.append(
+                mesh.gather(experiment.mesh, rollouts.reward).reshape(-1, wanted.samples)
+            )
             progress.update(step + 1, reward=float(np.mean(correct[-1])))
     scores = np.concatenate(correct)[: len(chosen)]
     k = wanted.samples
@@ -249,7 +252,7 @@ def profile(experiment: Experiment, params: Any, stream: PromptStream) -> None:
                 examples, rows[share], experiment.vocabulary, experiment.window.prompt
             )
             rollouts = sampler(params, prompts, samples=samples, stream=PROFILE, step=step)
-            stream.observe(rows, gather(rollouts.reward).reshape(-1, samples))
+            stream.observe(rows, mesh.gather(experiment.mesh, rollouts.reward).reshape(-1, samples))
             progress.update(step + 1)
 
 
@@ -301,9 +304,10 @@ class Trainer:
             stream=TRAINING,
             step=iteration,
         )
-        rewards = gather(rollouts.reward)
+        rewards = mesh.gather(self.experiment.mesh, rollouts.reward)
         stream.observe(
-            gather(rollouts.prompts.prompt_index), rewards.reshape(-1, rollouts.group_size)
+            mesh.gather(self.experiment.mesh, rollouts.prompts.prompt_index),
+            rewards.reshape(-1, rollouts.group_size),
         )
         credited = rewards
         if self.experiment.rollout.shuffle_rewards:
@@ -319,13 +323,15 @@ class Trainer:
         scalars = _reduce(pending)
         ended = time.monotonic()
         scalars |= mismatch
-        scalars |= rollout_metrics(rollouts, rewards, self.experiment.domain_names)
+        names = self.experiment.domain_names
+        scalars |= rollout_metrics(self.experiment.mesh, rollouts, rewards, names)
+        tokens = scalars["response_length/mean"] * len(rewards)
         scalars |= {
             "curriculum/target": target,
             "timing/rollout_s": sampled - began,
             "timing/update_s": ended - sampled,
             "timing/total_s": ended - began,
-            "perf/tokens_per_s": rollouts.mask.sum() * jax.process_count() / (ended - began),
+            "perf/tokens_per_s": tokens / (ended - began),
         }
         return state, scalars
 
@@ -359,11 +365,21 @@ class Trainer:
             num_minibatches=training.minibatches,
             num_domains=len(self.experiment.train),
         )
-        gap = np.abs(old - rollouts.sampler_log_prob)[rollouts.mask]
+        gap = np.where(rollouts.mask, np.abs(old - rollouts.sampler_log_prob), 0.0)
+        largest, total, tokens = (
+            mesh.gather(self.experiment.mesh, of)
+            for of in (gap.max(axis=1), gap.sum(axis=1), rollouts.mask.sum(axis=1))
+        )
         return batches, {
-            "mismatch/log_prob_abs_max": float(gap.max()),
-            "mismatch/log_prob_abs_mean": float(gap.mean()),
+            "mismatch/log_prob_abs_max": float(largest.max()),
+            "mismatch/log_prob_abs_mean": float(total.sum() / tokens.sum()),
         }
+
+
+def shuffled(rewards: np.ndarray, seed: int, iteration: int) -> np.ndarray:
+    """The rewards of all rollouts in random order, [R]: a control that has nothing to teach."""
+    # The 1 keeps this stream apart from the order of the updates.
+    return np.random.default_rng((seed, iteration, 1)).permutation(rewards)
 
 
 def shuffled(rewards: np.ndarray, seed: int, iteration: int) -> np.ndarray:
@@ -384,19 +400,20 @@ def _reduce(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
 
 
 def rollout_metrics(
-    rollouts: Rollouts, rewards: np.ndarray, domain_names: tuple[str, ...]
+    device_mesh: Mesh, rollouts: Rollouts, rewards: np.ndarray, domain_names: tuple[str, ...]
 ) -> dict[str, float]:
     """Rewards by domain, answer lengths, and groups that teach nothing; numbers by name.
 
     Args:
+      device_mesh: joins the processes.
       rollouts: this process's rows.
       rewards: float32[R] of all processes.
       domain_names: in the order that ids count them.
     """
-    length = gather(rollouts.mask.sum(axis=1))
-    finished = gather(rollouts.finished)
+    length = mesh.gather(device_mesh, rollouts.mask.sum(axis=1))
+    finished = mesh.gather(device_mesh, rollouts.finished)
     by_group = rewards.reshape(-1, rollouts.group_size)
-    domain = gather(rollouts.prompts.domain)
+    domain = mesh.gather(device_mesh, rollouts.prompts.domain)
     scalars = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
@@ -423,4 +440,5 @@ def report(directory: Path, table: EvaluationTable) -> None:
 
 def barrier(name: str) -> None:
     """Waits for every process."""
-    multihost_utils.sync_global_devices(name)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -66,8 +66,65 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         shape[shape.index(-1)] = len(devices) // known
     if math.prod(shape) != len(devices):
         raise ValueError(f"mesh {shown} does not fit {len(devices)} devices")
+    num_slices = len({_slice(device) for device in devices})
+    if shape[0] % num_slices:
+        raise ValueError(
+            f"mesh data={shape[0]} must be a multiple of the {num_slices} slices: only replicas of "
+            "the parameters may be joined by the slow network between them"
+        )
     # Auto axes: the compiler places what the specs below leave open.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    arranged = np.array(_arrange(devices)).reshape(shape)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slice(device: Any) -> int:
+    """The TPU slice of a device; 0 where there is but one, and on other hardware."""
+    index = getattr(device, "slice_index", None)
+    return 0 if index is None else index
+
+
+def _arrange(devices: Sequence[Any]) -> list[Any]:
+    """Devices in an order in which neighbours are neighbours, and a process stands together.
+
+    A process must hold one block of a batch's rows. On a TPU, hosts follow each other in a snake
+    through the slice, and so do the chips of a host: consecutive ranks of an axis are linked.
+    """
+    processes: dict[tuple[int, int], list[Any]] = {}
+    for device in devices:
+        processes.setdefault((_slice(device), device.process_index), []).append(device)
+
+    def corner(of: list[Any]) -> tuple[int, ...]:
+        return tuple(min(device.coords[k] for device in of) for k in range(3))
+
+    if not all(hasattr(device, "coords") for device in devices):
+        return [device for key in sorted(processes) for device in processes[key]]
+    arranged = []
+    for index in sorted({key[0] for key in processes}):
+        hosts = [of for key, of in processes.items() if key[0] == index]
+        for host in _snake(hosts, corner):
+            arranged += _snake(host, lambda device: (*device.coords, device.core_on_chip))
+    return arranged
+
+
+def _snake(items: list[Any], place: Callable[[Any], tuple[int, ...]]) -> list[Any]:
+    """Items by their places, (x, y, z, ...), each line run through in the other direction."""
+    ranks = [
+        {at: rank for rank, at in enumerate(sorted({place(item)[k] for item in items}))}
+        for k in range(len(place(items[0])))
+    ]
+
+    def key(item: Any) -> tuple[int, ...]:
+        at = place(item)
+        # Devices of a chip stay together; then z slowest, x fastest.
+        result, lines = [], 0
+        for k in (2, 1, 0):
+            rank = ranks[k][at[k]]
+            rank = len(ranks[k]) - 1 - rank if lines % 2 else rank
+            result.append(rank)
+            lines = lines * len(ranks[k]) + rank
+        return (*result, *at[3:])
+
+    return sorted(items, key=key)
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -166,8 +223,14 @@ def local_rows(mesh: Mesh, num_rows: int) -> slice:
             f"(data={mesh.shape['data']} × fsdp={mesh.shape['fsdp']})"
         )
     indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((num_rows,))
-    bounds = [index[0].indices(num_rows) for index in indices.values()]
-    return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+    blocks = {index[0].indices(num_rows)[:2] for index in indices.values()}
+    start, stop = min(block[0] for block in blocks), max(block[1] for block in blocks)
+    if sum(last - first for first, last in blocks) != stop - start:
+        raise ValueError(
+            f"this process holds rows {sorted(blocks)} of {num_rows}, which are not one block; "
+            "the devices of a process must follow each other in the mesh"
+        )
+    return slice(start, stop)
 
 
 def place(mesh: Mesh, tree: Any, specs: Any) -> Any:
@@ -185,6 +248,15 @@ def place(mesh: Mesh, tree: Any, specs: Any) -> Any:
         return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(leaf))
 
     return jax.tree.map(put, tree, specs)
+
+
+def gather(mesh: Mesh, local: np.ndarray) -> np.ndarray:
+    """The rows of all processes, in the order of the mesh; every process must call it."""
+    if jax.process_count() == 1:
+        return np.asarray(local)
+    placed = place(mesh, np.asarray(local), ROWS)
+    everywhere = NamedSharding(mesh, REPLICATED)
+    return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(placed))
 
 
 def local_values(array: jax.Array) -> np.ndarray:

@@ -307,7 +307,7 @@ def read_program(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = needed_bytes(str(error))
+        needed = needed_bytes(str(error), sum(memory.values()))
         if needed is None:
             raise
         memory["temporaries"] = needed - sum(memory.values())
@@ -339,12 +339,17 @@ def read_program(
     )
 
 
-def needed_bytes(message: str) -> int | None:
+def needed_bytes(message: str, arguments: int) -> int | None:
     """What the compiler's refusal says a program needs; None where it is about something else."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    if found is None:
-        return None
-    return int(float(found.group(1)) * 1024 ** ("KMGT".index(found.group(2)) + 1))
+    for pattern, beside in (
+        (r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", 0),
+        (r"required for HLO temporaries \(([\d.]+)([KMGT])\)", arguments),
+    ):
+        found = re.search(pattern, message)
+        if found:
+            unit = 1024 ** ("KMGT".index(found.group(2)) + 1)
+            return int(float(found.group(1)) * unit) + beside
+    return None
 
 
 def advise(experiment: Experiment, program: Program) -> list[str]:

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from fiberjax import mesh
@@ -149,13 +148,6 @@ def row_keys(device_mesh: Mesh, seed: int, stream: int, step: int, num_rows: int
     return jax.jit(make, out_shardings=NamedSharding(device_mesh, mesh.ROWS))(step)
 
 
-def gather(local: np.ndarray) -> np.ndarray:
-    """The rows of all processes, in order; every process must call it."""
-    if jax.process_count() == 1:
-        return np.asarray(local)
-    return np.asarray(multihost_utils.process_allgather(local, tiled=True))
-
-
 def make_score(config: TransformerConfig, device_mesh: Mesh, chunk: int, num_micro_batches: int):
     """Compiles the trainer's own log-probabilities; `(params, rollouts, temperature)` -> outputs.
 
@@ -208,7 +200,7 @@ def make_batches(
     """
     size = rollouts.group_size
     group = np.arange(len(rollouts.tokens)) // size
-    domain = gather(rollouts.prompts.domain)
+    domain = mesh.gather(device_mesh, rollouts.prompts.domain)
     batches = []
     for j in range(num_minibatches):
         chosen = group % num_minibatches == j
@@ -242,7 +234,7 @@ def _batch_layout(
     processes = len(domain) * group_size // (len(mask) * num_minibatches)
     per_process = len(domain) // processes
     in_batch = np.arange(len(domain)) % per_process % num_minibatches == j
-    mask = gather(mask)
+    mask = mesh.gather(device_mesh, mask)
     layout = make_layout(
         mask,
         {"group": np.arange(len(mask)) // group_size, "domain": domain[in_batch]},

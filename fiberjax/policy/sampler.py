@@ -169,10 +169,12 @@ def _sample(
         hidden, cache = model.decode(state.token[:, None], position, ones, state.cache)
         return draw(state._replace(cache=cache), hidden)
 
-    # The last token drawn is never decoded: it needs no column.
-    cache = transformer.init_cache(config, batch, prompt_length + max_new_tokens - 1)
+    # Prompts attend to prompts: the columns of the completion are added afterwards.
+    cache = transformer.init_cache(config, batch, prompt_length)
     positions = jnp.cumsum(prompt_mask, axis=1, dtype=jnp.int32) - 1
     hidden, cache = model.decode(prompts, positions, prompt_mask.astype(jnp.int32), cache)
+    # The last token drawn is never decoded: it needs no column.
+    cache = transformer.extend_cache(cache, max_new_tokens - 1)
     empty = Samples(
         tokens=jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
         log_prob=jnp.zeros((batch, max_new_tokens), jnp.float32),

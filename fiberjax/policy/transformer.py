@@ -206,6 +206,17 @@ def init_cache(config: TransformerConfig, batch: int, capacity: int) -> Cache:
     )
 
 
+def extend_cache(cache: Cache, columns: int) -> Cache:
+    """The cache with room for `columns` more."""
+    pad = ((0, 0), (0, 0), (0, 0), (0, columns), (0, 0))
+    return Cache(
+        key=jnp.pad(cache.key, pad),
+        value=jnp.pad(cache.value, pad),
+        segment_ids=jnp.pad(cache.segment_ids, ((0, 0), (0, columns))),
+        length=cache.length,
+    )
+
+
 def init(config: TransformerConfig, key: Array) -> Params:
     """Initial parameters, a nested dict of float32 arrays (paths in the module's docstring).
 

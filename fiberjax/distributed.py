@@ -1,0 +1,99 @@
+"""Several hosts under one program: joining them, and stopping together."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+# A host that is silent for this long is taken for dead. Checkpoints to a busy network file system
+# may hold a host up for tens of seconds.
+HEARTBEAT_SECONDS = 60
+# How long hosts wait for each other at the start: images and data sets load at different speeds.
+START_SECONDS = 600
+
+
+def on_cluster() -> bool:
+    """Whether jax can find the other hosts by itself: TPU hosts, Cloud TPU on GKE, Slurm."""
+    tpu_devices = any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
+    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    return tpu_devices or slurm or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+
+
+def start(
+    mode: str, coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins the hosts, before anything else of jax runs.
+
+    Args:
+      mode: "auto" joins where `on_cluster`, "on" always, "off" never; a coordinator means "on".
+      coordinator: host:port of process 0; None where jax finds it by itself.
+      num_processes: of the run; with a coordinator.
+      process_id: of this process, from 0; with a coordinator.
+
+    Raises:
+      ValueError: some of the three are given, or do not fit together.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given):
+        if coordinator is None or num_processes is None or process_id is None:
+            raise ValueError(
+                "--coordinator, --num_processes and --process_id go together; got "
+                f"{coordinator!r}, {num_processes!r} and {process_id!r}"
+            )
+        if not 0 <= process_id < num_processes:
+            raise ValueError(
+                f"--process_id must be from 0 to {num_processes - 1} for --num_processes="
+                f"{num_processes}; got {process_id}"
+            )
+        if mode == "off":
+            raise ValueError("--coordinator is given, but --distributed=off")
+    elif mode == "off" or (mode == "auto" and not on_cluster()):
+        return
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        initialization_timeout=START_SECONDS,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+
+
+@contextlib.contextmanager
+def session(
+    mode: str, coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> Iterator[None]:
+    """Joins the hosts for the length of a run; an error on one of them ends all.
+
+    A host that fails must not wait for the others, who wait for it: it ends at once, its silence
+    ends the others, and each says why.
+    """
+    try:
+        start(mode, coordinator, num_processes, process_id)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    if jax.process_count() == 1:
+        yield
+        return
+    here = f"host {jax.process_index()} of {jax.process_count()}"
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code:
+            _leave(f"{here} stops: {stop.code}")
+        raise
+    except BaseException as error:
+        traceback.print_exc()
+        _leave(
+            f"{here} stops: {type(error).__name__}. If another host stopped first, its log says "
+            "why. The same command on every host resumes from the newest checkpoint."
+        )
+
+
+def _leave(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
