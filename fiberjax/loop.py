@@ -382,12 +382,6 @@ def shuffled(rewards: np.ndarray, seed: int, iteration: int) -> np.ndarray:
     return np.random.default_rng((seed, iteration, 1)).permutation(rewards)
 
 
-def shuffled(rewards: np.ndarray, seed: int, iteration: int) -> np.ndarray:
-    """The rewards of all rollouts in random order, [R]: a control that has nothing to teach."""
-    # The 1 keeps this stream apart from the order of the updates.
-    return np.random.default_rng((seed, iteration, 1)).permutation(rewards)
-
-
 def _reduce(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
     """The metrics of an iteration's updates: extremes of extremes, means of the rest."""
     read = jax.device_get(pending)

@@ -155,6 +155,20 @@ def param_shardings(mesh: Mesh, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(choose, params)
 
 
+def sampling_shardings(mesh: Mesh, params: Any) -> Any:
+    """The sharding of each parameter while sampling: `fsdp` holds all of it, `tensor` a part.
+
+    A decoding step reads every parameter for a few tokens: gathering them at each step would take
+    longer than the step.
+    """
+
+    def whole(sharding: NamedSharding) -> NamedSharding:
+        kept = [axis if axis == "tensor" else None for axis in sharding.spec]
+        return NamedSharding(mesh, P(*kept))
+
+    return jax.tree.map(whole, param_shardings(mesh, params))
+
+
 def state_shardings(mesh: Mesh, state: Any) -> Any:
     """Shardings of a whole train state: moments like their parameters, everything else replicated.
 

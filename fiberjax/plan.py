@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from fiberjax import hlo, mesh, options
 from fiberjax.experiment import Experiment, load_domains
 from fiberjax.layout import make_layout
-from fiberjax.policy import Samples, init, init_cache, num_params, sample
+from fiberjax.policy import Samples, cast_kernels, init, init_cache, num_params, sample
 from fiberjax.tasks import Domain, Vocabulary
 from fiberjax.topologies import Chip, Topology
 from fiberjax.update import Batch, TrainState, batch_specs, make_step
@@ -210,17 +210,26 @@ def lower_step(experiment: Experiment) -> Any:
     return step.lower(placed, abstract_batch(experiment), experiment.knobs)
 
 
-def lower_sampler(experiment: Experiment) -> Any:
-    """The sampler over the rollouts of an iteration, traced for the experiment's mesh."""
-    config, rollout, window = experiment.policy, experiment.rollout, experiment.window
-    rows = rollout.prompts * rollout.samples
+def sampling_params(experiment: Experiment) -> Any:
+    """Shapes of the parameters that the sampler reads, on the mesh."""
     params = abstract_state(experiment)[0].params
-    shardings = mesh.param_shardings(experiment.mesh, params)
-    placed = jax.tree.map(
+    if experiment.mesh.shape["fsdp"] == 1:
+        shardings = mesh.param_shardings(experiment.mesh, params)
+    else:
+        params = jax.eval_shape(lambda params: cast_kernels(params, experiment.policy), params)
+        shardings = mesh.sampling_shardings(experiment.mesh, params)
+    return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         params,
         shardings,
     )
+
+
+def lower_sampler(experiment: Experiment) -> Any:
+    """The sampler over the rollouts of an iteration, traced for the experiment's mesh."""
+    config, rollout, window = experiment.policy, experiment.rollout, experiment.window
+    rows = rollout.prompts * rollout.samples
+    params = sampling_params(experiment)
 
     def draw(params: Any, prompts: jax.Array, prompt_mask: jax.Array, keys: jax.Array) -> Samples:
         return sample(
@@ -244,7 +253,7 @@ def lower_sampler(experiment: Experiment) -> Any:
         jax.ShapeDtypeStruct(shape, jnp.bool_),
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)),
     )
-    return jax.jit(draw).lower(placed, *_on_mesh(experiment, inputs, mesh.ROWS))
+    return jax.jit(draw).lower(params, *_on_mesh(experiment, inputs, mesh.ROWS))
 
 
 def plan_step(experiment: Experiment, chip: Chip) -> Program:
@@ -266,7 +275,7 @@ def plan_step(experiment: Experiment, chip: Chip) -> Program:
 def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
     """Compiles the sampler; its loop counts as if every completion ran to the limit."""
     config, window = experiment.policy, experiment.window
-    params = abstract_state(experiment)[0].params
+    params = sampling_params(experiment)
     rows = experiment.rollout.prompts * experiment.rollout.samples
     capacity = window.prompt + window.completion - 1
     cache = jax.eval_shape(lambda: init_cache(config, rows, capacity))
@@ -274,7 +283,7 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
     tensor = experiment.mesh.shape["tensor"]
     split = mesh.row_shards(experiment.mesh) * (tensor if config.num_kv_heads % tensor == 0 else 1)
     memory = {
-        "parameters": device_bytes(params, mesh.param_shardings(experiment.mesh, params)),
+        "parameters": device_bytes(params, jax.tree.map(lambda leaf: leaf.sharding, params)),
         "key-value cache": (cache.key.size + cache.value.size) * cache.key.dtype.itemsize // split,
     }
     lowered = lower_sampler(experiment)

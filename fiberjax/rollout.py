@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from fiberjax import mesh
 from fiberjax.layout import Layout, make_layout
-from fiberjax.policy import TokenOutputs, TransformerConfig, sample
+from fiberjax.policy import TokenOutputs, TransformerConfig, cast_kernels, sample
 from fiberjax.tasks import Domain, PromptBatch, Vocabulary, score
 from fiberjax.update import Batch, batch_specs, make_forward
 
@@ -102,7 +102,7 @@ class Sampler:
         placed = mesh.place(self.mesh, (tokens, prompt_mask), mesh.ROWS)
         drawn = sample(
             self.config,
-            params,
+            sampling_params(self.config, self.mesh, params),
             *placed,
             row_keys(self.mesh, self.seed, stream, step, placed[0].shape[0]),
             max_new_tokens=self.max_new_tokens,
@@ -131,6 +131,14 @@ class Sampler:
             prompts=prompts,
             texts=texts,
         )
+
+
+def sampling_params(config: TransformerConfig, device_mesh: Mesh, params: Any) -> Any:
+    """Parameters as the sampler reads them: in the compute dtype, gathered over `fsdp`."""
+    if device_mesh.shape["fsdp"] == 1:
+        return params
+    shardings = mesh.sampling_shardings(device_mesh, params)
+    return jax.jit(lambda params: cast_kernels(params, config), out_shardings=shardings)(params)
 
 
 def positions_of(real: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.layers import Constrain, identity
 from fiberjax.policy.log_probs import TokenOutputs, chunked_token_outputs, token_outputs
-from fiberjax.policy.sampler import Samples, sample
+from fiberjax.policy.sampler import Samples, cast_kernels, sample
 from fiberjax.policy.transformer import (
     Cache,
     Params,
@@ -23,6 +23,7 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "bind",
+    "cast_kernels",
     "chunked_token_outputs",
     "identity",
     "init",

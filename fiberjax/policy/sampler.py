@@ -137,7 +137,7 @@ def _sample(
     constrain: layers.Constrain,
 ) -> Samples:
     batch, prompt_length = prompts.shape
-    model = transformer.bind(config, _cast_kernels(params, config), constrain=constrain)
+    model = transformer.bind(config, cast_kernels(params, config), constrain=constrain)
 
     def draw(state: _State, hidden: Array) -> _State:
         """Draws the token of column `state.step` and records it."""
@@ -248,7 +248,7 @@ def _invert(mass: Array, uniform: Array) -> Array:
     return jnp.sum(running <= uniform[:, None] * running[:, -1:], axis=-1, dtype=jnp.int32)
 
 
-def _cast_kernels(params: transformer.Params, config: TransformerConfig) -> transformer.Params:
+def cast_kernels(params: transformer.Params, config: TransformerConfig) -> transformer.Params:
     """Matrices in the compute dtype, once instead of at every step; norms stay float32."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype), params
