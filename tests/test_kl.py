@@ -1,0 +1,68 @@
+"""KL estimates by enumeration of a small vocabulary: values and gradients are told apart."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fiberjax import kl
+
+
+@pytest.fixture
+def policies():
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.normal(size=(2, 6)))
+
+
+def expectation(estimate, logits, reference, sampler):
+    log_prob = jax.nn.log_softmax(logits)
+    return jnp.sum(jnp.exp(sampler) * estimate(log_prob, reference))
+
+
+@pytest.mark.parametrize("name", kl.VALUES)
+def test_values_and_losses(name):
+    with jax.enable_x64(True):
+        logits, reference = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6)))
+        reference = jax.nn.log_softmax(reference)
+        frozen = jax.nn.log_softmax(logits)
+
+        def exact(logits):
+            log_prob = jax.nn.log_softmax(logits)
+            return jnp.sum(jnp.exp(log_prob) * (log_prob - reference))
+
+        value = expectation(kl.VALUES[name], logits, reference, frozen)
+        if name != "k2":
+            np.testing.assert_allclose(value, exact(logits), rtol=1e-12)
+        right = jax.grad(exact)(logits)
+        naive = jax.grad(lambda x: expectation(kl.VALUES[name], x, reference, frozen))(logits)
+        loss = lambda x: expectation(kl.LOSSES[name], x, reference, frozen)  # noqa: E731
+        np.testing.assert_allclose(loss(logits), value, rtol=1e-12)
+        np.testing.assert_allclose(jax.grad(loss)(logits), right, atol=1e-12)
+        if name == "k1":
+            np.testing.assert_allclose(naive, 0, atol=1e-12)
+        if name == "k3":
+
+            def other_way(x):
+                return jnp.sum(jnp.exp(reference) * (reference - jax.nn.log_softmax(x)))
+
+            np.testing.assert_allclose(naive, jax.grad(other_way)(logits), atol=1e-12)
+
+
+def test_entropy_beside_forbidden_outcomes():
+    logits = jnp.array([[0.0, 0.0, -jnp.inf, 0.0], [5.0, -jnp.inf, -jnp.inf, -jnp.inf]])
+    np.testing.assert_allclose(kl.entropy(logits), [np.log(3), 0], rtol=1e-6)
+    gradient = jax.grad(lambda x: jnp.sum(kl.entropy(x)))(logits)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+    assert kl.entropy(logits.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_mismatch_weights():
+    trainer = jnp.log(jnp.array([1.0, 4.0, 0.2, 1.5]))
+    np.testing.assert_allclose(
+        kl.truncated_weight(trainer, jnp.zeros(4), cap=2.0), [1, 2, 0.2, 1.5], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        kl.masked_weight(trainer, jnp.zeros(4), cap=2.0), [1, 0, 0, 1.5], rtol=1e-6
+    )
+    gradient = jax.grad(lambda x: jnp.sum(kl.truncated_weight(x, 0 * x, cap=2.0)))(trainer)
+    np.testing.assert_array_equal(gradient, 0)
