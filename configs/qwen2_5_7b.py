@@ -38,8 +38,8 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.window.completion = 3_072
     config.warm_start.steps = 0
 
-    # 64 prompts × 16 answers an iteration, 256 rows a batch.
-    config.rollout.prompts = 64
+    # 256 prompts × 16 answers an iteration, 1,024 rows a batch.
+    config.rollout.prompts = 256
     config.rollout.samples = 16
     config.training.minibatches = 4
     config.training.epochs = 1
