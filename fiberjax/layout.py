@@ -151,10 +151,9 @@ class Layout:
         for fine, coarse in itertools.pairwise(chosen):
             parent = self.parents[fine]
             for k in range(fine + 1, coarse):
+                missing = self.sizes[k + 1].shape[0]
                 parent = (
-                    self.parents[k]
-                    .at[parent]
-                    .get(mode="fill", fill_value=self.sizes[k + 1].shape[0])
+                    jnp.asarray(self.parents[k]).at[parent].get(mode="fill", fill_value=missing)
                 )
             parents.append(parent)
             sizes.append(

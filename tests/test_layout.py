@@ -1,0 +1,105 @@
+"""Layouts: sums and broadcasts against loops, selection of levels, refusals; segment traps."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fiberjax import segments
+from fiberjax.layout import make_layout
+
+GROUP, DOMAIN = np.array([0, 0, 1, -1]), np.array([1, 0])
+MASK = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0]], bool)
+IDS = np.tile(np.arange(4)[:, None], 4)
+PARENTS = {"group": GROUP, "domain": DOMAIN}
+LAYOUTS = {
+    "rows": make_layout(MASK, PARENTS),
+    "packed": make_layout(MASK, PARENTS, cell_id=IDS),
+    "blocks": make_layout(MASK, PARENTS, cell_id=IDS, block_size=2),
+    "flat": make_layout(MASK.ravel(), PARENTS, cell_id=IDS.ravel()),
+}
+every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+@every_layout
+def test_sums_and_counts(layout):
+    values = np.where(MASK, np.arange(16).reshape(4, 4), 0).reshape(layout.mask.shape)
+    table = layout.pushforward_tokens(jnp.asarray(values))
+    np.testing.assert_array_equal(table, [1, 15, 30, 0])
+    np.testing.assert_array_equal(layout.sizes[0], [2, 3, 3, 0])
+    groups = layout.pushforward(table, 0)
+    np.testing.assert_array_equal(groups, [16, 30])
+    np.testing.assert_array_equal(layout.pushforward(groups, 1), [30, 16])
+    np.testing.assert_array_equal(layout.tokens_of("domain"), [3, 5])
+    want = np.where(MASK, np.array([16, 16, 30, 0])[:, None], 0)
+    lifted = jnp.broadcast_to(layout.lift_from(groups, "group"), layout.mask.shape)
+    np.testing.assert_array_equal(np.where(layout.mask, lifted, 0), want.reshape(lifted.shape))
+
+
+@every_layout
+@pytest.mark.parametrize("levels", [("group",), ("trajectory", "domain"), ("domain",)])
+def test_selecting_levels(layout, levels):
+    chosen = layout.select(levels)
+    values = jnp.asarray(np.where(layout.mask, 1, 0))
+    table = chosen.pushforward_tokens(values)
+    for k in range(len(levels) - 1):
+        table = chosen.pushforward(table, k)
+    np.testing.assert_array_equal(table, layout.tokens_of(levels[-1]))
+    np.testing.assert_array_equal(chosen.tokens_of(levels[0]), layout.tokens_of(levels[0]))
+
+
+def test_selection_refuses():
+    with pytest.raises(ValueError, match=r"level 'turn' does not exist.*trajectory"):
+        LAYOUTS["rows"].select(("turn",))
+    with pytest.raises(ValueError, match=r"finest first"):
+        LAYOUTS["rows"].select(("group", "trajectory"))
+
+
+REFUSALS = {
+    "a mask of numbers": (dict(mask=MASK.astype(int)), "mask must be bool"),
+    "no trajectory": (dict(mask=MASK, finest="turn"), "must be named 'trajectory'"),
+    "flat without ids": (dict(mask=MASK.ravel()), "needs cell_id"),
+    "ids of another shape": (dict(mask=MASK, cell_id=IDS[:2]), "cell_id has shape"),
+    "a negative id": (dict(mask=MASK, cell_id=IDS - 1), "point at -1; expected an id in"),
+    "a table too small": (
+        dict(mask=MASK, cell_id=IDS, num_cells={"trajectory": 2}),
+        r"'trajectory' has 2 cells, but tokens point at 2",
+    ),
+    "ids of floats": (dict(mask=MASK, cell_id=IDS * 1.0), "must be integers"),
+    "an orphan trajectory": (
+        dict(mask=MASK, parents={"group": np.array([0, -1, 1, 0])}),
+        "'group' has 2 cells, but cells of 'trajectory' point at -1",
+    ),
+    "a missing parent": (dict(mask=MASK, parents={"group": GROUP[:2]}), "each of the 4 cells"),
+    "an unknown level": (dict(mask=MASK, num_cells={"turn": 3}), "'turn' does not exist"),
+    "a block of two": (
+        dict(mask=MASK, cell_id=np.tile([0, 1, 2, 3], (4, 1)), block_size=2),
+        "holds tokens of cells",
+    ),
+    "an uneven block": (dict(mask=MASK, cell_id=IDS, block_size=3), "divide 4 tokens"),
+    "states of another shape": (dict(mask=MASK, state_id=IDS[:1]), "state_id has shape"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_layout(**arguments)
+
+
+def test_padding_ids_never_wrap_or_clamp():
+    table, ids = jnp.array([1.0, 2.0]), jnp.array([0, 1, 2, 7])
+    np.testing.assert_array_equal(segments.spread(table, ids), [1, 2, 0, 0])
+    np.testing.assert_array_equal(segments.segment_sum(jnp.ones(4), ids, 2), [1, 1])
+    np.testing.assert_array_equal(segments.segment_max(-jnp.ones(4), ids, 4), [-1, -1, -1, 0])
+
+
+def test_class_sums_equal_loops_in_every_form():
+    rng = np.random.default_rng(0)
+    values, classes = rng.normal(size=(4, 6)), rng.integers(0, 3, (4, 6))
+    want = np.array([[values[s][classes[s] == c].sum() for c in range(3)] for s in range(4)])
+    rows = jnp.arange(4)
+    for ids in (None, rows, jnp.repeat(rows, 6).reshape(4, 6)):
+        table = segments.class_sum(jnp.asarray(values), ids, jnp.asarray(classes), 4, 3)
+        np.testing.assert_allclose(table, want, rtol=1e-5, atol=1e-6)
+        back = segments.class_spread(table, ids, jnp.asarray(classes))
+        np.testing.assert_allclose(back, want[np.arange(4)[:, None], classes], rtol=1e-5, atol=1e-6)
