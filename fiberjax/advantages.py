@@ -62,7 +62,6 @@ def grpo(
     References:
       GRPO, arXiv 2402.03300, section 4.1.2.
 
-    >>> import jax.numpy as jnp
     >>> advantage = grpo(jnp.array([1.0, 0.0, 0.35, 0.35]), jnp.array([0, 0, 1, 1]), 2)
     >>> [round(a, 3) for a in advantage.tolist()]
     [0.707, -0.707, 0.0, 0.0]

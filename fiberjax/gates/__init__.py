@@ -26,7 +26,7 @@ from typing import Any
 from fiberjax.gates import aggregate, apc, bundle, config, hierarchy, score, sequence, tokenwise
 from fiberjax.gates.config import BY_LEVEL, LEVEL, Budget, Budgets, Gate, GateSpec, Option
 
-__all__ = ["GATES", "Budgets", "Gate", "GateSpec", "from_config"]
+__all__ = ["GATES", "Budget", "Budgets", "Gate", "GateSpec", "Option", "from_config"]
 
 _CLIP = {"clip_low": Budget(0.2, "ratio"), "clip_high": Budget(0.2, "ratio")}
 _SEQUENCE_CLIP = {"clip_low": Budget(3e-4, "ratio"), "clip_high": Budget(4e-4, "ratio")}
@@ -129,7 +129,12 @@ GATES: Mapping[str, GateSpec] = {
 """Every gate by name, with the defaults and units of its budgets and options."""
 
 
-def from_config(gate: Mapping[str, Any], layout_levels: Sequence[str]) -> tuple[Gate, Budgets]:
+def from_config(
+    gate: Mapping[str, Any],
+    layout_levels: Sequence[str],
+    *,
+    table: Mapping[str, GateSpec] = GATES,
+) -> tuple[Gate, Budgets]:
     """Builds a gate from a config; a static, hashable `Gate` and its traced budgets.
 
     Args:
@@ -137,6 +142,7 @@ def from_config(gate: Mapping[str, Any], layout_levels: Sequence[str]) -> tuple[
         its levels in `order`, finest first, with `levels.<level>.budget` in nats for each: a
         number, or a pair plus and minus. Keys left out take the table's defaults.
       layout_levels: the levels of the layouts the gate will see, finest first.
+      table: the gates to choose from; `{**GATES, "mine": GateSpec(...)}` adds one.
 
     Returns:
       The gate, and a pytree of float32 arrays, its budgets.
@@ -149,4 +155,4 @@ def from_config(gate: Mapping[str, Any], layout_levels: Sequence[str]) -> tuple[
     >>> gate.name, round(float(budgets["clip_low"]), 3), round(float(budgets["clip_high"]), 3)
     ('ppo', 0.1, 0.2)
     """
-    return config.build(GATES, gate, layout_levels)
+    return config.build(table, gate, layout_levels)

@@ -1,0 +1,49 @@
+"""The code in the documentation runs: guides block by block, examples in docstrings."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+
+import fiberjax
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULES = sorted(
+    m.name for m in pkgutil.walk_packages(fiberjax.__path__, "fiberjax.") if not m.ispkg
+)
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def test_the_guide_to_gates_runs():
+    text = (ROOT / "docs" / "gates.md").read_text(encoding="utf-8")
+    blocks = BLOCK.findall(text)
+    scope: dict[str, object] = {}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"docs/gates.md, block {number}", "exec"), scope)
+    own = next(block for block in blocks if "def log_clip" in block)
+    assert len(own.strip().splitlines()) < 30
+
+
+@pytest.mark.parametrize("name", [*MODULES, "fiberjax.gates"])
+def test_examples_in_docstrings_run(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+def test_links_between_documents_exist():
+    for page in (ROOT / "docs").glob("*.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+@pytest.mark.slow
+def test_the_api_pages_build(tmp_path):
+    pytest.importorskip("pdoc")
+    command = [sys.executable, "-m", "pdoc", "fiberjax", "--docformat", "google"]
+    subprocess.run([*command, "--output-directory", str(tmp_path)], check=True)
+    assert (tmp_path / "fiberjax" / "gates" / "hierarchy.html").exists()
