@@ -23,6 +23,7 @@ from fiberjax import advantages, evaluation, kl, mesh, metrics, plots
 from fiberjax.checkpoints import Checkpoints, abstract
 from fiberjax.evaluation import EvaluationTable
 from fiberjax.experiment import Experiment, process_share
+from fiberjax.layout import STATE
 from fiberjax.progress import Progress
 from fiberjax.rollout import (
     EVALUATION,
@@ -364,6 +365,7 @@ class Trainer:
             sample_weight=weight,
             num_minibatches=training.minibatches,
             num_domains=len(self.experiment.train),
+            states=dict(self.experiment.gate.options).get("level") == STATE,
         )
         gap = np.where(rollouts.mask, np.abs(old - rollouts.sampler_log_prob), 0.0)
         largest, total, tokens = (

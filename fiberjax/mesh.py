@@ -221,6 +221,7 @@ def layout_specs(layout: Layout) -> Layout:
         cell_id=None if layout.cell_id is None else ROWS,
         parents=tuple(ROWS if k == 0 else REPLICATED for k in range(len(layout.parents))),
         sizes=tuple(ROWS if k == 0 else REPLICATED for k in range(len(layout.sizes))),
+        state_id=None if layout.state_id is None else ROWS,
     )
 
 
@@ -291,6 +292,7 @@ def local_layout(mesh: Mesh, layout: Layout) -> Layout:
         mask=layout.mask[rows],
         parents=(layout.parents[0][rows], *layout.parents[1:]),
         sizes=(layout.sizes[0][rows], *layout.sizes[1:]),
+        state_id=None if layout.state_id is None else layout.state_id[rows],
     )
 
 

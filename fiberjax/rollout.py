@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from fiberjax import mesh
-from fiberjax.layout import Layout, make_layout
+from fiberjax.layout import STATE, Layout, make_layout, state_ids
 from fiberjax.policy import TokenOutputs, TransformerConfig, cast_kernels, sample
 from fiberjax.tasks import Domain, PromptBatch, Vocabulary, score
 from fiberjax.update import Batch, batch_specs, make_forward
@@ -187,6 +187,7 @@ def make_batches(
     sample_weight: np.ndarray,
     num_minibatches: int,
     num_domains: int,
+    states: bool = False,
 ) -> list[Batch]:
     """Cuts rollouts into optimizer batches of whole prompt groups, on the mesh.
 
@@ -202,6 +203,7 @@ def make_batches(
       sample_weight: float32[R, C].
       num_minibatches: n, divides the groups of a process.
       num_domains: size of the table of the domain level.
+      states: whether the gate couples the tokens of a state, so that the layout must name them.
 
     Returns:
       n batches of one static shape.
@@ -212,8 +214,10 @@ def make_batches(
     batches = []
     for j in range(num_minibatches):
         chosen = group % num_minibatches == j
+        mask = rollouts.mask[chosen]
+        completion = rollouts.tokens[chosen, -mask.shape[1] :] if states else None
         layout = _batch_layout(
-            device_mesh, rollouts.mask[chosen], size, domain, num_minibatches, j, num_domains
+            device_mesh, mask, completion, size, domain, num_minibatches, j, num_domains
         )
         batch = Batch(
             tokens=rollouts.tokens[chosen],
@@ -232,21 +236,32 @@ def make_batches(
 def _batch_layout(
     device_mesh: Mesh,
     mask: np.ndarray,
+    completion: np.ndarray | None,
     group_size: int,
     domain: np.ndarray,
     num_minibatches: int,
     j: int,
     num_domains: int,
 ) -> Layout:
-    """The layout of minibatch j: this process's rows, and the tables that all processes share."""
+    """The layout of minibatch j: this process's rows, and the tables that all processes share.
+
+    Given the completions' tokens, it names the states they were sampled in.
+    """
     processes = len(domain) * group_size // (len(mask) * num_minibatches)
     per_process = len(domain) // processes
     in_batch = np.arange(len(domain)) % per_process % num_minibatches == j
     mask = mesh.gather(device_mesh, mask)
+    row = np.arange(len(mask))
+    states = None
+    if completion is not None:
+        completion = mesh.gather(device_mesh, completion)
+        trajectory = np.broadcast_to(row[:, None], mask.shape)
+        states = state_ids(completion, mask, row // group_size, trajectory)
     layout = make_layout(
         mask,
-        {"group": np.arange(len(mask)) // group_size, "domain": domain[in_batch]},
+        {"group": row // group_size, "domain": domain[in_batch]},
         num_cells={"domain": num_domains},
-        axis_names={"group": mesh.ROW_AXES},
+        axis_names={"group": mesh.ROW_AXES, STATE: mesh.ROW_AXES},
+        state_id=states,
     )
     return mesh.local_layout(device_mesh, layout)

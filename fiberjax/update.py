@@ -298,18 +298,25 @@ def local_objective(
     def value(metric: objective.Metric) -> jax.Array:
         return objective.add_over(metric, axis_name).value
 
-    log_ratio = outputs.log_prob - batch.old_log_prob
-    gate_inputs = (log_ratio, batch.advantage, layout, knobs.budgets)
-    gated = gate(*gate_inputs, old_log_prob=batch.old_log_prob)
-    advantage = batch.advantage * batch.sample_weight
-    surrogate = value(objective.surrogate(gated, advantage, layout, **weighting))
+    # Padding may hold anything; masking results alone would leave gradients of `0 · inf`.
+    log_prob, old_log_prob, reference_log_prob, advantage, sample_weight = (
+        jnp.where(layout.mask, x, 0)
+        for x in (
+            *(outputs.log_prob, batch.old_log_prob, batch.reference_log_prob),
+            *(batch.advantage, batch.sample_weight),
+        )
+    )
+    log_ratio = log_prob - old_log_prob
+    gated = gate(log_ratio, advantage, layout, knobs.budgets, old_log_prob=old_log_prob)
+    credit = advantage * sample_weight
+    surrogate = value(objective.surrogate(gated, credit, layout, **weighting))
     total = surrogate
     metrics = {"actor/pg_loss": -surrogate}
     if options.entropy_bonus:
         bonus = value(objective.mean(outputs.entropy, layout, **weighting))
         total += knobs.entropy_coefficient * bonus
     if options.kl_estimator is not None:
-        estimate = kl.LOSSES[options.kl_estimator](outputs.log_prob, batch.reference_log_prob)
+        estimate = kl.LOSSES[options.kl_estimator](log_prob, reference_log_prob)
         penalty = value(objective.mean(estimate, layout, **weighting))
         total -= knobs.kl_coefficient * penalty
         metrics["actor/kl_reference"] = penalty
@@ -317,6 +324,6 @@ def local_objective(
     metrics["actor/entropy"] = value(entropy)
     frozen = jax.lax.stop_gradient(log_ratio)
     logged = diagnostics.gate_metrics(
-        gate, frozen, *gate_inputs[1:], old_log_prob=batch.old_log_prob
+        gate, frozen, advantage, layout, knobs.budgets, old_log_prob=old_log_prob
     )
     return total, metrics | {name: value(metric) for name, metric in logged.items()}

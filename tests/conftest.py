@@ -1,13 +1,22 @@
-"""Test-wide settings: eight virtual devices, strict numerics, and a compilation cache."""
+"""Test-wide settings: eight virtual devices, a compilation cache, and the tiny experiment."""
 
 import os
+from pathlib import Path
 
-# Before jax starts: eight virtual CPU devices, on which meshes of every shape are tested.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Before jax starts: eight virtual CPU devices, on which meshes of every shape are tested; no search
+# for a TPU; programs compiled once, and quickly: nearly all of a test's time is compilation.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
+import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +32,28 @@ def _fresh_trace_counts():
 def devices():
     """The eight virtual devices."""
     return jax.devices()[:8]
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory):
+    """A folder for data sets and warm starts that the tests of one process share."""
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture
+def make_config(scratch):
+    """Makes the tiny config for a gate preset; its data sets and warm starts are made once."""
+
+    def make(gate="fiberpo_domain"):
+        config = tiny.get_config(gate)
+        config.tasks.data_dir = str(scratch / "data")
+        config.warm_start.directory = str(scratch / "warm_starts")
+        return config
+
+    return make
+
+
+@pytest.fixture
+def one_device():
+    """The first virtual device: the mesh of the tiny config."""
+    return jax.devices()[:1]
