@@ -48,6 +48,17 @@ def main(argv: list[str]) -> None:
         loop.run(built, WORKDIR.value, config_json)
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """The flags; an override of what the config does not have ends the program with one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        told = " ".join(str(error.args[0]).split())
+        raise SystemExit(
+            f"error: an override names what the config does not have: {told}"
+        ) from None
+
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

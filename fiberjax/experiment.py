@@ -167,9 +167,11 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
     window = options.parse(options.Window, config.window, "config.window")
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
     training = options.parse(options.Training, config.training, "config.training")
-    for name in ("seed", "iterations"):
-        if type(config[name]) is not int or config[name] < 0:
-            raise ValueError(f"config.{name} must be a whole number ≥ 0; got {config[name]!r}")
+    for name, least in (("seed", 0), ("iterations", 1)):
+        if type(config[name]) is not int or not least <= config[name] < 2**31:
+            raise ValueError(
+                f"config.{name} must be a whole number ≥ {least}; got {config[name]!r}"
+            )
     if config.advantage not in advantages.ESTIMATORS:
         raise ValueError(
             f"config.advantage must be one of {', '.join(advantages.ESTIMATORS)}; "

@@ -277,8 +277,7 @@ def _level_budgets(
     for level in levels:
         if level not in order:
             raise ValueError(
-                f"{path}.levels.{level} = {levels[level]!r} is not in {path}.order; "
-                f"choose from {tuple(order)}"
+                f"{path}.levels.{level} is not in {path}.order; choose from {tuple(order)}"
             )
     budgets = {}
     for level in order:

@@ -1,0 +1,235 @@
+"""Every bad input is one clear ValueError, before anything compiles; the rest builds."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from fiberjax import experiment
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+compilations = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: (
+        compilations.append(event) if event.endswith("backend_compile_duration") else None
+    )
+)
+
+
+def change(config, path, value):
+    """Sets one value, past the type checks, as code that makes configs could."""
+    *sections, name = path.split(".")
+    for section in sections:
+        config = config[section]
+    with config.ignore_type(), config.unlocked():
+        config[name] = value
+
+
+BAD = [
+    ("rollout.sampels", 8, r"config\.rollout\.sampels does not exist; did you mean 'samples'"),
+    ("trainin", {}, r"config\.trainin does not exist; did you mean 'training'"),
+    ("seed", -1, r"config\.seed must be a whole number"),
+    ("seed", 2**32, r"config\.seed must be a whole number"),
+    ("seed", True, r"config\.seed must be a whole number"),
+    ("iterations", 0, r"config\.iterations must be a whole number ≥ 1; got 0"),
+    ("advantage", "grppo", r"config\.advantage must be one of grpo, .*got 'grppo'"),
+    # Gates.
+    ("gate.levels.trajectory.budget", 0.0, r"config\.gate\.levels\.trajectory\.budget = 0\.0"),
+    ("gate.levels.group.budget", -0.1, r"config\.gate\.levels\.group\.budget = -0\.1"),
+    ("gate.levels.domain.budget", (0.1, 0), r"config\.gate\.levels\.domain\.budget = 0"),
+    ("gate.epsilon", 0.0, r"config\.gate\.epsilon = 0\.0"),
+    ("gate.order", ("trajectory", "city"), r"config\.gate\.order names 'city'.*choose from"),
+    (
+        "gate.levels.city",
+        {"budget": 0.1},
+        r"config\.gate\.levels\.city is not in config\.gate\.order",
+    ),
+    ("gate.name", "fibrepo", r"config\.gate\.name = 'fibrepo' is not a gate; choose from"),
+    ("gate.variant", "newest", r"config\.gate\.variant = 'newest': choose from"),
+    # Rows.
+    ("rollout.prompts", 7, r"config\.rollout\.prompts = 7 does not divide into 2 minibatches"),
+    ("training.micro_batches", 3, r"config\.training\.micro_batches = 3 does not divide the 16"),
+    ("rollout.samples", 0, r"config\.rollout: samples must be positive; got 0"),
+    ("rollout.temperature", 0.0, r"config\.rollout: temperature must be positive"),
+    ("rollout.top_p", 1.5, r"config\.rollout: top_p must be in \(0, 1\]; got 1\.5"),
+    ("rollout.shuffle_rewards", 1, r"config\.rollout\.shuffle_rewards must be bool; got 1"),
+    ("training.weighting", "tokens", r"weighting must be one of trajectory, token, constant"),
+    ("training.kl_estimator", "k1", r"kl_estimator must be one of k2, k3; got 'k1'"),
+    ("training.mismatch_cap", 1.0, r"mismatch_cap must be above 1"),
+    ("training.epochs", 0, r"config\.training: epochs must be positive"),
+    ("training.chunk", 0, r"config\.training: chunk must be positive"),
+    ("warm_start.steps", -1, r"config\.warm_start: steps must be at least 0"),
+    ("evaluation.samples", 0, r"config\.evaluation: samples must be positive"),
+    ("checkpoint.every", 0, r"config\.checkpoint: every must be positive"),
+    ("curriculum.sigma", 0.0, r"config\.curriculum: sigma must be positive"),
+    ("curriculum.domain_probability", {"city": 0.5}, r"domain_probability names 'city'"),
+    ("optimizer.name", "adam2", r"adam2"),
+    ("optimizer.schedule", "wavy", r"wavy"),
+    ("optimizer.learning_rate", -1.0, r"config\.optimizer: learning_rate must be positive"),
+    ("optimizer.moment_dtype", "int8", r"int8"),
+    ("mesh.data", 3, r"mesh data=3, fsdp=1, tensor=1 does not fit 1 devices"),
+    ("mesh.date", 1, r"mesh must give a size for each of"),
+    # Policy, windows, data.
+    ("policy.head_dim", 7, r"config\.policy: head_dim must be even"),
+    ("policy.vocab_size", 3, r"config\.policy\.vocab_size must be 0 or at least"),
+    ("policy.num_kv_heads", 3, r"config\.policy: num_kv_heads must divide num_heads"),
+    ("window.prompt", 0, r"config\.window: prompt must be positive"),
+    ("window.prompt", 4, r"the prompt has \d+ tokens, the window holds"),
+    ("window.completion", 2, r"the solution has \d+ tokens"),
+    ("tasks.domains", {}, r"config\.tasks: domains is empty and there is no file"),
+    ("tasks.domains", {"sorting": {}}, r"sorting"),
+    ("tasks.domains", {"sort": {"length": 3}}, r"length"),
+    ("tasks.vocabulary", "words", r"config\.tasks\.vocabulary must be 'characters', 'ascii' or"),
+    ("tasks.num_train", 0, r"config\.tasks: num_train must be positive"),
+    ("tasks.test_file", "x.jsonl", r"test_file 'x\.jsonl' is given without a file"),
+    ("tasks.file", "none.jsonl", r"none\.jsonl: no such file"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"), BAD, ids=[f"{path}={value}" for path, value, _ in BAD]
+)
+def test_bad_options_are_refused_before_anything_compiles(
+    make_config, one_device, path, value, message
+):
+    config = make_config()
+    change(config, path, value)
+    before = len(compilations)
+    with pytest.raises(ValueError, match=message) as error:
+        experiment.from_config(config, one_device)
+    assert "\n" not in str(error.value)
+    assert len(compilations) == before
+
+
+ROWS = [
+    {"prompt": f"{a}+{b}=", "answer": str(a + b), "domain": "sums" if a % 2 else "more"}
+    for a in range(10)
+    for b in range(8)
+]
+
+
+@pytest.fixture
+def from_rows(tmp_path, make_config, one_device):
+    """Builds the tiny experiment over a JSONL file of the given rows."""
+
+    def make(rows, **tasks):
+        path = tmp_path / "own.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = make_config()
+        config.tasks.update({"file": str(path)} | tasks)
+        return experiment.from_config(config, one_device)
+
+    return make
+
+
+def test_a_file_of_ones_own_replaces_the_families(from_rows):
+    built = from_rows(ROWS)
+    assert set(built.domain_names) == {"sums", "more"}
+    held_out = {e.prompt for domain in built.test for e in domain.source}
+    trained = {e.prompt for domain in built.train for e in domain.source}
+    assert held_out and not held_out & trained
+    assert held_out | trained == {row["prompt"] for row in ROWS}
+
+
+def test_held_out_rows_may_come_from_a_file_of_their_own(from_rows, tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"prompt": "9+9=", "answer": "18", "domain": "sums"}) + "\n")
+    built = from_rows(ROWS, test_file=str(path))
+    assert [domain.name for domain in built.test] == ["sums"]
+    assert sum(len(domain.source) for domain in built.train) == len(ROWS)
+    path.write_text(json.dumps({"prompt": "9+9=", "answer": "18", "domain": "city"}) + "\n")
+    with pytest.raises(ValueError, match="'city'"):
+        from_rows(ROWS, test_file=str(path))
+    path.write_text(json.dumps({"prompt": "9" * 40, "answer": "18", "domain": "sums"}) + "\n")
+    with pytest.raises(ValueError, match="the prompt has 41 tokens"):
+        from_rows(ROWS, test_file=str(path))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "the file has no rows"),
+        ([{"prompt": "1+1="}], r"own\.jsonl, row 1: no answer"),
+        ([{"prompt": "1+1=", "answer": ""}], r"own\.jsonl, row 1: no answer"),
+        ([*ROWS, {"prompt": "1" * 40, "answer": "1"}], r"row 81: the prompt has 41 tokens"),
+        ([*ROWS, {"prompt": "1?", "answer": "1"}], r"row 81"),
+        ([row | {"answer": "1" * 30} for row in ROWS], r"the solution has 31 tokens"),
+        ([row | {"domain": "mean"} for row in ROWS], "a domain cannot be called 'mean'"),
+        ([row | {"domain": "std"} for row in ROWS], "a domain cannot be called 'std'"),
+        ([row | {"domain": "overall"} for row in ROWS], "a domain cannot be called 'overall'"),
+    ],
+)
+def test_bad_files_are_refused(from_rows, rows, message):
+    before = len(compilations)
+    with pytest.raises(ValueError, match=message):
+        from_rows(rows)
+    assert len(compilations) == before
+
+
+def test_without_a_warm_start_solutions_may_be_longer_than_the_window(make_config, one_device):
+    config = make_config()
+    config.warm_start.steps = 0
+    config.window.completion = 2
+    experiment.from_config(config, one_device)
+
+
+def test_rows_must_divide_over_the_mesh(make_config, devices):
+    config = make_config()
+    config.mesh.data = 8
+    with pytest.raises(ValueError, match=r"2 minibatches over 8 row shards"):
+        experiment.from_config(config, devices)
+    config.rollout.prompts = 16
+    with pytest.raises(ValueError, match=r"config\.evaluation\.batch = 4 does not divide over 8"):
+        experiment.from_config(config, devices)
+    config.evaluation.batch = 8
+    assert experiment.from_config(config, devices).mesh.size == 8
+
+
+def command(*arguments):
+    """Runs `experiments/train.py` as a user does; the finished process."""
+    return subprocess.run(
+        [sys.executable, "experiments/train.py", "--config=tests/tiny.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.rollout.sampels=8", "sampels"),
+        ("--config.rollout.samples=many", "many"),
+        ("--config.gate.levels.city.budget=0.1", "city"),
+        ("--confg.seed=1", "confg"),
+    ],
+)
+def test_a_mistyped_override_ends_the_command(tmp_path, override, message):
+    done = command(f"--workdir={tmp_path / 'run'}", override)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_value_ends_the_command_with_one_line(tmp_path):
+    done = command(f"--workdir={tmp_path / 'run'}", "--config.gate.epsilon=0")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: config.gate.epsilon = 0.0: expected a number above 0")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_ends_the_command_with_one_line(tmp_path, scratch):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "run"
+    done = command(f"--workdir={folder}", f"--config.tasks.data_dir={scratch / 'data'}")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: workdir '{folder}' cannot be written")
+    assert done.stderr.count("\n") == 1
