@@ -44,6 +44,7 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.training.minibatches = 4
     config.training.epochs = 1
     config.training.micro_batches = 16
+    config.training.packing = True
     config.training.chunk = 512
     config.training.mismatch = "truncate"
 

@@ -421,19 +421,43 @@ def _traffic(module: Module, instruction: Instruction, computation: Computation)
         parameters = [i for i in inside.values() if i.opcode == "parameter"]
         for parameter in parameters:
             position = int(parameter.literal)
-            users = [i for i in inside.values() if parameter.name in i.operands]
-            if position >= len(reads) or not users:
+            if position >= len(reads):
                 continue
-            if all(user.opcode in ("dynamic-slice", "slice") for user in users):
-                reads[position] = min(reads[position], sum(user.num_bytes for user in users))
-            elif all(
+            users = [i for i in inside.values() if parameter.name in i.operands]
+            if users and all(
                 user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name
                 for user in users
             ):
                 update = sum(inside[user.operands[1]].num_bytes for user in users)
                 writes = max(0, writes - reads[position]) + update
                 reads[position] = 0
+            else:
+                read = _read_bytes(module, inside, parameter)
+                reads[position] = min(reads[position], read)
     return sum(reads) + writes
+
+
+def _read_bytes(module: Module, computation: Computation, value: Instruction) -> int:
+    """How much of a value a fused computation reads: all, or the slices it takes."""
+    total = 0
+    for user in computation.values():
+        if value.name not in user.operands:
+            continue
+        if user.opcode in ("dynamic-slice", "slice"):
+            total += user.num_bytes
+        elif user.opcode == "bitcast":
+            total += _read_bytes(module, computation, user)
+        elif user.opcode == "fusion":
+            inside = module.computations[user.callees()["calls"][0]]
+            for parameter in inside.values():
+                if (
+                    parameter.opcode == "parameter"
+                    and user.operands[int(parameter.literal)] == value.name
+                ):
+                    total += _read_bytes(module, inside, parameter)
+        else:
+            return value.num_bytes
+    return min(total, value.num_bytes)
 
 
 def largest(module: Module, count: int = 8) -> list[tuple[int, str, str]]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from fiberjax import mesh
+from fiberjax import mesh, packing
 from fiberjax.layout import STATE, Layout, make_layout, state_ids
 from fiberjax.policy import TokenOutputs, TransformerConfig, cast_kernels, sample
 from fiberjax.tasks import Domain, PromptBatch, Vocabulary, score
@@ -188,6 +188,7 @@ def make_batches(
     num_minibatches: int,
     num_domains: int,
     states: bool = False,
+    pack_multiple: int = 0,
 ) -> list[Batch]:
     """Cuts rollouts into optimizer batches of whole prompt groups, on the mesh.
 
@@ -203,6 +204,8 @@ def make_batches(
       sample_weight: float32[R, C].
       num_minibatches: n, divides the groups of a process.
       num_domains: size of the table of the domain level.
+      pack_multiple: packs several trajectories into a row, the rows of a shard being a multiple
+        of this; 0 leaves one trajectory a row.
       states: whether the gate couples the tokens of a state, so that the layout must name them.
 
     Returns:
@@ -229,8 +232,21 @@ def make_batches(
             reference_log_prob=reference_log_prob[chosen],
             sample_weight=sample_weight[chosen],
         )
+        if pack_multiple:
+            batch = pack_rows(device_mesh, batch, pack_multiple)
         batches.append(mesh.place(device_mesh, batch, batch_specs(batch)))
     return batches
+
+
+def pack_rows(device_mesh: Mesh, batch: Batch, multiple: int) -> Batch:
+    """This process's rows of a batch, packed into as many rows a shard as on all processes."""
+    held = mesh.local_rows(device_mesh, mesh.row_shards(device_mesh))
+    shards = held.stop - held.start
+    needed = np.full(shards, packing.rows_needed(batch, shards))
+    size = packing.bucket(
+        int(mesh.gather(device_mesh, needed).max()), len(batch.tokens) // shards, multiple
+    )
+    return packing.pack(batch, rows=size, shards=shards)
 
 
 def _batch_layout(
