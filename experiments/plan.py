@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
     topologies.compile_environment()
     from fiberjax import experiment, plan
 
+    assert TOPOLOGY.value is not None  # A required flag.
     try:
         topology = topologies.parse_topology(TOPOLOGY.value)
         devices = topologies.describe_devices(topology)

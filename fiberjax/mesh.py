@@ -215,13 +215,15 @@ class _Constrain:
 
 def layout_specs(layout: Layout) -> Layout:
     """Partition specs of a layout: tokens and finest cells by rows, the tables above replicated."""
+    rows: Any = ROWS
+    everywhere: Any = REPLICATED
     return dataclasses.replace(
         layout,
-        mask=ROWS,
-        cell_id=None if layout.cell_id is None else ROWS,
-        parents=tuple(ROWS if k == 0 else REPLICATED for k in range(len(layout.parents))),
-        sizes=tuple(ROWS if k == 0 else REPLICATED for k in range(len(layout.sizes))),
-        state_id=None if layout.state_id is None else ROWS,
+        mask=rows,
+        cell_id=None if layout.cell_id is None else rows,
+        parents=tuple(everywhere if k else rows for k in range(len(layout.parents))),
+        sizes=tuple(everywhere if k else rows for k in range(len(layout.sizes))),
+        state_id=None if layout.state_id is None else rows,
     )
 
 
@@ -238,7 +240,7 @@ def local_rows(mesh: Mesh, num_rows: int) -> slice:
             f"(data={mesh.shape['data']} × fsdp={mesh.shape['fsdp']})"
         )
     indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((num_rows,))
-    blocks = {index[0].indices(num_rows)[:2] for index in indices.values()}
+    blocks = {index[0].indices(num_rows)[:2] for index in indices.values() if index is not None}
     start, stop = min(block[0] for block in blocks), max(block[1] for block in blocks)
     if sum(last - first for first, last in blocks) != stop - start:
         raise ValueError(

@@ -9,6 +9,7 @@ no trajectory leaves its row shard, whose tables of trajectories stay as they ar
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -118,13 +119,13 @@ def pack(batch: Batch, *, rows: int, shards: int = 1) -> Batch:
     target_row = row_of[source]
     target_column = column_of[source] + np.asarray(batch.positions)[source, at]
 
-    def move(values: np.ndarray, padding: int = 0) -> np.ndarray:
+    def move(values: Any, padding: int = 0) -> Any:
         values = np.asarray(values)
         packed = np.full((shards * rows, width), padding, values.dtype)
         packed[target_row, target_column] = values[source, at]
         return packed
 
-    def move_completion(values: np.ndarray, padding: int = 0) -> np.ndarray:
+    def move_completion(values: Any, padding: int = 0) -> Any:
         """Columns of completions; the first column of a row is no target."""
         values = np.asarray(values)
         whole = np.zeros((num, width), values.dtype)
@@ -132,16 +133,15 @@ def pack(batch: Batch, *, rows: int, shards: int = 1) -> Batch:
         return move(whole, padding)[:, 1:]
 
     mask = move_completion(batch.layout.mask)
-    cell = np.broadcast_to((np.arange(num, dtype=np.int32) % local)[:, None], (num, completion))
-    state_id = batch.layout.state_id
-    layout = dataclasses.replace(
-        batch.layout,
-        mask=mask,
-        cell_id=np.where(mask, move_completion(cell), local).astype(np.int32),
-        state_id=None
-        if state_id is None
-        else np.where(mask, move_completion(state_id), batch.layout.num_states).astype(np.int32),
+    cell: Any = np.broadcast_to(
+        (np.arange(num, dtype=np.int32) % local)[:, None], (num, completion)
     )
+    state_id: Any = batch.layout.state_id
+    cell_id: Any = np.where(mask, move_completion(cell), local).astype(np.int32)
+    if state_id is not None:
+        moved = move_completion(state_id)
+        state_id = np.where(mask, moved, batch.layout.num_states).astype(np.int32)
+    layout = dataclasses.replace(batch.layout, mask=mask, cell_id=cell_id, state_id=state_id)
     segments = np.broadcast_to(segment_of[:, None], (num, width))
     return Batch(
         tokens=move(batch.tokens),

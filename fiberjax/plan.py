@@ -173,8 +173,8 @@ def abstract_batch(experiment: Experiment) -> Batch:
         num_cells={"domain": num_domains},
         axis_names={"group": mesh.ROW_AXES},
     )
-    whole = jax.ShapeDtypeStruct((rows, window.prompt + window.completion), jnp.int32)
-    part = jax.ShapeDtypeStruct((rows, window.completion), jnp.float32)
+    whole: Any = jax.ShapeDtypeStruct((rows, window.prompt + window.completion), jnp.int32)
+    part: Any = jax.ShapeDtypeStruct((rows, window.completion), jnp.float32)
     batch = Batch(whole, whole, whole, layout, part, part, part, part)
     return _on_mesh(experiment, batch, batch_specs(batch))
 

@@ -99,12 +99,13 @@ class Sampler:
         """
         tokens = np.repeat(prompts.tokens, samples, axis=0)
         prompt_mask = np.repeat(prompts.mask, samples, axis=0)
-        placed = mesh.place(self.mesh, (tokens, prompt_mask), mesh.ROWS)
+        placed, placed_mask = mesh.place(self.mesh, (tokens, prompt_mask), mesh.ROWS)
         drawn = sample(
             self.config,
             sampling_params(self.config, self.mesh, params),
-            *placed,
-            row_keys(self.mesh, self.seed, stream, step, placed[0].shape[0]),
+            placed,
+            placed_mask,
+            row_keys(self.mesh, self.seed, stream, step, len(placed)),
             max_new_tokens=self.max_new_tokens,
             eos_id=self.vocabulary.eos_id,
             pad_id=self.vocabulary.pad_id,
