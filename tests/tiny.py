@@ -39,6 +39,7 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.training.micro_batches = 1
     config.training.chunk = 4
     config.optimizer.learning_rate = 1e-2
+    config.optimizer.warmup_steps = 0
     config.evaluation.prompts = 4
     config.evaluation.samples = 2
     config.evaluation.batch = 4

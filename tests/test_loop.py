@@ -1,0 +1,337 @@
+"""The whole run: what it leaves, what it repeats, and what it survives."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from fiberjax import advantages, checkpoints, experiment, loop, mesh
+from fiberjax.metrics import read_metrics
+from fiberjax.rollout import Sampler
+
+ROOT = pathlib.Path(__file__).parents[1]
+ITERATIONS = 4
+UPDATES = 4  # 2 epochs of 2 minibatches.
+
+
+def command(folder, scratch, *arguments):
+    """Starts `experiments/train.py` on the tiny config as a user does; the process."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "experiments/train.py", "--config=tests/tiny.py"),
+            f"--config.tasks.data_dir={scratch / 'data'}",
+            f"--config.warm_start.directory={scratch / 'warm_starts'}",
+            "--config.gate.levels.trajectory.budget=(0.1,0.08)",
+            f"--workdir={folder}",
+            *arguments,
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+
+
+def finish(process):
+    """Waits for a process; what it printed."""
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="session")
+def finished(scratch):
+    """The folder of a run from the command line that nothing interrupted, and what it printed."""
+    folder = scratch / "finished"
+    return folder, finish(command(folder, scratch))
+
+
+def untimed(folder):
+    """A run's metrics, timings aside."""
+    columns = read_metrics(folder)
+    return {
+        name: values
+        for name, values in columns.items()
+        if not name.startswith(("timing/", "perf/"))
+    }
+
+
+def assert_same_run(a, b):
+    first, second = untimed(a), untimed(b)
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name], err_msg=name)
+    assert (a / "evaluation.json").read_text() == (b / "evaluation.json").read_text()
+    config = json.loads((a / "config.json").read_text())
+    built = experiment.from_config(_as_config(config), jax.devices()[:1])
+    last = [newest(built, folder) for folder in (a, b)]
+    assert last[0].iteration == last[1].iteration == ITERATIONS
+    assert last[0].host == last[1].host
+    assert_equal(last[0].state, last[1].state)
+
+
+def _as_config(values):
+    from ml_collections import ConfigDict
+
+    return ConfigDict(values)
+
+
+def newest(built, folder):
+    """The newest checkpoint of a run."""
+    start = loop.initial_params(built)
+    abstract = jax.eval_shape(lambda params: loop._fresh(built, params), start)
+    shardings = mesh.state_shardings(built.mesh, abstract)
+    with checkpoints.Checkpoints(folder / "checkpoints", keep=9) as saved:
+        return saved.restore(checkpoints.abstract(abstract, shardings))
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves(finished):
+    folder, printed = finished
+    rows = untimed(folder)
+    np.testing.assert_array_equal(rows["step"], np.arange(1, ITERATIONS + 1))
+    for name in ("reward/mean", "actor/grad_norm", "actor/entropy", "mismatch/log_prob_abs_max"):
+        assert np.isfinite(rows[name]).all(), name
+    assert (rows["mismatch/log_prob_abs_max"] < 1e-4).all()
+    assert rows["reward/mean"].max() > 0 and rows["actor/grad_norm"].max() > 0
+    for level in ("trajectory", "group", "domain", "token"):
+        assert f"gate/clip_fraction/{level}" in rows
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert len(list((folder / "plots").glob("*.png"))) > 5
+    table = (folder / "evaluation.md").read_text()
+    for name in ("modular", "reverse", "sort", "overall", "mean@2", "pass@2"):
+        assert name in table and name in printed
+    assert "\r" not in printed and "\x1b" not in printed  # No bars where nobody watches.
+    config = json.loads((folder / "config.json").read_text())
+    assert config["gate"]["levels"]["trajectory"]["budget"] == [0.1, 0.08]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_where_the_other_did(finished, scratch):
+    folder = scratch / "killed"
+    process = command(folder, scratch)
+    rows = folder / "metrics.jsonl"
+    while process.poll() is None and not (rows.exists() and rows.read_text().count("\n") >= 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "evaluation.json").exists()
+    finish(command(folder, scratch))
+    assert_same_run(folder, finished[0])
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is(finished, scratch):
+    folder, printed = finished
+    before = {path: path.read_bytes() for path in folder.glob("*.json*")}
+    again = finish(command(folder, scratch))
+    assert {path: path.read_bytes() for path in folder.glob("*.json*")} == before
+    assert "training" not in again
+    assert again.splitlines()[-10:] == printed.splitlines()[-10:]
+
+
+@pytest.mark.slow
+def test_another_config_is_refused_in_the_same_folder(finished, scratch):
+    process = command(finished[0], scratch, "--config.seed=1", "--config.rollout.temperature=0.5")
+    _, err = process.communicate()
+    assert process.returncode == 1 and len(err.splitlines()) == 1
+    assert "config.rollout.temperature (1.0 there, 0.5 here)" in err
+    assert "config.seed (0 there, 1 here)" in err
+    assert "config.iterations" not in err
+
+
+@pytest.fixture
+def build(make_config, one_device):
+    def make(gate="fiberpo_domain", **values):
+        config = make_config(gate)
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
+        return experiment.from_config(config, one_device)
+
+    return make
+
+
+def trainer_of(built):
+    """The trainer of an experiment, its first state, and its reference."""
+    start = loop.initial_params(built)
+    abstract = jax.eval_shape(lambda params: loop._fresh(built, params), start)
+    trainer = loop.Trainer(built, mesh.state_shardings(built.mesh, abstract), start)
+    return trainer, loop._fresh(built, jax.tree.map(lambda leaf: leaf.copy(), start))
+
+
+def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
+    built = build(curriculum__profile_samples=2)
+    start = loop.initial_params(built)
+    whole = loop.train(built, start, tmp_path / "whole")
+
+    iterate = loop.Trainer.iterate
+
+    def interrupted(self, state, stream, iteration):
+        if iteration == 2:
+            raise KeyboardInterrupt
+        return iterate(self, state, stream, iteration)
+
+    monkeypatch.setattr(loop.Trainer, "iterate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(built, start, tmp_path / "parts")
+    assert len(read_metrics(tmp_path / "parts")["step"]) == 2
+    monkeypatch.setattr(loop.Trainer, "iterate", iterate)
+    parts = loop.train(built, start, tmp_path / "parts")
+
+    assert_equal(whole, parts)
+    assert int(parts.step) == ITERATIONS * UPDATES
+    first, second = untimed(tmp_path / "whole"), untimed(tmp_path / "parts")
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name], err_msg=name)
+    # The curriculum's table of pass rates too: every prompt was profiled, and some have moved.
+    states = [newest(built, tmp_path / name).host["stream"] for name in ("whole", "parts")]
+    assert states[0] == states[1]
+    assert len(states[0]["profiled"]) == 3 * 40
+
+
+def test_the_schedule_reuses_every_minibatch_in_every_epoch(build):
+    built = build(training__epochs=3)
+    trainer, state = trainer_of(built)
+    step, seen = trainer._step, []
+
+    def watched(state, batch, knobs):
+        state, metrics = step(state, batch, knobs)
+        seen.append((id(batch), jax.device_get(metrics)))
+        return state, metrics
+
+    trainer._step = watched
+    stream = built.prompt_stream()
+    for iteration in range(2):
+        seen.clear()
+        state, scalars = trainer.iterate(state, stream, iteration)
+        assert scalars["reward/std"] > 0
+        assert int(state.step) == 6 * (iteration + 1)
+        batches = [batch for batch, _ in seen]
+        assert len(batches) == 6 and len(set(batches)) == 2
+        for epoch in range(3):
+            assert len(set(batches[2 * epoch : 2 * epoch + 2])) == 2
+        # Old log-probabilities are those of the policy before the first update, and stay.
+        spread = [float(m["is_ratio/max"] - m["is_ratio/min"]) for _, m in seen]
+        assert spread[0] < 1e-5
+        assert min(spread[1:]) > 1e-3
+    assert step._cache_size() == 1
+
+
+def test_an_update_that_is_not_finite_stops_the_run(build, tmp_path, monkeypatch):
+    def broken(reward, group_id, num_groups):
+        return reward * np.nan
+
+    monkeypatch.setitem(advantages.ESTIMATORS, "grpo", broken)
+    built = build()
+    with pytest.raises(FloatingPointError, match=r"step 1 is not finite: .*actor/grad_norm = nan"):
+        loop.train(built, loop.initial_params(built), tmp_path)
+    rows = read_metrics(tmp_path)
+    assert list(rows["step"]) == [1] and np.isnan(rows["actor/grad_norm"][0])
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_group_of_one_learns_nothing(build):
+    built = build(rollout__samples=1)
+    trainer, state = trainer_of(built)
+    _, scalars = trainer.iterate(state, built.prompt_stream(), 0)
+    assert scalars["actor/grad_norm"] == 0 and scalars["frac_reward_zero_std"] == 1
+
+
+def test_shuffled_rewards_reach_the_updates_and_nothing_else(build, monkeypatch):
+    credited = []
+    estimate = advantages.ESTIMATORS["dr_grpo"]
+
+    def watched(reward, group_id, num_groups):
+        credited.append(np.asarray(reward))
+        return estimate(reward, group_id, num_groups)
+
+    monkeypatch.setitem(advantages.ESTIMATORS, "dr_grpo", watched)
+    scalars = []
+    for shuffle in (False, True, True):
+        built = build(rollout__shuffle_rewards=shuffle, advantage="dr_grpo")
+        trainer, state = trainer_of(built)
+        stream = built.prompt_stream()
+        scalars.append(trainer.iterate(state, stream, 0)[1] | {"stream": stream.get_state()})
+    true, shuffled, again = credited
+    assert 0 < true.mean() < 1
+    assert not np.array_equal(shuffled, true)
+    np.testing.assert_array_equal(np.sort(shuffled), np.sort(true))
+    np.testing.assert_array_equal(shuffled, again)
+    told = [name for name in scalars[0] if name.startswith(("reward/", "frac_", "stream"))]
+    assert len(told) > 4
+    for name in told:
+        assert scalars[0][name] == scalars[1][name]
+    assert scalars[0]["actor/pg_loss"] != scalars[1]["actor/pg_loss"]
+    later = loop.shuffled(true, seed=0, iteration=1)
+    assert not np.array_equal(later, shuffled)
+
+
+@pytest.mark.parametrize("mismatch", ["truncate", "mask"])
+def test_all_terms_run_together(build, mismatch):
+    built = build(
+        "apc",
+        training__kl_coefficient=0.1,
+        training__entropy_coefficient=0.01,
+        training__mismatch=mismatch,
+        training__micro_batches=2,
+        training__weighting="token",
+        rollout__top_p=0.9,
+    )
+    trainer, state = trainer_of(built)
+    stream = built.prompt_stream()
+    state, first = trainer.iterate(state, stream, 0)
+    _, second = trainer.iterate(state, stream, 1)
+    assert np.isfinite(list(second.values())).all()
+    # The reference is the start: no divergence before the first update, some after.
+    assert second["actor/kl_reference"] > first["actor/kl_reference"] > 0
+
+
+def test_a_file_of_ones_own_runs_by_one_override(make_config, one_device, tmp_path):
+    rows = [
+        {"prompt": f"{a}+{b}=", "answer": str(a + b), "domain": "even" if a % 2 else "odd"}
+        for a in range(10)
+        for b in range(8)
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config()
+    config.update_from_flattened_dict(
+        {"tasks.file": str(path), "iterations": 1, "warm_start.steps": 3}
+    )
+    built = experiment.from_config(config, one_device)
+    table = loop.run(built, tmp_path / "run", config.to_json_best_effort())
+    assert {row["domain"] for row in json.loads(table.to_json())["rows"]} == {
+        *("even", "odd", "overall")
+    }
+    assert (tmp_path / "run" / "plots" / "evaluation.png").exists()
+
+
+def test_evaluation_names_the_domains_it_has(build, monkeypatch):
+    built = build()
+    _, *rest = built.test
+    monkeypatch.setattr(Sampler, "__call__", fake_rollouts)
+    scores = loop.evaluate(dataclasses.replace(built, test=tuple(rest)), None, "held out")
+    assert set(scores.domain) == {0, 1}
+    np.testing.assert_array_equal(scores.measures["mean@2"], 1)
+    assert len(scores.domain) == 2 * 4
+
+
+def fake_rollouts(self, params, prompts, *, samples, stream, step):
+    """Rollouts that are all right."""
+    from types import SimpleNamespace
+
+    return SimpleNamespace(reward=np.ones(len(prompts.prompts) * samples, np.float32))
