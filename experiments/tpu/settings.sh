@@ -1,0 +1,33 @@
+# Names of your project; nothing else here needs editing. Each may be set in the environment.
+export PROJECT="${PROJECT:-my-project}"
+export ZONE="${ZONE:-us-central2-b}"
+export TPU_NAME="${TPU_NAME:-fiberjax}"
+# As `gcloud compute tpus accelerator-types list` names it: v5litepod-16 is v5e:4x4.
+export ACCELERATOR="${ACCELERATOR:-v5litepod-16}"
+# `gcloud compute tpus versions list` has the newest: v2-alpha-tpuv5-lite, v2-alpha-tpuv6e, ...
+export RUNTIME="${RUNTIME:-v2-alpha-tpuv5-lite}"
+# Slices joined by the data-centre network; mesh.data must be a multiple of it.
+export SLICES="${SLICES:-1}"
+# A bucket in the zone's region: runs, checkpoints and warm starts live there, seen by every host.
+export BUCKET="${BUCKET:-my-bucket}"
+export REPOSITORY="${REPOSITORY:-https://github.com/my-name/fiberjax}"
+export REVISION="${REVISION:-main}"
+# Where the bucket appears on every host.
+export MOUNT="${MOUNT:-/mnt/fiberjax}"
+
+nodes() {
+  if [ "$SLICES" = 1 ]; then echo "$TPU_NAME"; return; fi
+  for i in $(seq 0 $((SLICES - 1))); do echo "$TPU_NAME-$i"; done
+}
+
+# Runs a command on every host of every slice; fails if one of them does.
+everywhere() {
+  local pids=() node status=0
+  for node in $(nodes); do
+    gcloud compute tpus tpu-vm ssh "$node" --project="$PROJECT" --zone="$ZONE" \
+      --worker=all --command="$1" &
+    pids+=("$!")
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || status=1; done
+  return "$status"
+}

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Installs the project on every host and mounts the bucket; safe to run again.
+set -euo pipefail
+. "$(dirname "$0")/settings.sh"
+everywhere "
+set -e
+if ! command -v gcsfuse > /dev/null; then
+  release=gcsfuse-\$(lsb_release -cs)
+  echo \"deb [signed-by=/usr/share/keyrings/cloud.google.asc] https://packages.cloud.google.com/apt \$release main\" \
+    | sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null
+  curl -s https://packages.cloud.google.com/apt/doc/apt-key.gpg \
+    | sudo tee /usr/share/keyrings/cloud.google.asc > /dev/null
+  sudo apt-get update -q && sudo apt-get install -q -y gcsfuse
+fi
+sudo mkdir -p '$MOUNT' && sudo chown \$USER '$MOUNT'
+mountpoint -q '$MOUNT' || gcsfuse --implicit-dirs '$BUCKET' '$MOUNT'
+command -v \$HOME/.local/bin/uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+test -d fiberjax || git clone -q '$REPOSITORY' fiberjax
+cd fiberjax && git fetch -q && git checkout -q '$REVISION' && git pull -q --ff-only || true
+\$HOME/.local/bin/uv sync --extra tpu --extra hf
+"
