@@ -36,6 +36,9 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.tasks.columns = ConfigDict()
     config.tasks.verifier = "exact"
     config.tasks.vocabulary = "characters"
+    config.tasks.pad_token = ""  # These three with a tokenizer.json.
+    config.tasks.eos_token = ""
+    config.tasks.bos_token = ""
 
     config.window = ConfigDict({"prompt": 16, "completion": 52})
 

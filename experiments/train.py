@@ -12,7 +12,9 @@ from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; resumed if it exists.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run is kept; resumed if it exists.", required=True
+)
 
 DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -60,5 +62,5 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)

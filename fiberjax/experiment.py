@@ -23,6 +23,7 @@ from fiberjax.tasks import (
     supervised_batches,
 )
 from fiberjax.tasks.domains import check_prompt
+from fiberjax.tasks.examples import Split
 from fiberjax.update import Knobs, StepOptions
 
 LEVELS = ("trajectory", "group", "domain")
@@ -183,7 +184,7 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
-    vocabulary = make_vocabulary(tasks.vocabulary)
+    vocabulary = make_vocabulary(tasks)
     policy = make_policy(config.policy, vocabulary)
     train, test = (load_data or load_domains)(tasks, window, vocabulary)
     built = Experiment(
@@ -313,8 +314,9 @@ def make_policy(config: Any, vocabulary: Vocabulary) -> TransformerConfig:
     return options.parse(TransformerConfig, values, "config.policy", given)
 
 
-def make_vocabulary(name: str) -> Vocabulary:
+def make_vocabulary(tasks: options.Tasks) -> Vocabulary:
     """The tokenizer: "characters" of the families, printable "ascii", or a tokenizer.json."""
+    name = tasks.vocabulary
     if name == "characters":
         return CharVocabulary()
     if name == "ascii":
@@ -324,7 +326,13 @@ def make_vocabulary(name: str) -> Vocabulary:
             f"config.tasks.vocabulary must be 'characters', 'ascii' or the path of a "
             f"tokenizer.json; got {name!r}"
         )
-    return HFVocabulary(name)
+    bos_token = tasks.bos_token if tasks.bos_token else None
+    try:
+        return HFVocabulary(
+            name, pad_token=tasks.pad_token, eos_token=tasks.eos_token, bos_token=bos_token
+        )
+    except ValueError as error:
+        raise ValueError(f"config.tasks: {error}") from None
 
 
 def load_domains(
@@ -332,35 +340,51 @@ def load_domains(
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
     """The training and held-out domains, in one order."""
     if tasks.file:
-        held_out = tasks.test_file
-        read = {
-            "columns": tasks.columns,
-            "verifier": tasks.verifier,
-            "vocabulary": vocabulary,
-            "max_prompt_tokens": window.prompt,
-        }
-        train = read_file(tasks.file, split=None if held_out else "train", **read)
-        test = (
-            read_file(held_out, **read) if held_out else read_file(tasks.file, split="test", **read)
-        )
-        names = [domain.name for domain in train]
-        by_name = {domain.name: domain for domain in test}
-        if set(by_name) - set(names):
-            raise ValueError(
-                f"held-out rows are of domains {sorted(set(by_name) - set(names))}, which "
-                f"{tasks.file} does not have"
-            )
-        return train, tuple(by_name[name] for name in names if name in by_name)
+        return _load_file(tasks, window, vocabulary)
     knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
     difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
     if not knobs:
         raise ValueError("config.tasks.domains names no domain")
-    read = {
-        "difficulty": difficulty,
-        "knobs": knobs,
-        "num_train": tasks.num_train,
-        "num_test": tasks.num_test,
-        "seed": tasks.seed,
-    }
-    train, test = (load(tuple(knobs), split, tasks.data_dir, **read) for split in ("train", "test"))
-    return train, test
+
+    def read(split: Split) -> tuple[Domain, ...]:
+        return load(
+            tuple(knobs),
+            split,
+            tasks.data_dir,
+            difficulty=difficulty,
+            knobs=knobs,
+            num_train=tasks.num_train,
+            num_test=tasks.num_test,
+            seed=tasks.seed,
+        )
+
+    return read("train"), read("test")
+
+
+def _load_file(
+    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+    """The domains of a user's file; those without held-out rows are trained on all the same."""
+
+    def read(path: str, split: Split | None) -> tuple[Domain, ...]:
+        return read_file(
+            path,
+            split=split,
+            columns=tasks.columns,
+            verifier=tasks.verifier,
+            vocabulary=vocabulary,
+            max_prompt_tokens=window.prompt,
+        )
+
+    if tasks.test_file:
+        train, test = read(tasks.file, None), read(tasks.test_file, None)
+    else:
+        train, test = read(tasks.file, "train"), read(tasks.file, "test")
+    names = [domain.name for domain in train]
+    by_name = {domain.name: domain for domain in test}
+    if set(by_name) - set(names):
+        raise ValueError(
+            f"held-out rows are of domains {sorted(set(by_name) - set(names))}, which "
+            f"{tasks.file} does not have"
+        )
+    return train, tuple(by_name[name] for name in names if name in by_name)

@@ -352,7 +352,7 @@ class Trainer:
             correct = kl.MISMATCH_WEIGHTS[training.mismatch]
             weight = np.asarray(correct(old, rollouts.sampler_log_prob, cap=training.mismatch_cap))
         group = np.arange(len(rewards)) // rollouts.group_size
-        estimate = advantages.ESTIMATORS[self.experiment.advantage]
+        estimate: Callable = advantages.ESTIMATORS[self.experiment.advantage]
         advantage = np.asarray(estimate(rewards, group, len(rewards) // rollouts.group_size))
         index, count = process_share(self.experiment.mesh, len(rewards))
         size = len(rewards) // count
@@ -388,10 +388,10 @@ def shuffled(rewards: np.ndarray, seed: int, iteration: int) -> np.ndarray:
 def _reduce(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
     """The metrics of an iteration's updates: extremes of extremes, means of the rest."""
     read = jax.device_get(pending)
-    reducers = {"/min": np.min, "/max": np.max, "non_finite": np.sum}
+    reducers: dict[str, Callable] = {"/min": np.min, "/max": np.max, "non_finite": np.sum}
     scalars = {}
     for name in read[0]:
-        reduce = next((f for end, f in reducers.items() if name.endswith(end)), np.mean)
+        reduce: Callable = next((f for end, f in reducers.items() if name.endswith(end)), np.mean)
         scalars[name] = float(reduce([step[name] for step in read]))
     return scalars
 

@@ -101,6 +101,9 @@ class Tasks:
       columns: field -> column of `file`, where the names differ.
       verifier: how answers of `file` are checked, a key of `tasks.VERIFIERS`.
       vocabulary: "characters", "ascii", or the path of a tokenizer.json.
+      pad_token: of the tokenizer.json, its padding token; differs from `eos_token`.
+      eos_token: of the tokenizer.json, what ends a completion.
+      bos_token: of the tokenizer.json, what starts a prompt; empty for none.
     """
 
     data_dir: str
@@ -113,6 +116,9 @@ class Tasks:
     columns: Mapping
     verifier: str
     vocabulary: str
+    pad_token: str
+    eos_token: str
+    bos_token: str
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_train", "num_test")

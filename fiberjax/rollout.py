@@ -223,12 +223,13 @@ def make_batches(
         layout = _batch_layout(
             device_mesh, mask, completion, size, domain, num_minibatches, j, num_domains
         )
+        by_token: Any = np.repeat(advantage[chosen, None], mask.shape[1], axis=1)
         batch = Batch(
             tokens=rollouts.tokens[chosen],
             positions=rollouts.positions[chosen],
             segment_ids=rollouts.segment_ids[chosen],
             layout=layout,
-            advantage=np.repeat(advantage[chosen, None], rollouts.mask.shape[1], axis=1),
+            advantage=by_token,
             old_log_prob=old_log_prob[chosen],
             reference_log_prob=reference_log_prob[chosen],
             sample_weight=sample_weight[chosen],

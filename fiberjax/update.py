@@ -254,7 +254,8 @@ def objective_gradient(
         (_, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(outputs)
         return metrics, cotangents
 
-    batch = dataclasses.replace(batch, tokens=None, positions=None, segment_ids=None)
+    without: Any = {"tokens": None, "positions": None, "segment_ids": None}
+    batch = dataclasses.replace(batch, **without)
     return jax.shard_map(
         local,
         mesh=device_mesh,
@@ -293,7 +294,10 @@ def local_objective(
       axis_name: mesh axes that the rows are split over; () outside `shard_map`.
     """
     layout = batch.layout
-    weighting = {"weighting": options.weighting, "constant_length": options.constant_length}
+    weighting: Any = {
+        "weighting": options.weighting,
+        "constant_length": options.constant_length,
+    }
 
     def value(metric: objective.Metric) -> jax.Array:
         return objective.add_over(metric, axis_name).value

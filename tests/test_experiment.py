@@ -85,6 +85,7 @@ BAD = [
     ("tasks.domains", {"sorting": {}}, r"sorting"),
     ("tasks.domains", {"sort": {"length": 3}}, r"length"),
     ("tasks.vocabulary", "words", r"config\.tasks\.vocabulary must be 'characters', 'ascii' or"),
+    ("tasks.vocabulary", "no.json", r"config\.tasks: tokenizer file 'no\.json' does not exist"),
     ("tasks.num_train", 0, r"config\.tasks: num_train must be positive"),
     ("tasks.test_file", "x.jsonl", r"test_file 'x\.jsonl' is given without a file"),
     ("tasks.file", "none.jsonl", r"none\.jsonl: no such file"),
@@ -134,6 +135,24 @@ def test_a_file_of_ones_own_replaces_the_families(from_rows):
     trained = {e.prompt for domain in built.train for e in domain.source}
     assert held_out and not held_out & trained
     assert held_out | trained == {row["prompt"] for row in ROWS}
+
+
+def test_a_tokenizer_file_brings_its_special_tokens(from_rows, tmp_path):
+    import tokenizers
+
+    tokens = ["<pad>", "<s>", "</s>", *"0123456789+="]
+    model = tokenizers.models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    path = str(tmp_path / "tokenizer.json")
+    tokenizer.save(path)
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
+    built = from_rows(ROWS, vocabulary=path, **special)
+    ids = (built.vocabulary.pad_id, built.vocabulary.bos_id, built.vocabulary.eos_id)
+    assert ids == (0, 1, 2) and built.policy.vocab_size == 15
+    assert from_rows(ROWS, vocabulary=path, **special | {"bos_token": ""}).vocabulary.bos_id is None
+    with pytest.raises(ValueError, match=r"config\.tasks: pad_token and eos_token are both ''"):
+        from_rows(ROWS, vocabulary=path)
 
 
 def test_held_out_rows_may_come_from_a_file_of_their_own(from_rows, tmp_path):
