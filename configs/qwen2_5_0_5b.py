@@ -1,9 +1,11 @@
 """The shape of Qwen2.5-0.5B, trained with FiberPO-Domain on answers of up to 3,072 tokens.
 
     python experiments/plan.py --config=configs/qwen2_5_0_5b.py --topology=v5e:4x4
-    bash experiments/tpu/train.sh configs/qwen2_5_0_5b.py
+    bash experiments/tpu/train.sh configs/qwen2_5_0_5b.py first-run
 
-PLANNED
+Plan: 5.8 of 15.75 GB a chip for the updates and 12.1 GB for sampling on `v5e:2x2` with
+`--config.rollout.prompts=16`; 3.5 and 12.1 GB on `v5e:4x4` as it stands (docs/pods.md). On N chips
+`rollout.prompts` must be a multiple of 4 N.
 Parameters start at random; `config.tasks.vocabulary` names a tokenizer.json.
 """
 

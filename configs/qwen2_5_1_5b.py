@@ -1,9 +1,10 @@
 """The shape of Qwen2.5-1.5B, trained with FiberPO-Domain on answers of up to 3,072 tokens.
 
     python experiments/plan.py --config=configs/qwen2_5_1_5b.py --topology=v5e:4x4
-    bash experiments/tpu/train.sh configs/qwen2_5_1_5b.py
+    bash experiments/tpu/train.sh configs/qwen2_5_1_5b.py first-run
 
-PLANNED
+Plan: 6.1 of 15.75 GB a chip for the updates and 14.8 GB for sampling on `v5e:4x4`
+(docs/pods.md). On N chips `rollout.prompts` must be a multiple of 4 N.
 Parameters start at random; `config.tasks.vocabulary` names a tokenizer.json.
 """
 

@@ -1,9 +1,10 @@
 """The shape of Qwen3-1.7B, trained with FiberPO-Domain on answers of up to 3,072 tokens.
 
-    python experiments/plan.py --config=configs/qwen3_1_7b.py --topology=v5e:4x4
-    bash experiments/tpu/train.sh configs/qwen3_1_7b.py
+    python experiments/plan.py --config=configs/qwen3_1_7b.py --topology=v6e:4x4
+    bash experiments/tpu/train.sh configs/qwen3_1_7b.py first-run
 
-PLANNED
+Not planned on every slice: run the plan first. On N chips `rollout.prompts` must be a multiple of
+4 N.
 Parameters start at random; `config.tasks.vocabulary` names a tokenizer.json.
 """
 

@@ -365,7 +365,7 @@ class Trainer:
             sample_weight=weight,
             num_minibatches=training.minibatches,
             num_domains=len(self.experiment.train),
-            pack_multiple=training.micro_batches if training.packing else 0,
+            pack_micro_batches=training.micro_batches if training.packing else 0,
             states=dict(self.experiment.gate.options).get("level") == STATE,
         )
         gap = np.where(rollouts.mask, np.abs(old - rollouts.sampler_log_prob), 0.0)

@@ -68,7 +68,7 @@ def bucket(needed: int, rows: int, multiple: int) -> int:
     Args:
       needed: rows of the fullest shard.
       rows: rows of a shard without packing.
-      multiple: the result is a multiple of it: the micro-batches.
+      multiple: the result is a multiple of it: the rows of a micro-batch.
 
     Returns:
       At least `needed`, at most `rows`: a whole number of eighths of `rows`, rounded up.

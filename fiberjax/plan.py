@@ -20,10 +20,25 @@ from jax.sharding import PartitionSpec as P
 from fiberjax import hlo, mesh, options
 from fiberjax.experiment import Experiment, load_domains
 from fiberjax.layout import make_layout
-from fiberjax.policy import Samples, cast_kernels, init, init_cache, num_params, sample
+from fiberjax.policy import (
+    Samples,
+    TokenOutputs,
+    cast_kernels,
+    init,
+    init_cache,
+    num_params,
+    sample,
+)
 from fiberjax.tasks import Domain, Vocabulary
 from fiberjax.topologies import Chip, Topology
-from fiberjax.update import Batch, TrainState, batch_specs, make_step
+from fiberjax.update import (
+    Batch,
+    Knobs,
+    TrainState,
+    batch_specs,
+    make_step,
+    objective_gradient,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +303,19 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
     }
     lowered = lower_sampler(experiment)
     return read_program("sampler", lowered, chip, memory, default_trips=window.completion - 1)
+
+
+def plan_gate(experiment: Experiment, chip: Chip) -> Program:
+    """Compiles the gates and the objective alone: their share of the train step."""
+    batch = abstract_batch(experiment)
+    outputs = TokenOutputs(batch.old_log_prob, batch.old_log_prob)
+
+    def gate(outputs: TokenOutputs, batch: Batch, knobs: Knobs) -> Any:
+        return objective_gradient(
+            experiment.mesh, experiment.gate, experiment.step, outputs, batch, knobs
+        )
+
+    return read_program("gate", jax.jit(gate).lower(outputs, batch, experiment.knobs), chip, {})
 
 
 def device_bytes(tree: Any, shardings: Any) -> int:

@@ -189,7 +189,7 @@ def make_batches(
     num_minibatches: int,
     num_domains: int,
     states: bool = False,
-    pack_multiple: int = 0,
+    pack_micro_batches: int = 0,
 ) -> list[Batch]:
     """Cuts rollouts into optimizer batches of whole prompt groups, on the mesh.
 
@@ -205,8 +205,8 @@ def make_batches(
       sample_weight: float32[R, C].
       num_minibatches: n, divides the groups of a process.
       num_domains: size of the table of the domain level.
-      pack_multiple: packs several trajectories into a row, the rows of a shard being a multiple
-        of this; 0 leaves one trajectory a row.
+      pack_micro_batches: packs several trajectories into a row; a micro-batch keeps the rows it
+        has when the unpacked batch is split into this many. 0 leaves one trajectory a row.
       states: whether the gate couples the tokens of a state, so that the layout must name them.
 
     Returns:
@@ -234,20 +234,20 @@ def make_batches(
             reference_log_prob=reference_log_prob[chosen],
             sample_weight=sample_weight[chosen],
         )
-        if pack_multiple:
-            batch = pack_rows(device_mesh, batch, pack_multiple)
+        if pack_micro_batches:
+            batch = pack_rows(device_mesh, batch, pack_micro_batches)
         batches.append(mesh.place(device_mesh, batch, batch_specs(batch)))
     return batches
 
 
-def pack_rows(device_mesh: Mesh, batch: Batch, multiple: int) -> Batch:
+def pack_rows(device_mesh: Mesh, batch: Batch, micro_batches: int) -> Batch:
     """This process's rows of a batch, packed into as many rows a shard as on all processes."""
     held = mesh.local_rows(device_mesh, mesh.row_shards(device_mesh))
     shards = held.stop - held.start
     needed = np.full(shards, packing.rows_needed(batch, shards))
-    size = packing.bucket(
-        int(mesh.gather(device_mesh, needed).max()), len(batch.tokens) // shards, multiple
-    )
+    rows = len(batch.tokens) // shards
+    most = int(mesh.gather(device_mesh, needed).max())
+    size = packing.bucket(most, rows, rows // micro_batches)
     return packing.pack(batch, rows=size, shards=shards)
 
 

@@ -135,9 +135,10 @@ def make_step(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         forward = make_forward(config, device_mesh, batch.layout, knobs.temperature, options.chunk)
         rows = (batch.tokens, batch.positions, batch.segment_ids)
-        outputs, pullback = outputs_and_pullback(
-            forward, state.params, rows, options.num_micro_batches
-        )
+        # A packed batch has fewer rows than trajectories, and micro-batches of as many rows.
+        num_trajectories = batch.layout.sizes[0].shape[0]
+        parts = max(1, options.num_micro_batches * len(batch.tokens) // num_trajectories)
+        outputs, pullback = outputs_and_pullback(forward, state.params, rows, parts)
         metrics, cotangents = objective_gradient(device_mesh, gate, options, outputs, batch, knobs)
         gradient = pullback(cotangents)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
