@@ -44,7 +44,7 @@ def assert_equal(a, b):
 def test_the_second_run_reads_what_the_first_made(config, one_device, count_training):
     first = start(config, one_device)
     second = start(config, one_device)
-    assert count_training == [200]
+    assert count_training == [400]
     assert_equal(first, second)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, (first, second))
     assert shardings[0] == shardings[1]
@@ -88,7 +88,7 @@ def test_what_comes_later_does_not_matter(config, one_device, count_training, pa
         ("tasks.num_train", 41),
         ("tasks.domains.sort.max_length", 4),
         ("window.completion", 9),
-        ("warm_start.steps", 201),
+        ("warm_start.steps", 401),
         ("warm_start.learning_rate", 1e-3),
     ],
 )
