@@ -16,6 +16,7 @@ import pytest
 from fiberjax import advantages, checkpoints, experiment, loop, mesh
 from fiberjax.metrics import read_metrics
 from fiberjax.rollout import Sampler
+from fiberjax.update import make_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 ITERATIONS = 4
@@ -175,6 +176,13 @@ def trainer_of(built):
 
 
 def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
+    steps = []
+
+    def recorded(*arguments):
+        steps.append(make_step(*arguments))
+        return steps[-1]
+
+    monkeypatch.setattr(loop, "make_step", recorded)
     built = build(curriculum__profile_samples=2)
     start = loop.initial_params(built)
     whole = loop.train(built, start, tmp_path / "whole")
@@ -193,6 +201,7 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Trainer, "iterate", iterate)
     parts = loop.train(built, start, tmp_path / "parts")
 
+    assert [step._cache_size() for step in steps] == [1, 1, 1]  # Also on a restored state.
     assert_equal(whole, parts)
     assert int(parts.step) == ITERATIONS * UPDATES
     first, second = untimed(tmp_path / "whole"), untimed(tmp_path / "parts")
