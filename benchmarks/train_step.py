@@ -1,0 +1,304 @@
+"""Speed of one train step and of the sampler, beside google-tunix on the same shapes.
+
+    python benchmarks/train_step.py               # both sides
+    python benchmarks/train_step.py --no-tunix    # ours alone
+
+Ours: the compiled step of `fiberjax.update` with the FiberPO-Domain gate, all its levels and all
+its metrics, and `fiberjax.policy.sample`. Theirs: the jitted GRPO step of tunix's trainer and its
+sampler, over its Qwen3. The policies have the same shape and number of parameters, the batches the
+same numbers; float32, AdamW, no reference policy, old log-probabilities given, on both sides.
+
+tunix is no dependency of fiberjax: `uv` makes an environment of its own for it, and it runs in a
+process of its own. The two take turns, one measurement each, so that other load on the machine
+meets both. Prints a table and saves `train_step.json` in the folder `--output`.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs.gates import get_gate
+from fiberjax import gates, mesh, packing
+from fiberjax.experiment import LEVELS
+from fiberjax.layout import make_layout
+from fiberjax.policy import TransformerConfig, init, num_params, sample, token_outputs
+from fiberjax.update import Batch, Knobs, StepOptions, TrainState, batch_specs, make_step
+
+TUNIX = "google-tunix==0.1.7"
+POLICY = TransformerConfig(
+    vocab_size=2048,
+    embed_dim=256,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    mlp_dim=768,
+    rope_theta=1e6,
+    norm_epsilon=1e-6,
+    qk_norm=True,
+)
+PROMPTS, SAMPLES, PROMPT, COMPLETION, DOMAINS = 8, 4, 32, 128, 4
+ROWS = PROMPTS * SAMPLES
+PAD, EOS = 0, 1
+LEARNING_RATE, WEIGHT_DECAY = 1e-5, 0.01
+
+Timing = dict[str, float]
+"""Of one call: `wall` and `cpu` seconds (all threads of the process) and completion `tokens`."""
+
+
+def problem(params: Any) -> dict[str, np.ndarray]:
+    """The numbers both sides train on; `ragged` masks completions of 1 to 128 tokens, bool[B, T].
+
+    Old log-probabilities are near our policy's own, so that the gates act on real drifts.
+    """
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, POLICY.vocab_size, (ROWS, PROMPT + COMPLETION), dtype=np.int32)
+    positions = np.tile(np.arange(PROMPT + COMPLETION, dtype=np.int32), (ROWS, 1))
+    rows = (jnp.asarray(x) for x in (tokens, positions, np.ones_like(tokens)))
+    outputs = token_outputs(POLICY, params, *rows, start=PROMPT, temperature=1.0, chunk=COMPLETION)
+    drift = rng.normal(0, 0.08, (ROWS, COMPLETION))
+    return {
+        "prompts": tokens[:, :PROMPT],
+        "completions": tokens[:, PROMPT:],
+        "ragged": np.arange(COMPLETION) < rng.integers(1, COMPLETION + 1, ROWS)[:, None],
+        "advantage": rng.normal(size=ROWS).astype(np.float32),
+        "old_log_prob": (np.asarray(outputs.log_prob) + drift).astype(np.float32),
+    }
+
+
+def make_batch(data: dict[str, np.ndarray], mask: np.ndarray) -> Batch:
+    """Our batch of these completion tokens, host arrays, one trajectory a row."""
+    real = np.concatenate([np.ones((ROWS, PROMPT), bool), mask], axis=1)
+    tokens = np.concatenate([data["prompts"], data["completions"]], axis=1)
+    by_token: Any = np.repeat(data["advantage"][:, None], COMPLETION, axis=1)
+    host: Any = {
+        "tokens": np.where(real, tokens, PAD),
+        "positions": np.maximum(np.cumsum(real, axis=1, dtype=np.int32) - 1, 0),
+        "segment_ids": real.astype(np.int32),
+        "old_log_prob": data["old_log_prob"],
+        "reference_log_prob": np.zeros(mask.shape, np.float32),
+        "sample_weight": np.ones(mask.shape, np.float32),
+    }
+    layout = make_layout(
+        mask,
+        {"group": np.arange(ROWS) // SAMPLES, "domain": np.arange(PROMPTS) % DOMAINS},
+        num_cells={"domain": DOMAINS},
+        axis_names={"group": mesh.ROW_AXES},
+    )
+    return Batch(layout=layout, advantage=by_token, **host)
+
+
+def timed(function: Callable[[], int]) -> Timing:
+    """Seconds of one call that returns the tokens it worked on."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    tokens = function()
+    return {
+        "wall": time.perf_counter() - wall,
+        "cpu": time.process_time() - cpu,
+        "tokens": tokens,
+    }
+
+
+def our_side(params: Any, data: dict[str, np.ndarray]) -> dict[str, Callable[[], Timing]]:
+    """What we measure by name: the full step, the ragged one, the same packed, the sampler."""
+    device_mesh = mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    gate, budgets = gates.from_config(get_gate("fiberpo_domain"), LEVELS)
+    optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    start = jax.tree.map(jnp.copy, params)
+    state = TrainState(start, optimizer.init(start), jnp.zeros((), jnp.int32))
+    shardings = mesh.state_shardings(device_mesh, state)
+    step = make_step(POLICY, device_mesh, gate, optimizer, StepOptions(), shardings)
+    knobs = Knobs(budgets, np.float32(1), np.float32(0), np.float32(0))
+    held = {"state": jax.device_put(state, shardings)}
+    ragged = make_batch(data, data["ragged"])
+    rows = packing.bucket(packing.rows_needed(ragged, 1), ROWS, 1)
+    batches = {
+        "step": make_batch(data, np.ones_like(data["ragged"])),
+        "ragged": ragged,
+        "packed": packing.pack(ragged, rows=rows),
+    }
+    placed = {k: mesh.place(device_mesh, b, batch_specs(b)) for k, b in batches.items()}
+    tokens = {name: int(batch.layout.mask.sum()) for name, batch in batches.items()}
+    prompts, mask = jnp.asarray(data["prompts"]), jnp.ones((ROWS, PROMPT), bool)
+    calls = iter(range(10**9))
+
+    def train(name: str) -> int:
+        held["state"], metrics = step(held["state"], placed[name], knobs)
+        jax.block_until_ready((held["state"], metrics))
+        return tokens[name]
+
+    def draw() -> int:
+        drawn = sample(
+            POLICY,
+            params,
+            prompts,
+            mask,
+            jax.random.split(jax.random.key(next(calls)), ROWS),
+            max_new_tokens=COMPLETION,
+            eos_id=EOS,
+            pad_id=PAD,
+        )
+        return jax.device_get(drawn).tokens.size
+
+    return {
+        "step": lambda: timed(lambda: train("step")),
+        "ragged": lambda: timed(lambda: train("ragged")),
+        "packed": lambda: timed(lambda: train("packed")),
+        "sample": lambda: timed(draw),
+    }
+
+
+@contextlib.contextmanager
+def their_side(data: dict[str, np.ndarray]) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Asks tunix, in a process of its own, to `step`, `sample` or tell `about` itself."""
+    uv = shutil.which("uv")
+    if uv is None:
+        raise SystemExit("the tunix side needs uv; leave it out with --no-tunix")
+    options = dataclasses.asdict(POLICY) | {
+        "samples": SAMPLES,
+        "prompt": PROMPT,
+        "completion": COMPLETION,
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": WEIGHT_DECAY,
+    }
+    script = pathlib.Path(__file__).with_name("tunix_side.py")
+    with tempfile.TemporaryDirectory() as folder:
+        batch = pathlib.Path(folder) / "batch.npz"
+        np.savez(batch, allow_pickle=False, **data)
+        # Both sides on one Python and one jax: what is compared is the libraries.
+        command = [uv, "run", "--no-project", "--python", sys.executable]
+        command += ["--with", TUNIX, "--with", f"jax=={jax.__version__}"]
+        command += ["python", str(script), json.dumps(options), str(batch)]
+        # tunix prints notices of its own on standard output: answers are the lines of JSON.
+        environment = os.environ | {"JAX_PLATFORMS": jax.default_backend()}
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        ) as child:
+            assert child.stdin is not None and child.stdout is not None
+            questions, answers = child.stdin, child.stdout
+
+            def ask(what: str) -> dict[str, Any]:
+                questions.write(what + "\n")
+                questions.flush()
+                for line in answers:
+                    if line.startswith("{"):
+                        return json.loads(line)
+                raise SystemExit(f"tunix ended before it answered {what!r}")
+
+            yield ask
+            questions.close()
+
+
+def summary(runs: list[Timing]) -> dict[str, Any]:
+    """Medians of the repeats, and every repeat."""
+    wall, cpu = ([run[key] for run in runs] for key in ("wall", "cpu"))
+    medians = {"wall": statistics.median(wall), "cpu": statistics.median(cpu)}
+    per_second = {f"tokens_per_{k}_second": runs[0]["tokens"] / v for k, v in medians.items()}
+    return medians | per_second | {"repeats": {"wall": wall, "cpu": cpu}}
+
+
+def compare(
+    name: str, ours: Callable[[], Timing], theirs: Callable[[], Timing] | None, repeats: int
+) -> dict[str, Any]:
+    """Turns of one measurement each, after two of each that compile and warm up.
+
+    Ratios are ours over theirs, of the medians.
+    """
+    sides = {"ours": ours} if theirs is None else {"ours": ours, "tunix": theirs}
+    runs: dict[str, list[Timing]] = {side: [] for side in sides}
+    for turn in range(repeats + 2):
+        for side, measure in sides.items():
+            timing = measure()
+            if turn >= 2:
+                runs[side].append(timing)
+    result: dict[str, Any] = {"name": name} | {s: summary(r) for s, r in runs.items()}
+    if theirs is not None:
+        for key in ("wall", "cpu"):
+            result[f"{key}_ratio"] = result["ours"][key] / result["tunix"][key]
+    return result
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: seconds and tokens a second of each side, and ours over theirs."""
+    lines = [
+        "| | ours, wall s | tunix, wall s | ours, CPU s | tunix, CPU s "
+        "| ours, tokens/s | tunix, tokens/s | ours/tunix, wall | ours/tunix, CPU |",
+        "|---|" + "---|" * 8,
+    ]
+    for row in rows:
+        sides = [row.get(side, {}) for side in ("ours", "tunix")]
+        cells = [f"{s[k]:.2f}" if s else "" for k in ("wall", "cpu") for s in sides]
+        cells += [f"{s['tokens_per_wall_second']:,.0f}" if s else "" for s in sides]
+        cells += [f"{row[k]:.2f}" if k in row else "" for k in ("wall_ratio", "cpu_ratio")]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, prints, saves."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--tunix", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
+    options = parser.parse_args()
+    params = init(POLICY, jax.random.key(0))
+    data = problem(params)
+    ours = our_side(params, data)
+    versions = {name: version(name) for name in ("fiberjax", "jax", "jaxlib", "optax")}
+    about = {"params": num_params(POLICY)} | versions
+    result: dict[str, Any] = {
+        "command": "python " + " ".join(sys.argv),
+        "ours": about,
+        "shape": dataclasses.asdict(POLICY)
+        | {"rows": ROWS, "prompt": PROMPT, "completion": COMPLETION},
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg(),
+    }
+    with their_side(data) if options.tunix else contextlib.nullcontext() as ask:
+        if ask is not None:
+            result["tunix"] = ask("about")
+            if result["tunix"]["params"] != about["params"]:
+                raise SystemExit(f"the policies differ in size: {result['tunix']} and {about}")
+
+        def theirs(command: str) -> Callable[[], Timing] | None:
+            return None if ask is None else lambda: ask(command)
+
+        cases = {
+            "train step, full completions": ("step", "step"),
+            "train step, ragged completions": ("ragged", "ragged"),
+            "train step, ragged, ours packed": ("packed", "ragged"),
+            "sampler": ("sample", "sample"),
+        }
+        rows = []
+        for name, (mine, other) in cases.items():
+            rows.append(compare(name, ours[mine], theirs(other), options.repeats))
+            print(json.dumps({k: v for k, v in rows[-1].items() if "ratio" in k or k == "name"}))
+    result |= {"load_after": os.getloadavg(), "results": rows}
+    print(table(rows))
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "train_step.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
