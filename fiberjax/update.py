@@ -172,13 +172,17 @@ def make_forward(
                 hidden, kernel, targets, temperature=temperature, chunk=chunk
             )
 
+        arguments = (hidden, model.unembedding().astype(hidden.dtype), targets, temperature)
+        if mesh.row_shards(device_mesh) == 1:
+            # The partitioner refuses a loop that is manual over axes of size one alone.
+            return local(*arguments)
         return jax.shard_map(
             local,
             mesh=device_mesh,
             in_specs=(mesh.ROWS, mesh.REPLICATED, mesh.ROWS, mesh.REPLICATED),
             out_specs=mesh.ROWS,
             axis_names=set(mesh.ROW_AXES),
-        )(hidden, model.unembedding().astype(hidden.dtype), targets, temperature)
+        )(*arguments)
 
     return forward
 

@@ -41,6 +41,7 @@ SHAPES = [
     (8, 1, 1),
     (1, 8, 1),
     (2, 2, 2),
+    (1, 1, 4),
     *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(4, 1, 2), (2, 4, 1)]),
     *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 4, 2), (1, 2, 4)]),
 ]
