@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import gates
 
 
-def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
+def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
     """The experiment; every value may be overridden on the command line."""
     config = ConfigDict()
     config.seed = 0
@@ -21,11 +21,11 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     # Short answers (brackets, reverse, sort) beside worked ones of 27 to 50 tokens.
     config.tasks.domains = ConfigDict(
         {
-            "brackets": {"min_length": 3, "max_length": 7},
-            "reverse": {"min_length": 4, "max_length": 8, "letters": "0123456789"},
+            "brackets": {"min_length": 3, "max_length": 8},
+            "reverse": {"min_length": 3, "max_length": 6, "letters": "0123456789"},
             "running_sum": {"min_operands": 5, "max_operands": 6},
             "selection": {"min_length": 6, "max_length": 7},
-            "sort": {"min_length": 7, "max_length": 10},
+            "sort": {"min_length": 6, "max_length": 9},
         }
     )
     config.tasks.num_train = 4000
@@ -60,7 +60,7 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
 
     config.warm_start = ConfigDict()
     config.warm_start.directory = "runs/warm_starts"
-    config.warm_start.steps = 400
+    config.warm_start.steps = 300
     config.warm_start.batch_size = 64
     config.warm_start.learning_rate = 3e-3
     config.warm_start.weight_decay = 0.01
@@ -77,7 +77,7 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.training.epochs = 1
     config.training.minibatches = 4
     config.training.micro_batches = 1
-    config.training.packing = False
+    config.training.packing = True
     config.training.weighting = "trajectory"
     config.training.entropy_coefficient = 0.0
     config.training.kl_coefficient = 0.0
@@ -95,7 +95,7 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup_steps = 10
     config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.95
+    config.optimizer.b2 = 0.99
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0
     config.optimizer.moment_dtype = "float32"
@@ -103,7 +103,7 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.curriculum = ConfigDict()
     config.curriculum.start = 0.8
     config.curriculum.end = 0.2
-    config.curriculum.sigma = 0.15
+    config.curriculum.sigma = 0.5
     config.curriculum.rate = 0.5
     config.curriculum.profile_samples = 0
     config.curriculum.domain_probability = ConfigDict()

@@ -37,6 +37,7 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.training.epochs = 2
     config.training.minibatches = 2
     config.training.micro_batches = 1
+    config.training.packing = False
     config.training.chunk = 4
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 0

@@ -120,7 +120,10 @@ class Embedding(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.embed_dim)
-        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+        # Rows of norm 1. A residual stream that starts much smaller makes the layers so sensitive
+        # that training after the warm start destroys it.
+        stddev = config.embed_dim**-0.5
+        self.kernel = nnx.Param(stddev * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
 class Attention(nnx.Module):
