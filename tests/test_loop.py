@@ -201,7 +201,8 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Trainer, "iterate", iterate)
     parts = loop.train(built, start, tmp_path / "parts")
 
-    assert [step._cache_size() for step in steps] == [1, 1, 1]  # Also on a restored state.
+    # Also on a restored state; a size of 0 is a program that jax has forgotten since.
+    assert len(steps) == 3 and all(step._cache_size() <= 1 for step in steps)
     assert_equal(whole, parts)
     assert int(parts.step) == ITERATIONS * UPDATES
     first, second = untimed(tmp_path / "whole"), untimed(tmp_path / "parts")
