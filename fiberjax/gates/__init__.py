@@ -23,10 +23,39 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fiberjax.gates import aggregate, apc, bundle, config, hierarchy, score, sequence, tokenwise
+from fiberjax.gates import (
+    aggregate,
+    apc,
+    bundle,
+    channels,
+    compose,
+    config,
+    hierarchy,
+    score,
+    sequence,
+    tokenwise,
+)
 from fiberjax.gates.config import BY_LEVEL, LEVEL, Budget, Budgets, Gate, GateSpec, Option
 
-__all__ = ["GATES", "Budget", "Budgets", "Gate", "GateSpec", "Option", "from_config"]
+__all__ = [
+    "GATES",
+    "Budget",
+    "Budgets",
+    "Gate",
+    "GateSpec",
+    "Option",
+    "aggregate",
+    "apc",
+    "bundle",
+    "channels",
+    "compose",
+    "config",
+    "from_config",
+    "hierarchy",
+    "score",
+    "sequence",
+    "tokenwise",
+]
 
 _CLIP = {"clip_low": Budget(0.2, "ratio"), "clip_high": Budget(0.2, "ratio")}
 _SEQUENCE_CLIP = {"clip_low": Budget(3e-4, "ratio"), "clip_high": Budget(4e-4, "ratio")}

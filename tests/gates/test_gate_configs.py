@@ -92,7 +92,7 @@ REFUSALS = [
     ({**hierarchy(2), "order": "group"}, r"config\.gate\.order = 'group'.*tuple"),
     ({**hierarchy(2), "order": ("group", "trajectory")}, r"config\.gate\.order.*finest first"),
     ({**hierarchy(2), "order": ("trajectory", "turn")}, r"order names 'turn'.*'domain'"),
-    ({**hierarchy(2), "order": ("trajectory",)}, r"(?s)config\.gate\.levels\.group = .*not in"),
+    ({**hierarchy(2), "order": ("trajectory",)}, r"(?s)config\.gate\.levels\.group is not in"),
     (hierarchy(2, name="fiberpo"), r"config\.gate\.order.*1 level"),
     (hierarchy(2, variant="exakt"), r"config\.gate\.variant = 'exakt'.*'exact'"),
     (with_budget(-0.1), GROUP + r" = -0\.1.*above 0"),
