@@ -221,7 +221,7 @@ def test_scores_do_not_depend_on_micro_batches(build):
     np.testing.assert_allclose(
         trainer_log_prob(built, params, rollouts, micro_batches=4),
         trainer_log_prob(built, params, rollouts),
-        atol=1e-6,
+        atol=1e-5,  # A few roundings of float32.
     )
 
 
