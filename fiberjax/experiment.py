@@ -139,6 +139,7 @@ class Experiment:
             batch_size=self.warm_start.batch_size,
             max_prompt_tokens=self.window.prompt,
             max_completion_tokens=self.window.completion,
+            flawed=0.0 if self.tasks.file else self.warm_start.flawed,
             seed=self.seed,
             process_index=index,
             process_count=count,

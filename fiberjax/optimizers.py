@@ -8,6 +8,9 @@ import optax.contrib
 OPTIMIZERS = ("adamw", "muon", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
 MOMENT_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Root mean square of an entry of Adam's normalised update, as found in practice
+# (arXiv 2502.16982, section 2.2).
+_ADAM_RMS = 0.2
 
 
 def make_schedule(
@@ -56,8 +59,9 @@ def make_optimizer(
     """An Optax chain: clip by global norm, then the named optimizer.
 
     Args:
-      name: one of `OPTIMIZERS`. Muon orthogonalises the updates of matrices and leaves embeddings,
-        head, norms and biases to Adam.
+      name: one of `OPTIMIZERS`. Muon orthogonalises the updates of matrices, scaled to the size of
+        Adam's so that one learning rate serves both, and leaves embeddings, head, norms and biases
+        to Adam.
       schedule: learning rate by step.
       b1: decay of the first moment (momentum of Muon; of SGD, 0 for none).
       b2: decay of the second moment.
@@ -91,6 +95,7 @@ def make_optimizer(
             adam_b2=b2,
             weight_decay=weight_decay,
             mu_dtype=dtype,
+            consistent_rms=_ADAM_RMS,
             muon_weight_dimension_numbers=_muon_dimensions,
         )
     else:

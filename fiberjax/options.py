@@ -11,6 +11,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from fiberjax.optimizers import OPTIMIZERS
+
 Section = TypeVar("Section")
 
 
@@ -152,6 +154,10 @@ class WarmStart:
       directory: where warm starts are kept, each under the digest of what it depends on.
       steps: optimizer steps; 0 starts from random parameters.
       batch_size: rows a step.
+      flawed: share of the procedural domains' solutions that are taught with one wrong token. The
+        policy then knows the way and slips, as one does that has read wrong solutions too. The
+        solutions of a file are taught as they are.
+      optimizer: one of `optimizers.OPTIMIZERS`.
       learning_rate: peak; cosine decay to 0 after a warm-up of a tenth of the steps.
       weight_decay: decoupled.
     """
@@ -159,11 +165,15 @@ class WarmStart:
     directory: str
     steps: int
     batch_size: int
+    flawed: float
+    optimizer: str
     learning_rate: float
     weight_decay: float
 
     def __post_init__(self) -> None:
         _require(self.steps >= 0, "steps", self.steps, "at least 0")
+        _require(0 <= self.flawed <= 1, "flawed", self.flawed, "between 0 and 1")
+        _require_choice("optimizer", self.optimizer, OPTIMIZERS)
         _require_positive(self, "batch_size", "learning_rate")
 
 

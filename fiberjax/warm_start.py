@@ -90,7 +90,7 @@ def _train(
     chunk: int,
 ) -> Any:
     optimizer = optimizers.make_optimizer(
-        "adamw",
+        options.optimizer,
         optimizers.make_schedule(
             "cosine",
             learning_rate=options.learning_rate,

@@ -1,5 +1,6 @@
 """Every bad input is one clear ValueError, before anything compiles; the rest builds."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from fiberjax import experiment
@@ -64,6 +66,8 @@ BAD = [
     ("training.epochs", 0, r"config\.training: epochs must be positive"),
     ("training.chunk", 0, r"config\.training: chunk must be positive"),
     ("warm_start.steps", -1, r"config\.warm_start: steps must be at least 0"),
+    ("warm_start.flawed", 1.5, r"config\.warm_start: flawed must be between 0 and 1; got 1\.5"),
+    ("warm_start.optimizer", "lion", r"optimizer must be one of adamw, muon, sgd; got 'lion'"),
     ("evaluation.samples", 0, r"config\.evaluation: samples must be positive"),
     ("checkpoint.every", 0, r"config\.checkpoint: every must be positive"),
     ("curriculum.sigma", 0.0, r"config\.curriculum: sigma must be positive"),
@@ -195,6 +199,16 @@ def test_without_a_warm_start_solutions_may_be_longer_than_the_window(make_confi
     config.warm_start.steps = 0
     config.window.completion = 2
     experiment.from_config(config, one_device)
+
+
+def test_only_procedural_solutions_are_flawed(from_rows, make_config, one_device):
+    def tokens(built, flawed):
+        phase = dataclasses.replace(built.warm_start, flawed=flawed)
+        return next(dataclasses.replace(built, warm_start=phase).supervised_stream()).tokens
+
+    drawn, read = experiment.from_config(make_config(), one_device), from_rows(ROWS)
+    assert not np.array_equal(tokens(drawn, 0.0), tokens(drawn, 1.0))
+    np.testing.assert_array_equal(tokens(read, 0.0), tokens(read, 1.0))
 
 
 def test_rows_must_divide_over_the_mesh(make_config, devices):

@@ -89,6 +89,8 @@ def test_what_comes_later_does_not_matter(config, one_device, count_training, pa
         ("tasks.domains.sort.max_length", 4),
         ("window.completion", 9),
         ("warm_start.steps", 401),
+        ("warm_start.flawed", 0.5),
+        ("warm_start.optimizer", "muon"),
         ("warm_start.learning_rate", 1e-3),
     ],
 )

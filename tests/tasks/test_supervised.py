@@ -105,3 +105,58 @@ def test_errors(domains):
     odd = Domain("odd", (Example("S:1=", "1", "é", "odd"),), make_family("sort").verify)
     with pytest.raises(ValueError, match="domain 'odd', row 1: character 'é' of 'é'"):
         batches((odd,))
+
+
+def targets(batch):
+    """Prompt and target tokens of every example of a batch, as (prompt, target) tuples."""
+    found = []
+    for row, ids, mask in zip(batch.tokens, batch.segment_ids, batch.loss_mask, strict=True):
+        for segment in range(1, ids.max() + 1):
+            here = ids == segment
+            found.append((tuple(row[here & ~mask]), tuple(row[here & mask])))
+    return found
+
+
+def test_flawed_solutions_differ_by_one_token_of_their_domain(domains):
+    right = {
+        (VOCABULARY.bos_id, *VOCABULARY.encode(e.prompt)): VOCABULARY.encode(e.solution)
+        for d in domains
+        for e in d.source
+    }
+    alphabets = [{t for e in d.source for t in VOCABULARY.encode(e.solution)} for d in domains]
+    iterator = batches(domains, flawed=0.4)
+    found = [pair for _ in range(40) for pair in targets(next(iterator))]
+    spoilt = {}
+    for prompt, target in found:
+        solution = right[prompt]
+        assert len(target) == len(solution) + 1 and target[-1] == VOCABULARY.eos_id
+        wrong = [(i, t) for i, (t, s) in enumerate(zip(target, solution, strict=False)) if t != s]
+        assert len(wrong) <= 1
+        if wrong:
+            spoilt.setdefault(prompt, set()).add(wrong[0])
+            assert wrong[0][1] in alphabets[0 if prompt[1] == VOCABULARY.encode("S")[0] else 1]
+    share = np.mean([list(target[:-1]) != right[prompt] for prompt, target in found])
+    assert share == pytest.approx(0.4, abs=0.05)
+    # Another flaw each time an example comes by.
+    assert max(map(len, spoilt.values())) > 5
+
+
+def test_flaws_resume_and_follow_the_seed(domains):
+    iterator = batches(domains, flawed=1.0)
+    first = next(iterator)
+    state = iterator.get_state()
+    second = next(iterator)
+    resumed = batches(domains, flawed=1.0)
+    resumed.set_state(state)
+    same(next(resumed), second)
+    same(next(batches(domains, flawed=1.0)), first)
+    assert targets(next(batches(domains, flawed=1.0, seed=1))) != targets(first)
+
+
+def test_a_domain_of_one_token_stays_right():
+    source = (Example("B:(=", ")", ")", "brackets"),)
+    one = Domain("brackets", source, make_family("brackets").verify)
+    batch = next(batches((one,), flawed=1.0, batch_size=1))
+    assert {target for _, target in targets(batch)} == {
+        (*VOCABULARY.encode(")"), VOCABULARY.eos_id)
+    }
