@@ -1,0 +1,45 @@
+"""What the configs of large models share: long answers, sharded bfloat16 compute, small steps.
+
+Not a run by itself: `configs/qwen2_5_*.py` and `configs/qwen3_*.py` add the shape of a model.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
+    """The experiment but for the policy's shape."""
+    config = quickstart.get_config(gate)
+    config.iterations = 500
+
+    config.policy.rope_theta = 1_000_000.0
+    config.policy.norm_epsilon = 1e-6
+    config.policy.compute_dtype = "bfloat16"
+    config.policy.remat = "full"
+
+    config.tasks.vocabulary = "ascii"
+    config.window.prompt = 1_024
+    config.window.completion = 3_072
+    config.warm_start.steps = 0
+
+    # 64 prompts × 16 answers an iteration, 256 rows a batch.
+    config.rollout.prompts = 64
+    config.rollout.samples = 16
+    config.training.minibatches = 4
+    config.training.epochs = 1
+    config.training.micro_batches = 16
+    config.training.packing = True
+    config.training.chunk = 512
+    config.training.mismatch = "truncate"
+
+    config.optimizer.name = "adamw"
+    config.optimizer.schedule = "constant"
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.warmup_steps = 20
+
+    config.evaluation.prompts = 128
+    config.evaluation.batch = 256
+    config.checkpoint.every = 10
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    return config
