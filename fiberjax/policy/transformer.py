@@ -39,6 +39,9 @@ from fiberjax.policy.config import TransformerConfig
 
 Params = dict[str, Any]
 
+# The most layers that are written out instead of looped over.
+_WRITTEN_OUT = 4
+
 
 class Cache(NamedTuple):
     """Keys and values of the columns seen so far; the same column for every row.
@@ -102,7 +105,11 @@ class Transformer(nnx.Module):
             query, key, value = block.project(x, rope)
             return block.finish(x, layers.attend(query, key, value, mask)), None
 
-        x, _ = lax.scan(_remat(layer, self.config.remat), x, stacked)
+        # A few layers are written out: their activations are then kept where they are, where a loop
+        # would copy them into a stack.
+        shallow = self.config.num_layers <= _WRITTEN_OUT and self.config.remat == "none"
+        layer = _remat(layer, self.config.remat)
+        x, _ = lax.scan(layer, x, stacked, unroll=self.config.num_layers if shallow else 1)
         return self.final_norm(x)
 
     def decode(
