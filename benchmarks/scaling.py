@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
                 "hbm_bytes": step.hbm_bytes,
                 "wire_bytes": step.wire_bytes,
                 "peak_bytes": step.peak_bytes,
+                "gate_flops": gate.compiler_flops,
                 "gate_hbm_bytes": gate.hbm_bytes,
                 "gate_wire_bytes": gate.wire_bytes,
                 "ideal_seconds": step.ideal_seconds,
@@ -78,8 +79,10 @@ def draw(rows: list[dict], path: Path) -> None:
 
     chips = [row["chips"] for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    left.plot(chips, [row["flops"] / row["ideal_flops"] for row in rows], "o-")
-    left.set(xscale="log", xlabel="chips", ylabel="FLOPs a chip / 6 N D a chip", ylim=(0, None))
+    for key, label in (("flops", "step"), ("gate_flops", "gate")):
+        left.plot(chips, [row[key] / row["ideal_flops"] for row in rows], "o-", label=label)
+    left.set(xscale="log", yscale="log", xlabel="chips", ylabel="FLOPs a chip / 6 N D a chip")
+    left.legend()
     for key, label in (
         ("hbm_bytes", "step, HBM"),
         ("wire_bytes", "step, sent"),

@@ -52,6 +52,8 @@ class Program:
       limit_bytes: HBM that there is.
       memory: what fills it: name -> bytes.
       flops: matrix products, counted through loops; 0 where it does not fit.
+      compiler_flops: the compiler's own count, elementwise operations too, but loop bodies once:
+        what to read of a program without loops or products, such as the gate's.
       hbm_bytes: traffic with HBM.
       ideal_seconds: arithmetic at the device's peak.
       collectives: largest traffic first.
@@ -65,6 +67,7 @@ class Program:
     limit_bytes: int
     memory: Mapping[str, int]
     flops: int = 0
+    compiler_flops: float = 0.0
     hbm_bytes: int = 0
     ideal_seconds: float = 0.0
     collectives: Sequence[hlo.Collective] = ()
@@ -368,6 +371,7 @@ def read_program(
         limit_bytes=limit,
         memory=memory,
         flops=flops,
+        compiler_flops=(compiled.cost_analysis() or {}).get("flops", 0.0),
         hbm_bytes=hlo.hbm_bytes(module, default_trips),
         ideal_seconds=flops * chip.devices / chip.peak_flops,
         collectives=hlo.collectives(module, default_trips),
