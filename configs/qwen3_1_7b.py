@@ -3,8 +3,8 @@
     python experiments/plan.py --config=configs/qwen3_1_7b.py --topology=v6e:4x4
     bash experiments/tpu/train.sh configs/qwen3_1_7b.py first-run
 
-Not planned on every slice: run the plan first. On N chips `rollout.prompts` must be a multiple of
-4 N.
+Heads, MLP and logits are split over 8 chips, for the key-value cache; on N chips `rollout.prompts`
+must be a multiple of N / 2 (docs/pods.md).
 Parameters start at random; `config.tasks.vocabulary` names a tokenizer.json.
 """
 
@@ -28,4 +28,7 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.policy.qk_norm = True
     config.policy.qkv_bias = False
     config.policy.tie_embeddings = True
+
+    # Eight key-value heads keep 28 GB for the 64 rows of a shard: a chip takes one head.
+    config.mesh.tensor = 8
     return config

@@ -1,6 +1,7 @@
 """Pod plans: counting through loops, real slices, and refusals with numbers."""
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -244,7 +245,7 @@ def wanted() -> list:
 @pytest.mark.parametrize(("config", "topology", "fits"), wanted())
 def test_published_shapes(tmp_path, config, topology, fits):
     """Weak scaling: one prompt group a minibatch on each row shard, whatever the slice."""
-    tensor = 4 if config == "qwen2_5_7b" else 1
+    tensor = importlib.import_module(f"configs.{config}").get_config().mesh.tensor
     shards = topologies.parse_topology(topology).num_devices // tensor
     output = tmp_path / "plan.json"
     options = [f"--config.rollout.prompts={4 * shards}"]
