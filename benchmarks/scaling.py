@@ -21,6 +21,7 @@ CONFIG = config_flags.DEFINE_config_file(
 TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["v5p:2x2x1", "v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x16"], "Slices."
 )
+FSDP = flags.DEFINE_integer("fsdp", 64, "Most shards of the parameters; replicas beyond.")
 OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Where JSON and PNG are written.")
 
 
@@ -38,6 +39,8 @@ def main(argv: list[str]) -> None:
         topology = topologies.parse_topology(name)
         config = CONFIG.value.copy_and_resolve_references()
         shards = topology.num_devices // config.mesh.tensor
+        config.mesh.fsdp = min(shards, FSDP.value)
+        config.mesh.data = -1
         config.rollout.prompts = config.training.minibatches * shards
         config.evaluation.batch = shards
         config.warm_start.batch_size = shards
@@ -82,7 +85,7 @@ def draw(rows: list[dict], path: Path) -> None:
     for key, label in (("flops", "step"), ("gate_flops", "gate")):
         left.plot(chips, [row[key] / row["ideal_flops"] for row in rows], "o-", label=label)
     left.set(xscale="log", yscale="log", xlabel="chips", ylabel="FLOPs a chip / 6 N D a chip")
-    left.legend()
+    left.legend(loc="center")
     for key, label in (
         ("hbm_bytes", "step, HBM"),
         ("wire_bytes", "step, sent"),
@@ -91,7 +94,7 @@ def draw(rows: list[dict], path: Path) -> None:
     ):
         right.plot(chips, [row[key] for row in rows], "o-", label=label)
     right.set(xscale="log", yscale="log", xlabel="chips", ylabel="bytes a chip a step")
-    right.legend()
+    right.legend(loc="center right", fontsize=8)
     figure.savefig(path, dpi=150)
 
 

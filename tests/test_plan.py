@@ -249,6 +249,8 @@ def test_published_shapes(tmp_path, config, topology, fits):
     shards = topologies.parse_topology(topology).num_devices // tensor
     output = tmp_path / "plan.json"
     options = [f"--config.rollout.prompts={4 * shards}"]
+    # Parameters in 64 parts at most: 896 columns do not divide over more than 128.
+    options += [f"--config.mesh.data={max(1, shards // 64)}"]
     options += [f"--config.evaluation.batch={max(256, shards)}"]
     done = make([f"--config=configs/{config}.py", *options], topology, output)
     assert output.exists(), done.stderr[-2000:]
