@@ -1,6 +1,6 @@
 """The shape of Qwen3-1.7B, trained with FiberPO-Domain on answers of up to 3,072 tokens.
 
-    python experiments/plan.py --config=configs/qwen3_1_7b.py --topology=v6e:4x4
+    python experiments/plan.py --config=configs/qwen3_1_7b.py --topology=v5e:4x4
     bash experiments/tpu/train.sh configs/qwen3_1_7b.py first-run
 
 Heads, MLP and logits are split over 8 chips, for the key-value cache; on N chips `rollout.prompts`

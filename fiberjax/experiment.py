@@ -269,10 +269,10 @@ def check_rows(
             f"config.training.micro_batches = {training.micro_batches} does not divide the "
             f"{rows} rows of a minibatch on each row shard"
         )
-    for path, size in (
-        ("config.warm_start.batch_size", warm_start.batch_size),
-        ("config.evaluation.batch", evaluation.batch),
-    ):
+    fed = {"config.evaluation.batch": evaluation.batch}
+    if warm_start.steps > 0:
+        fed["config.warm_start.batch_size"] = warm_start.batch_size
+    for path, size in fed.items():
         if size % shards:
             raise ValueError(f"{path} = {size} does not divide over {shown}")
 

@@ -220,6 +220,12 @@ def test_rows_must_divide_over_the_mesh(make_config, devices):
     with pytest.raises(ValueError, match=r"config\.evaluation\.batch = 4 does not divide over 8"):
         experiment.from_config(config, devices)
     config.evaluation.batch = 8
+    config.warm_start.batch_size = 12
+    with pytest.raises(
+        ValueError, match=r"config\.warm_start\.batch_size = 12 does not divide over 8"
+    ):
+        experiment.from_config(config, devices)
+    config.warm_start.steps = 0
     assert experiment.from_config(config, devices).mesh.size == 8
 
 
