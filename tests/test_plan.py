@@ -209,7 +209,7 @@ def test_wrong_mesh_is_an_error_with_numbers(tmp_path):
 # runs it, FIBERJAX_PLANS=v5e one generation, and without it two entries stand for the rest.
 MATRIX = {
     "qwen2_5_0_5b": {
-        "v5e": ("1x1", "2x2", "4x4", "16x16"),
+        "v5e": (None, "1x1", "2x2", "4x4", "16x16"),
         "v6e": (None, "1x1", "4x4", "16x16"),
         "v5p": (None, "2x2x1", "4x4x4", "8x8x16"),
         "v4": (None, "2x2x1", "4x4x4", "8x8x16"),
