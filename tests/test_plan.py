@@ -226,8 +226,7 @@ MATRIX = {
         "v5p": (None, "2x2x1", "4x4x4", "8x8x16"),
         "v4": ("2x2x1", "2x2x2", "4x4x4", "8x8x16"),
     },
-    # Its mesh takes eight chips at least.
-    "qwen3_1_7b": {"v5e": (None, "2x4", "16x16"), "v6e": (None, "2x4", "16x16")},
+    "qwen3_1_7b": {"v5e": (None, "2x2", "8x8", "16x16"), "v6e": (None, "2x2")},
 }
 ALWAYS = ("qwen2_5_0_5b-v5e-2x2", "qwen2_5_7b-v4-2x2x1")
 
