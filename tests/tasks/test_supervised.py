@@ -137,6 +137,8 @@ def test_flawed_solutions_differ_by_one_token_of_their_domain(domains):
             assert wrong[0][1] in alphabets[0 if prompt[1] == VOCABULARY.encode("S")[0] else 1]
     share = np.mean([list(target[:-1]) != right[prompt] for prompt, target in found])
     assert share == pytest.approx(0.4, abs=0.05)
+    spoilt_all = targets(next(batches(domains, flawed=1.0)))
+    assert all(list(target[:-1]) != right[prompt] for prompt, target in spoilt_all)
     # Another flaw each time an example comes by.
     assert max(map(len, spoilt.values())) > 5
 
