@@ -57,6 +57,7 @@ def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
     config.policy.tie_embeddings = True
     config.policy.compute_dtype = "float32"
     config.policy.remat = "full"
+    config.policy.attention = "auto"
 
     config.warm_start = ConfigDict()
     config.warm_start.directory = "runs/warm_starts"

@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU slice, e.g. v5e:16x16.")
 OUTPUT = flags.DEFINE_string("output", None, "Where the plan is saved as JSON, if anywhere.")
-PROGRAMS = flags.DEFINE_list("programs", ["train step", "sampler"], "What to compile.")
+PROGRAMS = flags.DEFINE_list("programs", ["train step", "sampler", "gate"], "What to compile.")
 
 
 def main(argv: list[str]) -> None:

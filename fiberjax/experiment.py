@@ -187,6 +187,7 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
     vocabulary = make_vocabulary(tasks)
     policy = make_policy(config.policy, vocabulary)
+    mesh.attend(device_mesh, policy)  # Raises where the kernel cannot run.
     train, test = (load_data or load_domains)(tasks, window, vocabulary)
     built = Experiment(
         seed=config.seed,

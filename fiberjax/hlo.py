@@ -241,8 +241,31 @@ def _fused(module: Module, fusion: Instruction) -> Iterator[tuple[Instruction, C
                 yield from _fused(module, instruction)
 
 
+def _async_stage(module: Module, instruction: Instruction) -> str | None:
+    """The part of an overlapped exchange that a fusion carries: "start", "continue" or "done".
+
+    XLA cuts an exchange into a start, pieces inside the fusions that it overlaps with, and an end;
+    every part names the whole exchange and passes all its buffers on.
+    """
+    if instruction.opcode != "fusion":
+        return None
+    if "continuation_config" in instruction.attributes:
+        return "continue"
+    (callee,) = instruction.callees()["calls"]
+    for inner in module.computations[callee].values():
+        if inner.opcode == "custom-call":
+            for stage in ("Start", "Done"):
+                if f'"AsyncCollective{stage}"' in inner.attributes:
+                    return stage.lower()
+    return None
+
+
 def flops(module: Module, default_trips: int = 1) -> int:
-    """Floating-point operations of the matrix products, two a multiply-add, on one device."""
+    """Floating-point operations of the matrix products, two a multiply-add, on one device.
+
+    Raises:
+      ValueError: a TPU kernel whose arithmetic is not known.
+    """
     total = 0
     for instruction, computation, times in walk(module, default_trips):
         total += times * _matmul_flops(instruction, computation)
@@ -260,7 +283,32 @@ def _matmul_flops(instruction: Instruction, computation: Computation) -> int:
         return 2 * out * math.prod(left[axis] for axis in contracted)
     if instruction.opcode == "convolution":
         return _convolution_flops(instruction, computation)
+    if instruction.opcode == "custom-call" and '"tpu_custom_call"' in instruction.attributes:
+        return _kernel_flops(instruction, computation)
     return 0
+
+
+# Matrix products of queries' and keys' size in each splash attention kernel: scores and values
+# forward; scores again and two of the gradients' for queries; and for keys and values.
+_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+
+
+def _kernel_flops(instruction: Instruction, computation: Computation) -> int:
+    """Of JAX's splash attention with a causal mask, which leaves out the blocks that see nothing.
+
+    Its first operand is the table of blocks, int8[heads or 1, n, n]; n (n + 1) / 2 are computed.
+    """
+    kind = re.match(r"%splash_m[hq]a_(fwd|dq|dkv)_", instruction.name)
+    if kind is None:
+        raise ValueError(
+            f"the arithmetic of TPU kernel {instruction.name} is not known; only splash attention's"
+        )
+    operands = [computation[name].arrays[0].shape for name in instruction.operands[:5]]
+    *_, blocks = operands[0]
+    *rows, columns, head_dim = operands[2]
+    *_, keys, _ = operands[3]
+    product = 2 * math.prod(rows) * columns * keys * head_dim
+    return _SPLASH_PRODUCTS[kind.group(1)] * product * (blocks + 1) // (2 * blocks)
 
 
 def _convolution_flops(instruction: Instruction, computation: Computation) -> int:
@@ -339,25 +387,25 @@ class Collective:
 
 
 def collectives(module: Module, default_trips: int = 1) -> list[Collective]:
-    """Every exchange between devices, largest traffic first.
+    """Every exchange between devices, alike ones together, largest traffic first.
 
-    An exchange that XLA overlaps with arithmetic is cut into several fusions of one channel: it
-    counts once.
+    An exchange that XLA overlaps with arithmetic counts where it starts.
     """
     found: dict[tuple, Collective] = {}
     for instruction, computation, times in walk(module, default_trips):
-        inner: list[tuple[Instruction, Computation, bool]] = [(instruction, computation, False)]
+        if _async_stage(module, instruction) in ("continue", "done"):
+            continue
+        inner = [(instruction, computation)]
         if instruction.opcode == "fusion":
-            inner = [(i, c, True) for i, c in _fused(module, instruction)]
-        for candidate, place, fused in inner:
+            inner = list(_fused(module, instruction))
+        for candidate, place in inner:
             kind = candidate.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES:
-                continue
-            collective = _collective(candidate, place, kind, times)
-            channel = re.search(r"channel_id=(\d+)", candidate.attributes)
-            key = ("fused", channel and channel.group(1), kind) if fused else (candidate.name, kind)
-            if key not in found or collective.times > found[key].times:
-                found[key] = collective
+            if kind in COLLECTIVES:
+                one = _collective(candidate, place, kind, times)
+                key = (kind, one.shapes, one.devices, one.num_bytes, one.source)
+                if key in found:
+                    one = dataclasses.replace(one, times=times + found[key].times)
+                found[key] = one
     return sorted(found.values(), key=lambda c: -c.wire_bytes)
 
 
@@ -396,7 +444,8 @@ def hbm_bytes(module: Module, default_trips: int = 1) -> int:
     """Bytes read from and written to HBM by one device.
 
     Each instruction outside fusions reads its operands and writes its result. A slice of an operand
-    counts as the slice, and an update in place as the update.
+    counts as the slice, and an update in place as the update. A kernel counts as reading each
+    operand once, whatever its blocks read again.
     """
     total = 0
     for instruction, computation, times in walk(module, default_trips):
@@ -409,6 +458,25 @@ def _traffic(module: Module, instruction: Instruction, computation: Computation)
     operands = [computation[name] for name in instruction.operands if name in computation]
     reads = [operand.hbm_bytes for operand in operands]
     writes = instruction.hbm_bytes
+    stage = _async_stage(module, instruction)
+    if stage == "done":
+        return 0
+    if stage == "start":  # The operand comes back beside the result.
+        return sum(reads) + sum(a.num_bytes for a in instruction.arrays[1:] if not a.fast)
+    if stage == "continue":  # Buffers of the exchange pass through.
+        bounds = dict(re.findall(r'"((?:output|operand)\w*)":"(\d+)"', instruction.attributes))
+        first = int(bounds["operand_original_start"])
+        reads = [
+            size if first <= k <= int(bounds["operand_original_end"]) else 0
+            for k, size in enumerate(reads)
+        ]
+        outputs = instruction.arrays[: int(bounds["output_tuple_original_end"]) + 1]
+        writes = sum(array.num_bytes for array in outputs if not array.fast)
+    if instruction.opcode == "slice-start":  # The operand, the slice and a flag.
+        taken = instruction.arrays[1]
+        return taken.num_bytes * (bool(reads[0]) + (not taken.fast))
+    if instruction.opcode == "copy-start":  # The copy, the operand and a flag.
+        return sum(reads) + instruction.arrays[0].num_bytes * (not instruction.arrays[0].fast)
     if instruction.opcode.endswith("-start"):
         return sum(reads)
     if instruction.opcode in ("dynamic-slice", "slice", "gather"):
@@ -421,7 +489,7 @@ def _traffic(module: Module, instruction: Instruction, computation: Computation)
         parameters = [i for i in inside.values() if i.opcode == "parameter"]
         for parameter in parameters:
             position = int(parameter.literal)
-            if position >= len(reads):
+            if position >= len(reads) or not reads[position]:
                 continue
             users = [i for i in inside.values() if parameter.name in i.operands]
             if users and all(
@@ -443,7 +511,9 @@ def _read_bytes(module: Module, computation: Computation, value: Instruction) ->
     for user in computation.values():
         if value.name not in user.operands:
             continue
-        if user.opcode in ("dynamic-slice", "slice"):
+        if user.opcode in ("dynamic-slice", "slice") or (
+            user.opcode == "gather" and user.operands[0] == value.name
+        ):
             total += user.num_bytes
         elif user.opcode == "bitcast":
             total += _read_bytes(module, computation, user)

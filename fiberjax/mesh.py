@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fiberjax.layout import Layout
+from fiberjax.policy import TransformerConfig, attention
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")
@@ -211,6 +213,62 @@ class _Constrain:
 
     def __call__(self, x: jax.Array, name: str) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, ACTIVATION_SPECS[name]))
+
+
+def attend(mesh: Mesh, config: TransformerConfig) -> attention.Attend:
+    """The policy's attention within whole rows on this mesh, as `config.attention` has it.
+
+    Raises:
+      ValueError: splash attention on a GPU, or query heads that do not divide for it.
+    """
+    platform = mesh.devices.flat[0].platform
+    tensor = mesh.shape["tensor"]
+    divides = config.num_heads % math.lcm(config.num_kv_heads, tensor) == 0
+    if config.attention == "dense":
+        return attention.dense
+    if config.attention == "auto" and not (platform == "tpu" and divides):
+        return attention.dense
+    if platform not in ("tpu", "cpu"):
+        raise ValueError(
+            "config.policy.attention = 'splash' runs on TPUs, and on CPUs for tests; the mesh is "
+            f"of {platform} devices: choose 'dense' or 'auto'"
+        )
+    if not divides:
+        raise ValueError(
+            f"config.policy.attention = 'splash' splits heads over mesh tensor={tensor}: num_heads "
+            f"= {config.num_heads} must divide by lcm(num_kv_heads = {config.num_kv_heads}, "
+            f"{tensor}); choose 'dense', 'auto' or another size"
+        )
+    return _Splash(mesh, interpret=platform == "cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Splash:
+    """Each device runs the kernel over its rows and heads. Hashable, as `_Constrain` is."""
+
+    mesh: Mesh
+    interpret: bool
+
+    def __call__(
+        self, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+    ) -> jax.Array:
+        def local(*parts: jax.Array) -> jax.Array:
+            return attention.splash(*parts, interpret=self.interpret)
+
+        # Fewer key-value heads than parts: several parts read the same one.
+        copies = math.lcm(key.shape[1], self.mesh.shape["tensor"]) // key.shape[1]
+        key, value = (jnp.repeat(part, copies, axis=1) for part in (key, value))
+        if self.mesh.size == 1:
+            return local(query, key, value, segment_ids)
+        narrow = P(ROW_AXES, "tensor")
+        return jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=(ACTIVATION_SPECS["heads"], narrow, narrow, ROWS),
+            out_specs=ACTIVATION_SPECS["heads"],
+            # The kernel does not say over which axes its result varies.
+            check_vma=False,
+        )(query, key, value, segment_ids)
 
 
 def layout_specs(layout: Layout) -> Layout:

@@ -46,7 +46,7 @@ class Program:
     """One compiled program on one device.
 
     Attributes:
-      name: "train step" or "sampler".
+      name: a key of `PROGRAMS`.
       fits: whether the compiler found room.
       peak_bytes: HBM that it needs; of the compiler's refusal where it does not fit.
       limit_bytes: HBM that there is.
@@ -100,7 +100,7 @@ class Plan:
       num_params: of the policy.
       tokens: of an optimizer batch, prompts included.
       ideal_flops: 6 N D of a batch on one device, N the parameters that multiply every token.
-      programs: the train step and the sampler.
+      programs: the train step, the sampler, and the gate and objective of the step alone.
       advice: what to change where it does not fit.
     """
 
@@ -119,17 +119,25 @@ class Plan:
         return all(program.fits for program in self.programs)
 
 
+PROGRAMS = ("train step", "sampler", "gate")
+
+
 def make_plan(
-    experiment: Experiment, topology: Topology, programs: Sequence[str] = ("train step", "sampler")
+    experiment: Experiment, topology: Topology, programs: Sequence[str] = PROGRAMS
 ) -> Plan:
     """Compiles the programs of an experiment, whose mesh is over the topology's devices.
 
     Args:
       experiment: from `experiment.from_config` with `topologies.describe_devices`.
       topology: the slice.
-      programs: which to compile.
+      programs: which to compile, of `PROGRAMS`.
+
+    Raises:
+      ValueError: a program that does not exist.
     """
-    make = {"train step": plan_step, "sampler": plan_sampler}
+    if unknown := [name for name in programs if name not in PROGRAMS]:
+        raise ValueError(f"there is no program {unknown[0]!r} to plan; choose from {PROGRAMS}")
+    make = dict(zip(PROGRAMS, (plan_step, plan_sampler, plan_gate), strict=True))
     made = [make[name](experiment, topology.chip) for name in programs]
     config, window = experiment.policy, experiment.window
     count = num_params(config)
@@ -263,6 +271,7 @@ def lower_sampler(experiment: Experiment) -> Any:
             top_k=rollout.top_k,
             top_p=rollout.top_p,
             constrain=mesh.constrain(experiment.mesh),
+            attend=mesh.attend(experiment.mesh, config),
         )
 
     shape = (rows, window.prompt)
@@ -470,10 +479,11 @@ def to_text(plan: Plan, chip: Chip) -> str:
             f"{shown(program.limit_bytes)} HBM a device",
         ]
         lines += [f"  {name:<18} {shown(size):>10}" for name, size in program.memory.items()]
-        if not program.flops:
+        if not program.hbm_bytes:  # Refused by the compiler.
             continue
         lines.append(
-            f"  {program.flops:.3e} FLOPs a device, {program.ideal_seconds:.3g} s at peak; "
+            f"  {program.flops or program.compiler_flops:.3e} FLOPs a device, "
+            f"{program.ideal_seconds:.3g} s at peak; "
             f"{shown(program.hbm_bytes)} of HBM traffic, "
             f"{program.hbm_bytes * chip.devices / chip.hbm_bandwidth:.3g} s"
         )

@@ -113,6 +113,7 @@ class Sampler:
             top_k=self.top_k,
             top_p=self.top_p,
             constrain=mesh.constrain(self.mesh),
+            attend=mesh.attend(self.mesh, self.config),
         )
         drawn = jax.tree.map(mesh.local_values, drawn)
         mask = np.arange(self.max_new_tokens) < drawn.length[:, None]

@@ -163,7 +163,12 @@ def make_forward(
     def forward(params: Any, rows: Rows) -> TokenOutputs:
         tokens, positions, segment_ids = rows
         start = tokens.shape[1] - layout.mask.shape[1]
-        model = bind(config, params, constrain=mesh.constrain(device_mesh))
+        model = bind(
+            config,
+            params,
+            constrain=mesh.constrain(device_mesh),
+            attend=mesh.attend(device_mesh, config),
+        )
         hidden = model.hidden(tokens, positions, segment_ids)[:, start - 1 : -1]
         targets = jnp.where(segment_ids[:, start:] != 0, tokens[:, start:], 0)
 

@@ -120,6 +120,7 @@ def _train(
                 temperature=1.0,
                 chunk=chunk,
                 constrain=mesh.constrain(device_mesh),
+                attend=mesh.attend(device_mesh, config),
             )
             return -jnp.sum(outputs.log_prob, where=loss_mask) / jnp.sum(loss_mask)
 

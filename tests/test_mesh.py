@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from configs import gates as presets
 from fiberjax import gates, hlo, mesh, optimizers
 from fiberjax.layout import make_layout
-from fiberjax.policy import TokenOutputs, TransformerConfig, init
+from fiberjax.policy import TokenOutputs, TransformerConfig, attention, init, sample
 from fiberjax.update import (
     Batch,
     Knobs,
@@ -91,25 +91,25 @@ KNOBS = Knobs(BUDGETS, np.float32(1.0), np.float32(0.01), np.float32(0.1))
 OPTIONS = StepOptions(kl_estimator="k3", entropy_bonus=True, chunk=4)
 
 
-def build(shape, options=OPTIONS):
+def build(shape, options=OPTIONS, config=CONFIG):
     """The step, its state and its batch on a mesh of this shape."""
     count = int(np.prod(shape))
     device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
 
     def fresh() -> TrainState:
-        params = init(CONFIG, jax.random.key(0))
+        params = init(config, jax.random.key(0))
         return TrainState(params, OPTIMIZER.init(params), jnp.zeros((), jnp.int32))
 
     shardings = mesh.state_shardings(device_mesh, jax.eval_shape(fresh))
     state = jax.jit(fresh, out_shardings=shardings)()
     batch = make_batch()
     placed = mesh.place(device_mesh, batch, batch_specs(batch))
-    return make_step(CONFIG, device_mesh, GATE, OPTIMIZER, options, shardings), state, placed
+    return make_step(config, device_mesh, GATE, OPTIMIZER, options, shardings), state, placed
 
 
-def run(shape, options=OPTIONS):
+def run(shape, options=OPTIONS, config=CONFIG):
     """Metrics, and the state after two updates, on the host."""
-    step, state, batch = build(shape, options)
+    step, state, batch = build(shape, options, config)
     state, first = step(state, batch, KNOBS)
     state, second = step(state, batch, KNOBS)
     return jax.device_get((state, first, second))
@@ -140,6 +140,49 @@ def test_micro_batches_on_a_mesh_agree_with_one_device(single, parts):
     assert_agrees(run((2, 2, 2), options), single)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kv_heads"),
+    [((2, 2, 2), 4), pytest.param((1, 2, 4), 2, marks=pytest.mark.slow)],
+    ids=["heads divide", "heads shared"],
+)
+def test_kernel_on_a_mesh_agrees_with_dense_attention(shape, kv_heads):
+    """Also where two parts of the mesh read the same key-value head."""
+    config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads)
+    splash = dataclasses.replace(config, attention="splash", remat="full")
+    assert_agrees(run(shape, config=splash), run((1, 1, 1), config=config))
+
+
+class Device:
+    """Enough of a device to choose attention for."""
+
+    def __init__(self, platform):
+        self.platform = platform
+
+
+def choose(platform: str, tensor: int, **changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    devices = np.array([Device(platform) for _ in range(tensor)]).reshape(1, 1, tensor)
+    stub = type("Mesh", (), {"devices": devices, "shape": {"tensor": tensor}})()
+    return mesh.attend(stub, config)
+
+
+def test_auto_takes_the_kernel_on_tpus_where_heads_divide():
+    dense = attention.dense
+    assert choose("tpu", 1) is not dense
+    assert choose("tpu", 4, num_kv_heads=2) is not dense
+    assert choose("tpu", 8) is dense
+    assert choose("tpu", 4, attention="dense") is dense
+    assert choose("cpu", 1) is choose("gpu", 1) is dense
+    assert choose("cpu", 1, attention="splash") is not dense
+
+
+def test_kernels_that_cannot_run_are_refused():
+    with pytest.raises(ValueError, match=r"'splash' runs on TPUs.*the mesh is of gpu"):
+        choose("gpu", 1, attention="splash")
+    with pytest.raises(ValueError, match=r"tensor=8: num_heads = 4 must divide by lcm.* = 4, 8\)"):
+        choose("tpu", 8, attention="splash")
+
+
 def test_gate_exchanges_tables_only():
     shape = (2, 2, 2)
     device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)))
@@ -164,6 +207,40 @@ def array_sizes(shapes: str) -> list[int]:
         int(np.prod([int(n) for n in dims.split(",") if n]))
         for dims in re.findall(r"\[([\d,]*)\]", shapes)
     ]
+
+
+def test_sampler_keeps_split_logits_where_they_are():
+    """Drawing a token over `tensor` exchanges sums of blocks, never the logits."""
+    rows, vocab = 16, 2112  # 33 blocks of 64: four parts would cut some of them.
+    config = dataclasses.replace(CONFIG, vocab_size=vocab)
+    device_mesh = mesh.make_mesh({"data": 1, "fsdp": 2, "tensor": 4})
+    params = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    params = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        params,
+        mesh.sampling_shardings(device_mesh, params),
+    )
+
+    def draw(params, prompts, keys):
+        return sample(
+            config,
+            params,
+            prompts,
+            prompts > 0,
+            keys,
+            max_new_tokens=4,
+            eos_id=1,
+            pad_id=0,
+            constrain=mesh.constrain(device_mesh),
+        )
+
+    inputs = mesh.place(device_mesh, np.ones((rows, 3), np.int32), mesh.ROWS)
+    keys = jax.random.split(jax.random.key(0), rows)
+    compiled = jax.jit(draw).lower(params, inputs, keys).compile()
+    exchanged = hlo.collectives(hlo.parse(compiled.as_text()), default_trips=3)
+    drawing = [c for c in exchanged if "dot_general" not in c.source]
+    assert drawing
+    assert all(c.num_bytes < rows // 2 * vocab * 4 // 8 for c in drawing), drawing
 
 
 def test_donated_state_is_reused():

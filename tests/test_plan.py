@@ -104,6 +104,101 @@ ENTRY %main (a: f32[4,2,28,64], b: f32[4,2,16,64]) -> f32[4,2,28,16] {
     assert hlo.flops(hlo.parse(batched)) == 2 * 4 * 2 * 28 * 16 * 64
 
 
+def kernel(name: str, tables: str) -> str:
+    shapes = [f"s8[{tables}]", f"s8[{tables}]", "bf16[3,14,1024,64]", *2 * ["bf16[3,2,1024,64]"]]
+    given = "".join(f"  %p.{k} = {shape} parameter({k})\n" for k, shape in enumerate(shapes))
+    operands = ", ".join(f"%p.{k}" for k in range(len(shapes)))
+    return f"""HloModule m
+
+ENTRY %main (x: f32[1]) -> f32[1] {{
+{given}  ROOT %{name}.1 = (f32[8,128], bf16[3,14,1024,64]) custom-call({operands}), custom_call_target="tpu_custom_call"
+}}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(("kind", "products"), [("fwd", 2), ("dq", 3), ("dkv", 4)])
+def test_kernels_count_the_blocks_that_they_compute(kind, products):
+    """14 query heads, 1,024 columns, 64 wide: all of one block, or 10 of 16 blocks."""
+    whole = products * 2 * 3 * 14 * 1024 * 1024 * 64
+    for tables, share in (("1,1,1", 1.0), ("1,4,4", 10 / 16)):
+        text = kernel(f"splash_mha_{kind}_segmented_no_residuals", tables)
+        assert hlo.flops(hlo.parse(text)) == share * whole
+
+
+def test_unknown_kernels_are_refused():
+    with pytest.raises(ValueError, match=r"%mystery\.1 is not known; only splash"):
+        hlo.flops(hlo.parse(kernel("mystery", "1,1,1")))
+
+
+# As the TPU compiler prints it: a gather that starts before a loop of 24 rounds, moves on beside
+# a product in each, and ends after it.
+OVERLAPPED = """HloModule m, is_scheduled=true
+
+%start (s: bf16[1000,16]) -> (bf16[1000,16], bf16[1000,64], u32[]) {
+  %s = bf16[1000,16]{1,0} parameter(0)
+  %g = bf16[1000,64]{1,0} all-gather(%s), channel_id=1, replica_groups=[1,4]<=[4], dimensions={1}, metadata={op_name="table"}
+  ROOT %c = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%piece (a: bf16[1000,16], b: bf16[1000,64], u: u32[], x: f32[8,8]) -> (f32[8,8], bf16[1000,16], bf16[1000,64], bf16[1000,64], u32[]) {
+  %x = f32[8,8]{1,0} parameter(3)
+  %y = f32[8,8]{1,0} convolution(%x, %x), dim_labels=bf_io->bf
+  %a = bf16[1000,16]{1,0} parameter(0)
+  %b = bf16[1000,64]{1,0} parameter(1)
+  %g = bf16[1000,64]{1,0} all-gather(%a), channel_id=1, replica_groups=[1,4]<=[4], dimensions={1}, metadata={op_name="table"}
+  %u = u32[]{:S(2)} parameter(2)
+  ROOT %t = (f32[8,8]{1,0}, bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}) tuple(%y, %a, %b, %g, %u)
+}
+
+%done (a: bf16[1000,16], b: bf16[1000,64], u: u32[]) -> bf16[1000,64] {
+  %a = bf16[1000,16]{1,0} parameter(0)
+  %b = bf16[1000,64]{1,0} parameter(1)
+  %u = u32[]{:S(2)} parameter(2)
+  %g = bf16[1000,64]{1,0} all-gather(%a), channel_id=1, replica_groups=[1,4]<=[4], dimensions={1}, metadata={op_name="table"}
+  ROOT %c = bf16[1000,64]{1,0} custom-call(%a, %b, %g, %u), custom_call_target="AsyncCollectiveDone"
+}
+
+%body (p: (bf16[1000,16], bf16[1000,64], u32[], f32[8,8])) -> (bf16[1000,16], bf16[1000,64], u32[], f32[8,8]) {
+  %p = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}, f32[8,8]{1,0}) parameter(0)
+  %p0 = bf16[1000,16]{1,0} get-tuple-element(%p), index=0
+  %p1 = bf16[1000,64]{1,0} get-tuple-element(%p), index=1
+  %p2 = u32[]{:S(2)} get-tuple-element(%p), index=2
+  %p3 = f32[8,8]{1,0} get-tuple-element(%p), index=3
+  ROOT %f = (f32[8,8]{1,0}, bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}) fusion(%p0, %p1, %p2, %p3), kind=kOutput, calls=%piece, backend_config={"continuation_config":{"output_tuple_original_start":"0","output_tuple_original_end":"0","operand_original_start":"3","operand_original_end":"3"}}
+}
+
+%condition (p: (bf16[1000,16], bf16[1000,64], u32[], f32[8,8])) -> pred[] {
+  %p = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}, f32[8,8]{1,0}) parameter(0)
+  ROOT %k = pred[] constant(true)
+}
+
+ENTRY %main (s: bf16[1000,16], x: f32[8,8]) -> bf16[1000,64] {
+  %s = bf16[1000,16]{1,0} parameter(0)
+  %x = f32[8,8]{1,0} parameter(1)
+  %b = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}) fusion(%s), kind=kCustom, calls=%start
+  %b0 = bf16[1000,16]{1,0} get-tuple-element(%b), index=0
+  %b1 = bf16[1000,64]{1,0} get-tuple-element(%b), index=1
+  %b2 = u32[]{:S(2)} get-tuple-element(%b), index=2
+  %i = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}, f32[8,8]{1,0}) tuple(%b0, %b1, %b2, %x)
+  %w = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}, f32[8,8]{1,0}) while(%i), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"24"}}
+  %w0 = bf16[1000,16]{1,0} get-tuple-element(%w), index=0
+  %w1 = bf16[1000,64]{1,0} get-tuple-element(%w), index=1
+  %w2 = u32[]{:S(2)} get-tuple-element(%w), index=2
+  ROOT %e = bf16[1000,64]{1,0} fusion(%w0, %w1, %w2), kind=kCustom, calls=%done
+}
+"""  # noqa: E501
+
+
+def test_overlapped_exchanges_count_once():
+    """The gather is sent, read and written once; the product beside it 24 times."""
+    module = hlo.parse(OVERLAPPED)
+    (gather,) = hlo.collectives(module)
+    assert (gather.kind, gather.times, gather.num_bytes) == ("all-gather", 1, 1000 * 64 * 2)
+    assert hlo.flops(module) == 24 * 2 * 8**3
+    table = 1000 * 16 * 2 + 1000 * 64 * 2
+    assert hlo.hbm_bytes(module) == table + 24 * 2 * 8 * 8 * 4
+
+
 def test_groups_of_a_collective():
     for text, size in (
         ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
@@ -172,6 +267,15 @@ def has_compiler() -> bool:
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="libtpu is not installed")
 
 
+def assert_tables_only(gate: dict, groups: int, domains: int) -> None:
+    """The gate's program adds level tables and scalars over devices and moves nothing else."""
+    assert gate["collectives"]
+    for collective in gate["collectives"]:
+        assert collective["kind"] == "all-reduce", collective
+        # Two channels of the widest table in float32, and the scalars that join it.
+        assert collective["num_bytes"] <= 4 * (2 * (groups + domains) + 64), collective
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x4", "v5p:2x2x1", "v4:2x2x1"])
@@ -183,12 +287,13 @@ def test_tiny_plan(tmp_path, topology):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(output.read_text())
-    step, sampler = found["programs"]
+    step, sampler, gate = found["programs"]
     assert found["fits"]
     assert step["aliased"][0] == step["aliased"][1] > 0
     assert step["flops"] > 0.8 * found["ideal_flops"]
     # Parameters are gathered before sampling, not at every token.
     assert sampler["wire_bytes"] == 0
+    assert_tables_only(gate, groups=8, domains=5)
 
 
 @needs_compiler
@@ -267,11 +372,9 @@ def test_published_shapes(tmp_path, config, topology, fits):
         return
     step = found["programs"][0]
     assert step["aliased"][0] == step["aliased"][1]
-    # Tokens of the gate stay where they are: what its shard_map exchanges are tables.
-    rows = 16 * shards
-    for collective in step["collectives"]:
-        if "shard_map" in collective["source"] and collective["kind"] == "all-gather":
-            assert collective["num_bytes"] != rows * 3072 * 4
+    gate = found["programs"][2]
+    assert_tables_only(gate, groups=shards, domains=5)
+    assert gate["hbm_bytes"] < 1e-4 * step["hbm_bytes"]
 
 
 def test_advice_names_numbers():

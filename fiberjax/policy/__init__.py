@@ -1,5 +1,6 @@
 """The policy: a decoder, the log-probabilities of its tokens, and a sampler."""
 
+from fiberjax.policy.attention import Attend
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.layers import Constrain, identity
 from fiberjax.policy.log_probs import TokenOutputs, chunked_token_outputs, token_outputs
@@ -15,6 +16,7 @@ from fiberjax.policy.transformer import (
 )
 
 __all__ = [
+    "Attend",
     "Cache",
     "Constrain",
     "Params",

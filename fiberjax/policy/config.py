@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "full", "dots")
+ATTENTION = ("auto", "dense", "splash")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,8 @@ class TransformerConfig:
         compute_dtype: `"float32"` or `"bfloat16"`: activations, matrix products, cache.
         remat: What the backward pass recomputes in a layer: `"none"`, `"full"` (everything), or
             `"dots"` (everything but the outputs of the projections).
+        attention: `"dense"`, `"splash"` (a TPU kernel that keeps no scores; interpreted on a CPU),
+            or `"auto"`: splash on TPUs where the query heads divide over the mesh, else dense.
 
     Raises:
         ValueError: If a size is not positive, heads do not divide, or a choice is unknown.
@@ -48,6 +51,7 @@ class TransformerConfig:
     tie_embeddings: bool = True
     compute_dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         for name in (
@@ -69,6 +73,8 @@ class TransformerConfig:
             )
         if self.remat not in REMAT:
             raise ValueError(f"remat must be one of {list(REMAT)}, got {self.remat!r}")
+        if self.attention not in ATTENTION:
+            raise ValueError(f"attention must be one of {list(ATTENTION)}, got {self.attention!r}")
 
     @property
     def dtype(self) -> Any:

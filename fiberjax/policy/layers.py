@@ -16,9 +16,6 @@ from fiberjax.policy.config import TransformerConfig
 
 Constrain = Callable[[Array, str], Array]
 
-# Finite, so that a softmax over nothing but masked scores is uniform instead of NaN.
-_MASKED = -1e30
-
 
 def identity(x: Array, name: str) -> Array:
     """The default activation constraint: leaves `x` where the compiler puts it."""
@@ -51,34 +48,6 @@ def rotate(x: Array, rope: tuple[Array, Array]) -> Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
-
-
-def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
-    """Grouped-query attention, [B, T, H, K].
-
-    Args:
-        query: dtype[B, T, H, K].
-        key: dtype[B, G, C, K]; G divides H, query head h reads key head h // (H / G).
-        value: dtype[B, G, C, K].
-        mask: bool[B, T, C]; where False, a score counts as −∞. A row without any True yields a
-            finite value of no meaning.
-
-    Returns:
-        dtype[B, T, H, K], with scores and softmax in float32.
-    """
-    batch, length, heads, head_dim = query.shape
-    groups, columns = key.shape[1:3]
-    # Time and the heads of a group become the rows of one matrix, so that both products are plain
-    # batched ones; in a decoding step (T = 1) this moves nothing in memory.
-    grouped = query.reshape(batch, length, groups, -1, head_dim).swapaxes(1, 2)
-    rows = grouped.reshape(batch, groups, -1, head_dim)
-    scores = jnp.einsum("bgrk,bgck->bgrc", rows, key, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, groups, length, -1, columns) * head_dim**-0.5
-    scores = jnp.where(mask[:, None, :, None], scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bgrc,bgck->bgrk", weights.reshape(batch, groups, -1, columns), value)
-    out = out.reshape(batch, groups, length, -1, head_dim).swapaxes(1, 2)
-    return out.reshape(batch, length, heads, head_dim)
 
 
 class Linear(nnx.Module):

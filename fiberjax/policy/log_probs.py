@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fiberjax.policy import layers, transformer
+from fiberjax.policy import attention, layers, transformer
 from fiberjax.policy.config import TransformerConfig
 
 
@@ -38,6 +38,7 @@ def token_outputs(
     temperature: Array | float,
     chunk: int,
     constrain: layers.Constrain = layers.identity,
+    attend: attention.Attend = attention.dense,
 ) -> TokenOutputs:
     """Log-probabilities of `tokens[:, start:]` and entropies there, each float32[B, S − start].
 
@@ -54,6 +55,7 @@ def token_outputs(
         temperature: Divides the logits; positive.
         chunk: Columns whose logits exist at a time, static; S − start need not divide by it.
         constrain: Sharding constraints on activations; see `Transformer`.
+        attend: Attention of whole rows; see `Transformer`.
 
     Returns:
         Both differentiable in `params` and `temperature`. Values at padding, and at the first
@@ -64,7 +66,7 @@ def token_outputs(
     """
     if not 1 <= start < tokens.shape[1]:
         raise ValueError(f"start must be in [1, {tokens.shape[1] - 1}], got {start}")
-    model = transformer.bind(config, params, constrain=constrain)
+    model = transformer.bind(config, params, constrain=constrain, attend=attend)
     hidden = model.hidden(tokens, positions, segment_ids)[:, start - 1 : -1]
     targets = jnp.where(segment_ids[:, start:] != 0, tokens[:, start:], 0)
     return chunked_token_outputs(
@@ -121,7 +123,9 @@ def chunked_token_outputs(
 def _outputs(scaled: Array, targets: Array) -> TokenOutputs:
     """Of logits [..., V] already divided by the temperature."""
     normaliser = jax.nn.logsumexp(scaled, axis=-1)
-    chosen = jnp.take_along_axis(scaled, targets[..., None], axis=-1)[..., 0]
+    # A sum instead of a gather, whose gradient would scatter into another array of this size.
+    is_target = jnp.arange(scaled.shape[-1]) == targets[..., None]
+    chosen = jnp.sum(scaled, axis=-1, where=is_target)
     # −Σ p log p = log Z − Σ p z, without forming log p.
     mean = jnp.sum(jax.nn.softmax(scaled, axis=-1) * scaled, axis=-1)
     return TokenOutputs(log_prob=chosen - normaliser, entropy=normaliser - mean)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from fiberjax.policy import layers, transformer
+from fiberjax.policy import attention, layers, transformer
 from fiberjax.policy.config import TransformerConfig
 
 
@@ -51,6 +51,7 @@ def sample(
     top_p: Array | float = 1.0,
     greedy: bool = False,
     constrain: layers.Constrain = layers.identity,
+    attend: attention.Attend = attention.dense,
 ) -> Samples:
     """Draws one completion of up to `max_new_tokens` for each row of `prompts`.
 
@@ -76,6 +77,7 @@ def sample(
         greedy: Take the likeliest token; static. `temperature`, `top_k` and `top_p` are then
             ignored and `log_prob` is that of the policy at temperature 1.
         constrain: Sharding constraints on activations; see `Transformer`.
+        attend: Attention within the prompts; see `Transformer`.
 
     Returns:
         The completions; not differentiable.
@@ -102,6 +104,7 @@ def sample(
         top_k=0 if top_k == config.vocab_size else top_k,
         greedy=greedy,
         constrain=constrain,
+        attend=attend,
     )
 
 
@@ -117,7 +120,8 @@ class _State(NamedTuple):
 @functools.partial(
     jax.jit,
     static_argnames=(
-        *("config", "max_new_tokens", "eos_id", "pad_id", "top_k", "greedy", "constrain"),
+        *("config", "max_new_tokens", "eos_id", "pad_id", "top_k", "greedy"),
+        *("constrain", "attend"),
     ),
 )
 def _sample(
@@ -135,9 +139,11 @@ def _sample(
     top_k: int,
     greedy: bool,
     constrain: layers.Constrain,
+    attend: attention.Attend,
 ) -> Samples:
-    batch, prompt_length = prompts.shape
-    model = transformer.bind(config, cast_kernels(params, config), constrain=constrain)
+    batch = prompts.shape[0]
+    kernels = cast_kernels(params, config)
+    model = transformer.bind(config, kernels, constrain=constrain, attend=attend)
 
     def draw(state: _State, hidden: Array) -> _State:
         """Draws the token of column `state.step` and records it."""
@@ -147,7 +153,7 @@ def _sample(
         else:
             z = truncated_logits(z / temperature, top_k=top_k, top_p=top_p)
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
-            token, log_prob = _categorical(step_keys, z)
+            token, log_prob = _categorical(step_keys, z, constrain)
         ended = state.samples.finished
         token = jnp.where(ended, pad_id, token)
         log_prob = jnp.where(ended, 0.0, log_prob)
@@ -170,9 +176,8 @@ def _sample(
         return draw(state._replace(cache=cache), hidden)
 
     # Prompts attend to prompts: the columns of the completion are added afterwards.
-    cache = transformer.init_cache(config, batch, prompt_length)
     positions = jnp.cumsum(prompt_mask, axis=1, dtype=jnp.int32) - 1
-    hidden, cache = model.decode(prompts, positions, prompt_mask.astype(jnp.int32), cache)
+    hidden, cache = model.prefill(prompts, positions, prompt_mask.astype(jnp.int32))
     # The last token drawn is never decoded: it needs no column.
     cache = transformer.extend_cache(cache, max_new_tokens - 1)
     empty = Samples(
@@ -219,24 +224,35 @@ def _argmax(z: Array) -> tuple[Array, Array]:
     return token, jnp.max(z, axis=-1) - jax.nn.logsumexp(z, axis=-1)
 
 
-def _categorical(keys: Array, z: Array) -> tuple[Array, Array]:
+def _categorical(keys: Array, z: Array, constrain: layers.Constrain) -> tuple[Array, Array]:
     """One draw a row from softmax(z), z float32[B, V], and its log-probability.
 
-    In two stages, a block of about √V tokens and a token of that block, each by inverting a
-    cumulative sum: two uniforms a row instead of V, and no running sum over the vocabulary.
+    In two stages, a block of tokens and a token of that block, each by inverting a cumulative sum:
+    two uniforms a row instead of V, and no running sum over the vocabulary.
     """
     batch, vocab = z.shape
-    width = 2 ** math.ceil(math.log2(vocab) / 2)
+    width = _block_width(vocab)
     highest = jnp.max(z, axis=-1, keepdims=True)
     mass = jnp.pad(jnp.exp(z - highest), ((0, 0), (0, -vocab % width)))
     blocks = mass.reshape(batch, -1, width)
-    block_mass = jnp.sum(blocks, axis=-1)
+    block_mass = constrain(jnp.sum(blocks, axis=-1), "activation")
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
     block = _invert(block_mass, uniform[:, 0])
     within = _invert(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], uniform[:, 1])
     token = block * width + within
     chosen = jnp.take_along_axis(z - highest, token[:, None], axis=-1)[:, 0]
     return token, chosen - jnp.log(jnp.sum(block_mass, axis=-1))
+
+
+def _block_width(vocab: int) -> int:
+    """Tokens in a block: about √V, but fewer where blocks then stay whole on 8 parts of V.
+
+    Logits split over `tensor` keep their place if every part holds whole blocks; else every token
+    drawn would gather all logits.
+    """
+    width = 2 ** math.ceil(math.log2(vocab) / 2)
+    whole = math.gcd(vocab, 8 * width) // 8
+    return whole if whole >= 8 else width
 
 
 def _invert(mass: Array, uniform: Array) -> Array:

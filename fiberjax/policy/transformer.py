@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from fiberjax.policy import layers
+from fiberjax.policy import attention, layers
 from fiberjax.policy.config import TransformerConfig
 
 Params = dict[str, Any]
@@ -68,6 +68,7 @@ class Transformer(nnx.Module):
         constrain: Called as `constrain(x, name)` on activations and returned in their place, for
             sharding constraints. Names: `"activation"` [B, T, D], `"heads"` [B, T, heads, K],
             `"mlp"` [B, T, F].
+        attend: Attention of whole rows; `attention.dense`, or another that computes the same.
     """
 
     def __init__(
@@ -76,9 +77,11 @@ class Transformer(nnx.Module):
         *,
         rngs: nnx.Rngs,
         constrain: layers.Constrain = layers.identity,
+        attend: attention.Attend = attention.dense,
     ):
         self.config = config
         self.constrain = constrain
+        self.attend = attend
         self.embed = layers.Embedding(config, rngs=rngs)
         self.layers = layers.Block(config, constrain, rngs=rngs)
         self.final_norm = layers.RMSNorm((config.embed_dim,), config.norm_epsilon)
@@ -95,22 +98,32 @@ class Transformer(nnx.Module):
             positions: int32[B, S], counted from 0 within each segment.
             segment_ids: int32[B, S]; 0 is padding, whose contents never matter.
         """
+        return self._rows(tokens, positions, segment_ids, keep=False)[0]
+
+    def prefill(self, tokens: Array, positions: Array, segment_ids: Array) -> tuple[Array, Cache]:
+        """What `hidden` returns, and the full cache of the S columns; not differentiable."""
+        x, (keys, values) = self._rows(tokens, positions, segment_ids, keep=True)
+        return x, Cache(keys, values, segment_ids, jnp.int32(tokens.shape[1]))
+
+    def _rows(
+        self, tokens: Array, positions: Array, segment_ids: Array, *, keep: bool
+    ) -> tuple[Array, Any]:
+        """Whole rows through all layers; with `keep`, their keys and values [L, B, G, S, K] too."""
         x, rope = self._embed(tokens, positions, segment_ids)
-        column = jnp.arange(tokens.shape[1])
-        mask = _mask(segment_ids, column, segment_ids, column)
         graphdef, stacked = nnx.split(self.layers)
 
-        def layer(x: Array, params: Any) -> tuple[Array, None]:
+        def layer(x: Array, params: Any) -> tuple[Array, Any]:
             block = nnx.merge(graphdef, params)
             query, key, value = block.project(x, rope)
-            return block.finish(x, layers.attend(query, key, value, mask)), None
+            heads = self.attend(query, key, value, segment_ids)
+            return block.finish(x, heads), (key, value) if keep else None
 
         # A few layers are written out: their activations are then kept where they are, where a loop
         # would copy them into a stack.
         shallow = self.config.num_layers <= _WRITTEN_OUT and self.config.remat == "none"
-        layer = _remat(layer, self.config.remat)
-        x, _ = lax.scan(layer, x, stacked, unroll=self.config.num_layers if shallow else 1)
-        return self.final_norm(x)
+        layer = _remat(layer, "none" if keep else self.config.remat)
+        x, kept = lax.scan(layer, x, stacked, unroll=self.config.num_layers if shallow else 1)
+        return self.final_norm(x), kept
 
     def decode(
         self, tokens: Array, positions: Array, segment_ids: Array, cache: Cache
@@ -118,16 +131,16 @@ class Transformer(nnx.Module):
         """The normed last activations [B, T, D] of the next T columns, and the cache with them.
 
         Args:
-            tokens: int32[B, T]: a prompt (prefill), or one token a row (a step).
+            tokens: int32[B, T], often one a row.
             positions: int32[B, T].
             segment_ids: int32[B, T]; 0 is padding.
-            cache: From `init_cache` or a previous call, with room for T more columns (not
-                checked: `length` is traced).
+            cache: From `init_cache`, `prefill` or a previous call, with room for T more columns
+                (not checked: `length` is traced).
         """
         x, rope = self._embed(tokens, positions, segment_ids)
         start = cache.length
         segments = lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
-        mask = _mask(
+        mask = attention.causal_mask(
             segment_ids,
             start + jnp.arange(tokens.shape[1]),
             segments,
@@ -144,7 +157,7 @@ class Transformer(nnx.Module):
             at = (index, 0, 0, start, 0)
             keys = lax.dynamic_update_slice(keys, key[None], at)
             values = lax.dynamic_update_slice(values, value[None], at)
-            heads = layers.attend(query, keys[index], values[index], mask)
+            heads = attention.masked(query, keys[index], values[index], mask)
             return (block.finish(x, heads), keys, values), None
 
         steps = (jnp.arange(self.config.num_layers), stacked)
@@ -168,15 +181,6 @@ class Transformer(nnx.Module):
         x = self.constrain(kernel[jnp.where(real, tokens, 0)], "activation")
         positions = jnp.where(real, positions, 0)
         return x, layers.rope_table(positions, self.config.head_dim, self.config.rope_theta)
-
-
-def _mask(query_ids: Array, query_column: Array, key_ids: Array, key_column: Array) -> Array:
-    """Who may attend to whom, bool[B, T, C]: same segment, not later.
-
-    Padding is the segment 0 and attends to padding, so no row of a softmax is empty.
-    """
-    same = query_ids[:, :, None] == key_ids[:, None, :]
-    return same & (query_column[:, None] >= key_column[None, :])
 
 
 def _remat(layer: Callable, remat: str) -> Callable:
@@ -233,10 +237,14 @@ def init(config: TransformerConfig, key: Array) -> Params:
 
 
 def bind(
-    config: TransformerConfig, params: Params, *, constrain: layers.Constrain = layers.identity
+    config: TransformerConfig,
+    params: Params,
+    *,
+    constrain: layers.Constrain = layers.identity,
+    attend: attention.Attend = attention.dense,
 ) -> Transformer:
     """The module with `params` in it, for calling its methods inside a traced function."""
-    graphdef, state, expected = _structure(config, constrain)
+    graphdef, state, expected = _structure(config, constrain, attend)
     leaves, found = jax.tree.flatten(params)
     if found != expected:
         raise ValueError(f"params do not fit the config: expected {expected}, got {found}")
@@ -244,11 +252,13 @@ def bind(
 
 
 @functools.lru_cache(maxsize=64)
-def _structure(config: TransformerConfig, constrain: layers.Constrain) -> tuple[Any, Any, Any]:
-    model = nnx.eval_shape(
-        lambda: Transformer(config, rngs=nnx.Rngs(params=0), constrain=constrain)
-    )
-    graphdef, state = nnx.split(model)
+def _structure(
+    config: TransformerConfig, constrain: layers.Constrain, attend: attention.Attend
+) -> tuple[Any, Any, Any]:
+    def make() -> Transformer:
+        return Transformer(config, rngs=nnx.Rngs(params=0), constrain=constrain, attend=attend)
+
+    graphdef, state = nnx.split(nnx.eval_shape(make))
     return graphdef, jax.tree.structure(state), jax.tree.structure(nnx.to_pure_dict(state))
 
 

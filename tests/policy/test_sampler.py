@@ -169,7 +169,9 @@ def test_categorical_blocks(vocab):
     z = z.at[1::3].set(-jnp.inf)
     count = 20_000
     keys = jax.random.split(jax.random.key(1), count)
-    tokens, log_prob = jax.jit(sampler._categorical)(keys, jnp.tile(z, (count, 1)))
+    tokens, log_prob = jax.jit(sampler._categorical, static_argnums=2)(
+        keys, jnp.tile(z, (count, 1)), policy.identity
+    )
     assert ((tokens >= 0) & (tokens < vocab)).all()
     expected = jax.nn.log_softmax(z)
     np.testing.assert_allclose(log_prob, expected[tokens], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,117 @@
+"""Causal grouped-query attention: dense, over a cache, and as a kernel that keeps no scores.
+
+Rows hold one or several segments; a token attends to itself and to the tokens before it that share
+its segment id. Two implementations agree to rounding:
+
+    dense     plain products; the scores of a layer, float32[B, H, T, T], exist. Runs everywhere.
+    splash    JAX's own TPU kernel: scores exist one block at a time and blocks after the diagonal
+              are left out, in the backward pass too. Interpreted, slowly, on a CPU.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental.pallas.ops.tpu import splash_attention
+
+Attend = Callable[[Array, Array, Array, Array], Array]
+
+# Finite, so that a softmax over nothing but masked scores is uniform instead of NaN.
+_MASKED = -1e30
+# Columns are padded to a multiple of the TPU's lanes; a larger block reads keys fewer times.
+_LANES = 128
+_BLOCKS = (512, 384, 256, 128)
+
+
+def dense(query: Array, key: Array, value: Array, segment_ids: Array) -> Array:
+    """Attention of whole rows, dtype[B, T, H, K].
+
+    Args:
+        query: dtype[B, T, H, K].
+        key: dtype[B, G, T, K]; G divides H, query head h reads key head h // (H / G).
+        value: dtype[B, G, T, K].
+        segment_ids: int32[B, T]; 0 is padding, which attends to padding.
+
+    Returns:
+        dtype[B, T, H, K], with scores and softmax in float32.
+    """
+    column = jnp.arange(segment_ids.shape[1])
+    return masked(query, key, value, causal_mask(segment_ids, column, segment_ids, column))
+
+
+def splash(
+    query: Array, key: Array, value: Array, segment_ids: Array, *, interpret: bool = False
+) -> Array:
+    """What `dense` computes, by the kernel; differentiable in `query`, `key` and `value`.
+
+    Args:
+        query: dtype[B, T, H, K].
+        key: dtype[B, G, T, K]; G divides H.
+        value: dtype[B, G, T, K].
+        segment_ids: int32[B, T].
+        interpret: Run the kernel without a TPU, for tests; static.
+    """
+    length, heads, head_dim = query.shape[1:]
+    padding = -length % _LANES
+    columns = length + padding
+    # The kernel leaves the scale of the scores to its caller.
+    query = (query * head_dim**-0.5).astype(query.dtype).swapaxes(1, 2)
+    query, key, value = (
+        jnp.pad(part, ((0, 0), (0, 0), (0, padding), (0, 0))) for part in (query, key, value)
+    )
+    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
+    block = next(size for size in _BLOCKS if columns % size == 0)
+    kernel = splash_attention.make_splash_mha_single_device(
+        splash_attention.MultiHeadMask([splash_attention.CausalMask((columns, columns))] * heads),
+        block_sizes=splash_attention.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        interpret=interpret,
+    )
+    out = jax.vmap(kernel)(query, key, value, splash_attention.SegmentIds(segment_ids, segment_ids))
+    return out[:, :, :length].swapaxes(1, 2)
+
+
+def masked(query: Array, key: Array, value: Array, mask: Array) -> Array:
+    """Attention to whatever columns a mask allows, dtype[B, T, H, K].
+
+    Args:
+        query: dtype[B, T, H, K].
+        key: dtype[B, G, C, K]; G divides H, query head h reads key head h // (H / G).
+        value: dtype[B, G, C, K].
+        mask: bool[B, T, C]; where False, a score counts as −∞. A row without any True yields a
+            finite value of no meaning.
+
+    Returns:
+        dtype[B, T, H, K], with scores and softmax in float32.
+    """
+    batch, length, heads, head_dim = query.shape
+    groups, columns = key.shape[1:3]
+    # Time and the heads of a group become the rows of one matrix, so that both products are plain
+    # batched ones; in a decoding step (T = 1) this moves nothing in memory.
+    grouped = query.reshape(batch, length, groups, -1, head_dim).swapaxes(1, 2)
+    rows = grouped.reshape(batch, groups, -1, head_dim)
+    scores = jnp.einsum("bgrk,bgck->bgrc", rows, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, groups, length, -1, columns) * head_dim**-0.5
+    scores = jnp.where(mask[:, None, :, None], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bgrc,bgck->bgrk", weights.reshape(batch, groups, -1, columns), value)
+    out = out.reshape(batch, groups, length, -1, head_dim).swapaxes(1, 2)
+    return out.reshape(batch, length, heads, head_dim)
+
+
+def causal_mask(query_ids: Array, query_column: Array, key_ids: Array, key_column: Array) -> Array:
+    """Who may attend to whom, bool[B, T, C]: same segment, not later.
+
+    Padding is the segment 0 and attends to padding, so no row of a softmax is empty.
+    """
+    same = query_ids[:, :, None] == key_ids[:, None, :]
+    return same & (query_column[:, None] >= key_column[None, :])

@@ -1,0 +1,91 @@
+"""The kernel computes what plain attention computes, whatever the rows hold."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fiberjax.policy import attention
+
+BATCH, GROUPS, HEAD_DIM = 2, 2, 8
+splash = functools.partial(attention.splash, interpret=True)
+
+
+def inputs(length: int, heads: int = 4, dtype=jnp.float32):
+    shapes = [(BATCH, length, heads, HEAD_DIM)] + 2 * [(BATCH, GROUPS, length, HEAD_DIM)]
+    keys = jax.random.split(jax.random.key(0), 4)
+    parts = [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=False)]
+    weight = jax.random.normal(keys[3], shapes[0])
+    return [part.astype(dtype) for part in parts], weight
+
+
+def segments(kind: str, length: int):
+    """int32[2, length]; the two rows differ."""
+    column = np.arange(length)
+    rows = {
+        "whole": [np.ones(length), np.ones(length)],
+        "left": [column >= 7, column >= length // 2],
+        "right": [column < length - 9, column < 3],
+        # Three segments and padding; as many segments as tokens.
+        "packed": [np.digitize(column, [length // 5, length // 2]) + 1, column + 1],
+    }[kind]
+    rows = np.array(rows, np.int32)
+    if kind == "packed":
+        rows[0, -4:] = 0
+    return jnp.array(rows)
+
+
+@pytest.mark.parametrize("kind", ["whole", "left", "right", "packed"])
+@pytest.mark.parametrize("length", [70, 200, 640], ids=["part", "padded", "blocks"])
+def test_splash_is_dense(kind, length):
+    """Values at every column and all three gradients, over one block and over five."""
+    parts, weight = inputs(length)
+    ids = segments(kind, length)
+
+    def value_and_gradients(attend):
+        def weighted(*parts):
+            out = attend(*parts, ids)
+            return jnp.sum(out * weight), out
+
+        return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))(*parts)
+
+    (_, expected), expected_gradients = value_and_gradients(attention.dense)
+    (_, found), gradients = value_and_gradients(splash)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    chex.assert_trees_all_close(gradients, expected_gradients, atol=5e-5)
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+def test_splash_shares_keys_between_heads(heads):
+    """One query head a key head, and three."""
+    parts, _ = inputs(30, heads)
+    ids = segments("whole", 30)
+    np.testing.assert_allclose(splash(*parts, ids), attention.dense(*parts, ids), atol=2e-5)
+
+
+def test_splash_keeps_the_dtype():
+    parts, _ = inputs(30, dtype=jnp.bfloat16)
+    ids = segments("packed", 30)
+    found, expected = splash(*parts, ids), attention.dense(*parts, ids)
+    assert found.dtype == jnp.bfloat16
+    chex.assert_trees_all_close(found.astype(jnp.float32), expected.astype(jnp.float32), atol=0.05)
+
+
+@pytest.mark.parametrize("attend", [attention.dense, splash], ids=["dense", "splash"])
+def test_later_tokens_and_other_segments_are_never_read(attend):
+    (query, key, value), _ = inputs(40)
+    ids = jnp.repeat(jnp.array([[1, 2], [1, 2]]), 20, axis=1)
+    expected = attend(query, key, value, ids)
+    outside = (jnp.arange(40) < 20) | (jnp.arange(40) > 30)  # Of column 30.
+    changed = jnp.where(outside[None, None, :, None], 1e3, value)
+    np.testing.assert_array_equal(attend(query, key, changed, ids)[:, 30], expected[:, 30])
+
+
+def test_attending_to_nothing_is_finite():
+    query, key = jnp.ones((1, 2, 2, 4)), jnp.ones((1, 1, 3, 4))
+    mask = jnp.array([[[True, False, True], [False, False, False]]])
+    value, gradient = jax.value_and_grad(lambda q: attention.masked(q, key, key, mask).sum())(query)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
