@@ -240,7 +240,7 @@ def test_sampler_keeps_split_logits_where_they_are():
     exchanged = hlo.collectives(hlo.parse(compiled.as_text()), default_trips=3)
     drawing = [c for c in exchanged if "dot_general" not in c.source]
     assert drawing
-    assert all(c.num_bytes < rows // 2 * vocab * 4 // 8 for c in drawing), drawing
+    assert all(c.num_bytes <= rows // 2 * vocab * 4 // 8 for c in drawing), drawing
 
 
 def test_donated_state_is_reused():
