@@ -269,11 +269,10 @@ needs_compiler = pytest.mark.skipif(not has_compiler(), reason="libtpu is not in
 
 def assert_tables_only(gate: dict, groups: int, domains: int) -> None:
     """The gate's program adds level tables and scalars over devices and moves nothing else."""
-    assert gate["collectives"]
     for collective in gate["collectives"]:
         assert collective["kind"] == "all-reduce", collective
-        # Two channels of the widest table in float32, and the scalars that join it.
-        assert collective["num_bytes"] <= 4 * (2 * (groups + domains) + 64), collective
+        # At most two tables of the groups with two channels, one of the domains, and the scalars.
+        assert collective["num_bytes"] <= 4 * (4 * groups + 2 * domains + 64), collective
 
 
 @needs_compiler
@@ -293,6 +292,7 @@ def test_tiny_plan(tmp_path, topology):
     assert step["flops"] > 0.8 * found["ideal_flops"]
     # Parameters are gathered before sampling, not at every token.
     assert sampler["wire_bytes"] == 0
+    assert gate["collectives"]
     assert_tables_only(gate, groups=8, domains=5)
 
 
@@ -373,6 +373,7 @@ def test_published_shapes(tmp_path, config, topology, fits):
     step = found["programs"][0]
     assert step["aliased"][0] == step["aliased"][1]
     gate = found["programs"][2]
+    assert bool(gate["collectives"]) == (shards > 1)
     assert_tables_only(gate, groups=shards, domains=5)
     assert gate["hbm_bytes"] < 1e-4 * step["hbm_bytes"]
 
