@@ -16,6 +16,9 @@ sudo mkdir -p '$MOUNT' && sudo chown \$USER '$MOUNT'
 mountpoint -q '$MOUNT' || gcsfuse --implicit-dirs '$BUCKET' '$MOUNT'
 command -v \$HOME/.local/bin/uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 test -d fiberjax || git clone -q '$REPOSITORY' fiberjax
-cd fiberjax && git fetch -q && git checkout -q '$REVISION' && git pull -q --ff-only || true
+cd fiberjax
+git fetch -q origin
+# A branch as it is there now, else a tag or a commit.
+git checkout -q --detach 'origin/$REVISION' 2> /dev/null || git checkout -q --detach '$REVISION'
 \$HOME/.local/bin/uv sync --extra tpu --extra hf
 "
