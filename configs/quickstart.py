@@ -61,6 +61,7 @@ def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
 
     config.warm_start = ConfigDict()
     config.warm_start.directory = "runs/warm_starts"
+    config.warm_start.weights = ""
     config.warm_start.steps = 450
     config.warm_start.batch_size = 64
     config.warm_start.flawed = 0.6

@@ -6,7 +6,8 @@
 Plan: 13.8 of 15.75 GB a chip for the updates and 14.8 GB for sampling on `v5e:2x2` with
 `--config.rollout.prompts=16`; 6.1 and 14.8 GB on `v5e:4x4` as it stands (docs/pods.md). On N chips
 `rollout.prompts` must be a multiple of 4 N.
-Parameters start at random; `config.tasks.vocabulary` names a tokenizer.json.
+Parameters start at random where `config.warm_start.weights` names no published checkpoint, and
+`config.tasks.vocabulary` names a tokenizer.json.
 """
 
 from ml_collections import ConfigDict

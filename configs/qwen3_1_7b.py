@@ -5,7 +5,8 @@
 
 Heads, MLP and logits are split over 4 chips, for the key-value cache; on N chips `rollout.prompts`
 must be a multiple of N (docs/pods.md).
-Parameters start at random; `config.tasks.vocabulary` names a tokenizer.json.
+Parameters start at random where `config.warm_start.weights` names no published checkpoint, and
+`config.tasks.vocabulary` names a tokenizer.json.
 """
 
 from ml_collections import ConfigDict

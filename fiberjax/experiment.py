@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from fiberjax import advantages, gates, mesh, optimizers, options
-from fiberjax.policy import TransformerConfig
+from fiberjax.policy import TransformerConfig, weights
 from fiberjax.rollout import Sampler
 from fiberjax.tasks import (
     CharVocabulary,
@@ -188,6 +188,8 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
     vocabulary = make_vocabulary(tasks)
     policy = make_policy(config.policy, vocabulary)
     mesh.attend(device_mesh, policy)  # Raises where the kernel cannot run.
+    if warm_start.weights and load_data is None:
+        check_weights(warm_start.weights, policy)
     train, test = (load_data or load_domains)(tasks, window, vocabulary)
     built = Experiment(
         seed=config.seed,
@@ -314,6 +316,18 @@ def make_policy(config: Any, vocabulary: Vocabulary) -> TransformerConfig:
         )
     given = {"vocab_size": size if size else vocabulary.size}
     return options.parse(TransformerConfig, values, "config.policy", given)
+
+
+def check_weights(directory: str, policy: TransformerConfig) -> None:
+    """Refuses a published checkpoint that is missing or not of the policy's shape.
+
+    Raises:
+      ValueError: what differs.
+    """
+    try:
+        weights.check(directory, policy)
+    except ValueError as error:
+        raise ValueError(f"config.warm_start.weights: {error}") from None
 
 
 def make_vocabulary(tasks: options.Tasks) -> Vocabulary:

@@ -24,6 +24,7 @@ from fiberjax.checkpoints import Checkpoints, abstract
 from fiberjax.evaluation import EvaluationTable
 from fiberjax.experiment import Experiment, process_share
 from fiberjax.layout import STATE
+from fiberjax.policy import init
 from fiberjax.progress import Progress
 from fiberjax.rollout import (
     EVALUATION,
@@ -187,6 +188,27 @@ def evaluate(experiment: Experiment, params: Any, description: str) -> Scores:
     if k > 1:
         measures[f"pass@{k}"] = evaluation.pass_at_k(scores, k)
     return Scores(measures, domain)
+
+
+def newest_params(experiment: Experiment, directory: Path) -> tuple[int, Any]:
+    """Iteration and parameters of a run's newest checkpoint, on the experiment's mesh.
+
+    Raises:
+      ValueError: there is none, or it is not of this experiment.
+    """
+    device_mesh = experiment.mesh
+
+    def make() -> TrainState:
+        return _fresh(experiment, init(experiment.policy, jax.random.key(0)))
+
+    state = jax.eval_shape(make)
+    if not (directory / "checkpoints").is_dir():
+        raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
+    with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
+        found = saved.restore(abstract(state, mesh.state_shardings(device_mesh, state)))
+    if found is None:
+        raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
+    return found.iteration, found.state.params
 
 
 def train(experiment: Experiment, start: Any, directory: Path) -> TrainState:

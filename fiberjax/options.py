@@ -152,7 +152,9 @@ class WarmStart:
 
     Attributes:
       directory: where warm starts are kept, each under the digest of what it depends on.
-      steps: optimizer steps; 0 starts from random parameters.
+      weights: folder of a published checkpoint (`config.json`, `model*.safetensors`) to begin with;
+        "" begins with random parameters.
+      steps: optimizer steps; 0 leaves the parameters as they begin.
       batch_size: rows a step.
       flawed: share of the procedural domains' solutions that are taught with one wrong token. The
         policy then knows the way and slips, as one does that has read wrong solutions too. The
@@ -163,6 +165,7 @@ class WarmStart:
     """
 
     directory: str
+    weights: str
     steps: int
     batch_size: int
     flawed: float

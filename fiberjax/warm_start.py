@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from fiberjax import checkpoints, mesh, optimizers
 from fiberjax.options import WarmStart
-from fiberjax.policy import TransformerConfig, init, token_outputs
+from fiberjax.policy import TransformerConfig, init, token_outputs, weights
 from fiberjax.progress import Progress
 from fiberjax.rollout import INITIALISATION
 from fiberjax.tasks import SupervisedBatch
@@ -33,6 +33,16 @@ def initial_params(config: TransformerConfig, device_mesh: Mesh, seed: int) -> A
 
     shardings = mesh.param_shardings(device_mesh, jax.eval_shape(make))
     return jax.jit(make, out_shardings=shardings)()
+
+
+def published_params(config: TransformerConfig, device_mesh: Mesh, directory: str) -> Any:
+    """Parameters of a published checkpoint, each device's part read onto it.
+
+    Raises:
+      ValueError: it is missing or does not fit; see `weights.check`.
+    """
+    abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    return weights.load(directory, config, mesh.param_shardings(device_mesh, abstract))
 
 
 def warm_start(
@@ -59,10 +69,15 @@ def warm_start(
     Returns:
       Parameters on the mesh.
     """
-    params = initial_params(config, device_mesh, seed)
+    if options.weights:
+        params = published_params(config, device_mesh, options.weights)
+    else:
+        params = initial_params(config, device_mesh, seed)
     if options.steps == 0:
         return params
     settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "directory"}
+    if options.weights:
+        settings["weights"] = weights.fingerprint(options.weights)
     shape = dataclasses.asdict(config)
     digest = _digest([settings, shape, seed, depends_on])
     shardings = mesh.param_shardings(device_mesh, params)

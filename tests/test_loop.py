@@ -146,6 +146,43 @@ def test_a_finished_run_is_left_as_it_is(finished, scratch):
     assert again.splitlines()[-10:] == printed.splitlines()[-10:]
 
 
+def export(*arguments):
+    return subprocess.run(
+        [sys.executable, "experiments/export.py", *arguments],
+        cwd=ROOT,
+        env=dict(os.environ) | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_and_another_starts_from_it(finished, tmp_path):
+    folder, _ = finished
+    written = tmp_path / "exported"
+    done = export(f"--workdir={folder}", f"--output={written}", "--dtype=float32")
+    assert done.returncode == 0, done.stderr
+    assert f"after iteration {ITERATIONS} is in {written}" in done.stdout
+    config = _as_config(json.loads((folder / "config.json").read_text()))
+    trained = newest(experiment.from_config(config, jax.devices()[:1]), folder).state.params
+    config.warm_start.weights = str(written)
+    config.warm_start.steps = 0
+    start = loop.initial_params(experiment.from_config(config, jax.devices()[:1]))
+    assert_equal(start, trained)
+
+
+@pytest.mark.slow
+def test_a_folder_without_a_run_is_not_exported(finished, tmp_path):
+    done = export(f"--workdir={tmp_path}", f"--output={tmp_path / 'new'}")
+    assert done.returncode == 1
+    assert "error: " in done.stderr and "config.json" in done.stderr
+    (tmp_path / "config.json").write_text((finished[0] / "config.json").read_text())
+    done = export(f"--workdir={tmp_path}", f"--output={tmp_path / 'new'}")
+    assert done.returncode == 1
+    assert "holds no checkpoint of a run" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.slow
 def test_another_config_is_refused_in_the_same_folder(finished, scratch):
     process = command(finished[0], scratch, "--config.seed=1", "--config.rollout.temperature=0.5")
