@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from fiberjax.policy import attention, layers
 from fiberjax.policy.config import TransformerConfig
@@ -41,6 +42,8 @@ Params = dict[str, Any]
 
 # The most layers that are written out instead of looped over.
 _WRITTEN_OUT = 4
+# Of keys and values [B, G, T, K]: in the order of their axes.
+_CACHE_LAYOUT = Layout((0, 1, 2, 3))
 
 
 class Cache(NamedTuple):
@@ -154,6 +157,9 @@ class Transformer(nnx.Module):
             index, params = step
             block = nnx.merge(graphdef, params)
             query, key, value = block.project(x, rope)
+            # New columns lie as the cache does. Without it the TPU compiler lays the cache out for
+            # writing a column, and copies all of it for every read.
+            key, value = (with_layout_constraint(new, _CACHE_LAYOUT) for new in (key, value))
             at = (index, 0, 0, start, 0)
             keys = lax.dynamic_update_slice(keys, key[None], at)
             values = lax.dynamic_update_slice(values, value[None], at)
