@@ -5,7 +5,7 @@
 Compiles the step for real TPU slices, one prompt group a row shard, and counts arithmetic, HBM
 traffic and bytes sent by a chip, through loops; and the same for the gate and objective alone.
 Ideal scaling is a flat line. Nothing runs: the figures are the compiler's. Each slice costs
-minutes of CPU. Wall-clock on virtual devices would measure the cores they share, not the program.
+minutes of CPU. `cores.py` times what can be timed without a TPU: one virtual device on each core.
 """
 
 import json

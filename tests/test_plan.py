@@ -356,7 +356,7 @@ def test_published_shapes(tmp_path, config, topology, fits):
     """Weak scaling: one prompt group a minibatch on each row shard, whatever the slice."""
     tensor = importlib.import_module(f"configs.{config}").get_config().mesh.tensor
     shards = topologies.parse_topology(topology).num_devices // tensor
-    output = tmp_path / "plan.json"
+    output = tmp_path / f"{config}_{topology.replace(':', '_')}.json"
     options = [f"--config.rollout.prompts={4 * shards}"]
     # Parameters in 64 parts at most: 896 columns do not divide over more than 128.
     options += [f"--config.mesh.data={max(1, shards // 64)}"]
