@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import layout as memory_layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -42,6 +43,7 @@ ACTIVATION_SPECS: Mapping[str, P] = {
     "activation": P(ROW_AXES),  # [B, S, D]
     "heads": P(ROW_AXES, None, "tensor"),  # [B, S, heads, head_dim]
     "mlp": P(ROW_AXES, None, "tensor"),  # [B, S, F]
+    "column": P(ROW_AXES, "tensor"),  # [B, kv heads, 1, head_dim]
 }
 
 
@@ -212,7 +214,29 @@ class _Constrain:
     mesh: Mesh
 
     def __call__(self, x: jax.Array, name: str) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, ACTIVATION_SPECS[name]))
+        spec = ACTIVATION_SPECS[name]
+        x = jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+        on_tpu = self.mesh.devices.flat[0].platform == "tpu"
+        if name == "column" and on_tpu and x.shape[1] % self.mesh.shape["tensor"] == 0:
+            return self._in_order(x, spec)
+        return x
+
+    def _in_order(self, x: jax.Array, spec: P) -> jax.Array:
+        """`x`, in memory in the order of its axes.
+
+        Left to itself, the TPU compiler lays the cache out for writing a column, and copies all of
+        it for every read. Under `shard_map`, because the constraint is not split by itself.
+        """
+        order = memory_layout.Layout(tuple(range(x.ndim)))
+        if self.mesh.size == 1:
+            return memory_layout.with_layout_constraint(x, order)
+        return jax.shard_map(
+            lambda x: memory_layout.with_layout_constraint(x, order),
+            mesh=self.mesh,
+            in_specs=spec,
+            out_specs=spec,
+            check_vma=False,
+        )(x)
 
 
 def attend(mesh: Mesh, config: TransformerConfig) -> attention.Attend:

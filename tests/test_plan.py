@@ -375,6 +375,7 @@ def test_published_shapes(tmp_path, config, topology, fits):
     sampler, gate = found["programs"][1:]
     # A step of the sampler reads its cache once: there is no room for another pass over it.
     parameters, cache = (sampler["memory"][name] for name in ("parameters", "key-value cache"))
+    assert tensor > 1 or sampler["wire_bytes"] == 0
     assert sampler["hbm_bytes"] < 1.6 * 3071 * (parameters + cache)
     assert bool(gate["collectives"]) == (shards > 1)
     assert_tables_only(gate, groups=shards, domains=5)

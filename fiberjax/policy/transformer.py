@@ -33,7 +33,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from fiberjax.policy import attention, layers
 from fiberjax.policy.config import TransformerConfig
@@ -42,8 +41,6 @@ Params = dict[str, Any]
 
 # The most layers that are written out instead of looped over.
 _WRITTEN_OUT = 4
-# Of keys and values [B, G, T, K]: in the order of their axes.
-_CACHE_LAYOUT = Layout((0, 1, 2, 3))
 
 
 class Cache(NamedTuple):
@@ -70,7 +67,7 @@ class Transformer(nnx.Module):
         rngs: Source of the initial parameters (the `params` stream).
         constrain: Called as `constrain(x, name)` on activations and returned in their place, for
             sharding constraints. Names: `"activation"` [B, T, D], `"heads"` [B, T, heads, K],
-            `"mlp"` [B, T, F].
+            `"mlp"` [B, T, F], and `"column"` [B, G, T, K], new keys or values of the cache.
         attend: Attention of whole rows; `attention.dense`, or another that computes the same.
     """
 
@@ -157,9 +154,7 @@ class Transformer(nnx.Module):
             index, params = step
             block = nnx.merge(graphdef, params)
             query, key, value = block.project(x, rope)
-            # New columns lie as the cache does. Without it the TPU compiler lays the cache out for
-            # writing a column, and copies all of it for every read.
-            key, value = (with_layout_constraint(new, _CACHE_LAYOUT) for new in (key, value))
+            key, value = (self.constrain(new, "column") for new in (key, value))
             at = (index, 0, 0, start, 0)
             keys = lax.dynamic_update_slice(keys, key[None], at)
             values = lax.dynamic_update_slice(values, value[None], at)
