@@ -94,7 +94,7 @@ def draw(rows: list[dict], path: Path) -> None:
     ):
         right.plot(chips, [row[key] for row in rows], "o-", label=label)
     right.set(xscale="log", yscale="log", xlabel="chips", ylabel="bytes a chip a step")
-    right.legend(loc="center right", fontsize=8)
+    right.legend(loc="center", bbox_to_anchor=(0.5, 0.57), ncols=2, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
