@@ -43,7 +43,7 @@ ACTIVATION_SPECS: Mapping[str, P] = {
     "activation": P(ROW_AXES),  # [B, S, D]
     "heads": P(ROW_AXES, None, "tensor"),  # [B, S, heads, head_dim]
     "mlp": P(ROW_AXES, None, "tensor"),  # [B, S, F]
-    "column": P(ROW_AXES, "tensor"),  # [B, kv heads, 1, head_dim]
+    "column": P(ROW_AXES, "tensor"),  # [B, kv heads, S, head_dim]
 }
 
 
@@ -284,12 +284,12 @@ class _Splash:
         key, value = (jnp.repeat(part, copies, axis=1) for part in (key, value))
         if self.mesh.size == 1:
             return local(query, key, value, segment_ids)
-        narrow = P(ROW_AXES, "tensor")
+        heads, narrow = ACTIVATION_SPECS["heads"], ACTIVATION_SPECS["column"]
         return jax.shard_map(
             local,
             mesh=self.mesh,
-            in_specs=(ACTIVATION_SPECS["heads"], narrow, narrow, ROWS),
-            out_specs=ACTIVATION_SPECS["heads"],
+            in_specs=(heads, narrow, narrow, ROWS),
+            out_specs=heads,
             # The kernel does not say over which axes its result varies.
             check_vma=False,
         )(query, key, value, segment_ids)
