@@ -14,7 +14,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from fiberjax.topologies import CHIPS, parse_topology
+from fiberjax.plans.topologies import CHIPS, parse_topology
 
 RESULTS = pathlib.Path("benchmarks/results/plans")
 GIB = 2**30
@@ -27,7 +27,8 @@ HEADER = (
 def row(config: str, plan: dict[str, Any]) -> str:
     """One line of the table; a refused program shows what it needs."""
     chip = CHIPS[parse_topology(plan["topology"]).generation]
-    step, sampler, gate = plan["programs"]
+    programs = {program["name"]: program for program in plan["programs"]}
+    step, sampler, gate = (programs[name] for name in ("train step", "sampler", "gate"))
     limit = step["limit_bytes"]
     mesh = " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
     memory = [

@@ -29,10 +29,11 @@ def main(argv: list[str]) -> None:
     """Compiles for every slice, saves and plots."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from fiberjax import topologies
+    from fiberjax.plans import topologies
 
     topologies.compile_environment()
-    from fiberjax import experiment, plan
+    from fiberjax import experiment
+    from fiberjax.plans import plan
 
     rows = []
     for name in TOPOLOGIES.value:
@@ -45,10 +46,9 @@ def main(argv: list[str]) -> None:
         config.evaluation.batch = shards
         config.warm_start.batch_size = shards
         devices = topologies.describe_devices(topology)
-        built = experiment.from_config(config, devices, plan.named_domains)
-        made = plan.make_plan(built, topology, ["train step"])
-        (step,) = made.programs
-        gate = plan.plan_gate(built, topology.chip)
+        built = experiment.from_config(config, devices, experiment.named_domains)
+        made = plan.make_plan(built, topology, ["train step", "gate"])
+        step, gate = made.programs
         rows.append(
             {
                 "topology": name,

@@ -26,6 +26,8 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     # 64 prompts × 16 answers an iteration, 256 rows a batch.
     config.rollout.prompts = 64
     config.rollout.samples = 16
+    # What the cache of a chip must hold; more are drawn one part after the other.
+    config.rollout.max_rows = 64
     config.training.minibatches = 4
     config.training.epochs = 1
     config.training.micro_batches = 16

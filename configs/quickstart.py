@@ -75,6 +75,7 @@ def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
     config.rollout.temperature = 1.0
     config.rollout.top_k = 0
     config.rollout.top_p = 1.0
+    config.rollout.max_rows = 0
     config.rollout.shuffle_rewards = False  # A control: True teaches nothing.
 
     config.training = ConfigDict()

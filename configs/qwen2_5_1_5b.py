@@ -30,4 +30,7 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.policy.qk_norm = False
     config.policy.qkv_bias = True
     config.policy.tie_embeddings = True
+
+    # Beside the train state, four chips of v5e have room for the cache of 32 rows each.
+    config.rollout.max_rows = 32
     return config

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     import jax
 
-    from fiberjax import experiment, loop, plan
+    from fiberjax import experiment, loop
     from fiberjax.policy import weights
 
     workdir = Path(WORKDIR.value)
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         config = ConfigDict(json.loads((workdir / "config.json").read_text()))
         config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
         # The policy's shape is all that is needed; no data set is built.
-        built = experiment.from_config(config, jax.devices()[:1], plan.named_domains)
+        built = experiment.from_config(config, jax.devices()[:1], experiment.named_domains)
         iteration, params = loop.newest_params(built, workdir)
         weights.save(OUTPUT.value, built.policy, params, dtype=DTYPE.value)
     except (OSError, ValueError) as error:

@@ -17,23 +17,26 @@ FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU slice, e.g. v5e:16x16.")
 OUTPUT = flags.DEFINE_string("output", None, "Where the plan is saved as JSON, if anywhere.")
-PROGRAMS = flags.DEFINE_list("programs", ["train step", "sampler", "gate"], "What to compile.")
+PROGRAMS = flags.DEFINE_list(
+    "programs", ["train step", "packed step", "sampler", "gate"], "What to compile."
+)
 
 
 def main(argv: list[str]) -> None:
     """Compiles, prints and saves."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from fiberjax import topologies
+    from fiberjax.plans import topologies
 
     topologies.compile_environment()
-    from fiberjax import experiment, plan
+    from fiberjax import experiment
+    from fiberjax.plans import plan
 
     assert TOPOLOGY.value is not None  # A required flag.
     try:
         topology = topologies.parse_topology(TOPOLOGY.value)
         devices = topologies.describe_devices(topology)
-        built = experiment.from_config(CONFIG.value, devices, plan.named_domains)
+        built = experiment.from_config(CONFIG.value, devices, experiment.named_domains)
         made = plan.make_plan(built, topology, PROGRAMS.value)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -5,12 +5,16 @@ import string
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from fiberjax import advantages, gates, mesh, optimizers, options
-from fiberjax.policy import TransformerConfig, weights
+from fiberjax.checkpoints import abstract
+from fiberjax.layout import STATE
+from fiberjax.policy import TransformerConfig, init, weights
 from fiberjax.rollout import Sampler
 from fiberjax.tasks import (
     CharVocabulary,
@@ -24,7 +28,7 @@ from fiberjax.tasks import (
 )
 from fiberjax.tasks.domains import check_prompt
 from fiberjax.tasks.examples import Split
-from fiberjax.update import Knobs, StepOptions
+from fiberjax.update import Knobs, StepOptions, TrainState
 
 LEVELS = ("trajectory", "group", "domain")
 
@@ -97,6 +101,20 @@ class Experiment:
         """Names of the domains, in the order that ids count them."""
         return tuple(domain.name for domain in self.train)
 
+    @property
+    def couples_states(self) -> bool:
+        """Whether the gate couples the tokens of a state, so that layouts must name states."""
+        return dict(self.gate.options).get("level") == STATE
+
+    def fresh_state(self, params: Any) -> TrainState:
+        """The train state before the first update."""
+        return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes of the train state, each leaf with its sharding."""
+        state = jax.eval_shape(lambda: self.fresh_state(init(self.policy, jax.random.key(0))))
+        return abstract(state, mesh.state_shardings(self.mesh, state))
+
     def sampler(self, domains: tuple[Domain, ...]) -> Sampler:
         """The sampler of this experiment over the training or the held-out domains."""
         return Sampler(
@@ -108,6 +126,7 @@ class Experiment:
             temperature=self.rollout.temperature,
             top_k=self.rollout.top_k,
             top_p=self.rollout.top_p,
+            max_rows=self.rollout.max_rows,
             seed=self.seed,
         )
 
@@ -187,7 +206,7 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
     vocabulary = make_vocabulary(tasks)
     policy = make_policy(config.policy, vocabulary)
-    mesh.attend(device_mesh, policy)  # Raises where the kernel cannot run.
+    mesh.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if warm_start.weights and load_data is None:
         check_weights(warm_start.weights, policy)
     train, test = (load_data or load_domains)(tasks, window, vocabulary)
@@ -375,6 +394,17 @@ def load_domains(
         )
 
     return read("train"), read("test")
+
+
+def named_domains(
+    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+    """The domains of a config without their examples, where their number is all that matters."""
+    if tasks.file:
+        return load_domains(tasks, window, vocabulary)
+    names = [name for name, knobs in tasks.domains.items() if knobs is not None]
+    domains = tuple(Domain(name, (), lambda prompt, answer, completion: 0.0) for name in names)
+    return domains, domains
 
 
 def _load_file(

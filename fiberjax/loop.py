@@ -11,20 +11,17 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fiberjax import advantages, evaluation, kl, mesh, metrics, plots
-from fiberjax.checkpoints import Checkpoints, abstract
+from fiberjax.checkpoints import Checkpoints
 from fiberjax.evaluation import EvaluationTable
 from fiberjax.experiment import Experiment, process_share
-from fiberjax.layout import STATE
-from fiberjax.policy import init
 from fiberjax.progress import Progress
 from fiberjax.rollout import (
     EVALUATION,
@@ -62,9 +59,7 @@ def run(experiment: Experiment, directory: str | Path, config_json: str) -> Eval
     primary = jax.process_index() == 0
     barrier("run folder claimed")
     claim(directory, config_json)
-    start = initial_params(experiment)
-    before = evaluate(experiment, start, "evaluation before")
-    state = train(experiment, start, directory)
+    before, state = train(experiment, directory)
     after = evaluate(experiment, state.params, "evaluation after")
     table = evaluation.compare(
         before.measures,
@@ -145,6 +140,17 @@ class Scores:
     measures: dict[str, np.ndarray]
     domain: np.ndarray
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-like values."""
+        measures = {name: values.tolist() for name, values in self.measures.items()}
+        return {"measures": measures, "domain": self.domain.tolist()}
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Scores":
+        """Reads what `to_json` made."""
+        measures = {name: np.array(scores) for name, scores in values["measures"].items()}
+        return cls(measures, np.array(values["domain"]))
+
 
 def evaluate(experiment: Experiment, params: Any, description: str) -> Scores:
     """Samples held-out prompts and scores them; the same prompts and keys at every call.
@@ -196,42 +202,62 @@ def newest_params(experiment: Experiment, directory: Path) -> tuple[int, Any]:
     Raises:
       ValueError: there is none, or it is not of this experiment.
     """
-    device_mesh = experiment.mesh
-
-    def make() -> TrainState:
-        return _fresh(experiment, init(experiment.policy, jax.random.key(0)))
-
-    state = jax.eval_shape(make)
     if not (directory / "checkpoints").is_dir():
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
-        found = saved.restore(abstract(state, mesh.state_shardings(device_mesh, state)))
+        found = saved.restore(experiment.abstract_state())
     if found is None:
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
     return found.iteration, found.state.params
 
 
-def train(experiment: Experiment, start: Any, directory: Path) -> TrainState:
-    """Runs the iterations that the directory's newest checkpoint has not seen yet."""
-    primary = jax.process_index() == 0
-    abstract_state = jax.eval_shape(lambda params: _fresh(experiment, params), start)
-    shardings = mesh.state_shardings(experiment.mesh, abstract_state)
+class Begun(NamedTuple):
+    """Where a run stands when its next iteration begins.
+
+    Attributes:
+      state: the train state.
+      done: iterations finished.
+      stream: of the prompts.
+      before: the evaluation before the first iteration.
+    """
+
+    state: TrainState
+    done: int
+    stream: PromptStream
+    before: Scores
+
+
+def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
+    """The newest checkpoint, or what a run starts from: warm-started, evaluated and profiled."""
     stream = experiment.prompt_stream()
+    shapes = experiment.abstract_state()
+    found = saved.restore(shapes)
+    if found is not None:
+        stream.set_state(found.host["stream"])
+        return Begun(found.state, found.iteration, stream, Scores.of(found.host["before"]))
+    start = initial_params(experiment)
+    before = evaluate(experiment, start, "evaluation before")
+    profile(experiment, start, stream)
+    # Donated: nothing but the state is kept on the devices.
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    make = jax.jit(experiment.fresh_state, out_shardings=shardings, donate_argnums=0)
+    return Begun(make(start), 0, stream, before)
+
+
+def train(experiment: Experiment, directory: Path) -> tuple[Scores, TrainState]:
+    """Runs the iterations that the directory's newest checkpoint has not seen yet.
+
+    Returns:
+      The evaluation before the first iteration, and the state after the last.
+    """
+    primary = jax.process_index() == 0
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
-        found = saved.restore(abstract(abstract_state, shardings))
-        if found is None:
-            # A copy: the state is donated, and the start is the reference policy too.
-            state = jax.jit(lambda params: _fresh(experiment, params), out_shardings=shardings)(
-                jax.tree.map(jnp.copy, start)
-            )
-            done = 0
-            profile(experiment, start, stream)
-        else:
-            state, done = found.state, found.iteration
-            stream.set_state(found.host["stream"])
+        state, done, stream, before = begin(experiment, saved)
         if done == experiment.iterations:
-            return state
-        trainer = Trainer(experiment, shardings, reference=start)
+            return before, state
+        # The start, a second time: only a KL penalty needs it beside the state.
+        reference = initial_params(experiment) if experiment.training.kl_coefficient > 0 else None
+        trainer = Trainer(experiment, reference)
         with (
             metrics.MetricWriter(directory, resume_step=done, enabled=primary) as writer,
             Progress(experiment.iterations, "training", start=done) as progress,
@@ -245,12 +271,9 @@ def train(experiment: Experiment, start: Any, directory: Path) -> TrainState:
                 )
                 last = iteration + 1 == experiment.iterations
                 if last or (iteration + 1) % experiment.checkpoint.every == 0:
-                    saved.save(iteration + 1, state, {"stream": stream.get_state()})
-    return state
-
-
-def _fresh(experiment: Experiment, params: Any) -> TrainState:
-    return TrainState(params, experiment.optimizer.init(params), jnp.zeros((), jnp.int32))
+                    host = {"stream": stream.get_state(), "before": before.to_json()}
+                    saved.save(iteration + 1, state, host)
+    return before, state
 
 
 def profile(experiment: Experiment, params: Any, stream: PromptStream) -> None:
@@ -282,13 +305,12 @@ def profile(experiment: Experiment, params: Any, stream: PromptStream) -> None:
 class Trainer:
     """One iteration after the other: rollouts, then epochs × minibatches updates on them."""
 
-    def __init__(self, experiment: Experiment, shardings: TrainState, reference: Any):
+    def __init__(self, experiment: Experiment, reference: Any):
         """Prepares the compiled functions.
 
         Args:
           experiment: what to run.
-          shardings: of the train state.
-          reference: parameters of the policy that the KL penalty holds to.
+          reference: parameters of the policy that a KL penalty holds to; None without one.
         """
         self.experiment = experiment
         self._reference = reference
@@ -299,7 +321,7 @@ class Trainer:
             experiment.gate,
             experiment.optimizer,
             experiment.step,
-            shardings,
+            jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state()),
         )
         self._score: Callable = make_score(
             experiment.policy,
@@ -388,7 +410,7 @@ class Trainer:
             num_minibatches=training.minibatches,
             num_domains=len(self.experiment.train),
             pack_micro_batches=training.micro_batches if training.packing else 0,
-            states=dict(self.experiment.gate.options).get("level") == STATE,
+            states=self.experiment.couples_states,
         )
         gap = np.where(rollouts.mask, np.abs(old - rollouts.sampler_log_prob), 0.0)
         largest, total, tokens = (

@@ -7,6 +7,7 @@ added over the same axes and held by everyone.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fiberjax.layout import Layout
-from fiberjax.policy import TransformerConfig, attention
+from fiberjax.policy import Placement, TransformerConfig, attention
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")
@@ -44,6 +45,12 @@ ACTIVATION_SPECS: Mapping[str, P] = {
     "heads": P(ROW_AXES, None, "tensor"),  # [B, S, heads, head_dim]
     "mlp": P(ROW_AXES, None, "tensor"),  # [B, S, F]
     "column": P(ROW_AXES, "tensor"),  # [B, kv heads, S, head_dim]
+}
+
+# A layer's matrix by the axis that `tensor` splits -> as it is stored, and as its product reads it.
+KERNEL_SPECS: Mapping[str, tuple[P, P]] = {
+    "out": (P("fsdp", "tensor"), P(None, "tensor")),
+    "in": (P("tensor", "fsdp"), P("tensor", None)),
 }
 
 
@@ -202,24 +209,56 @@ def _check_divides(mesh: Mesh, name: str, shape: tuple[int, ...], spec: P) -> No
             )
 
 
-def constrain(mesh: Mesh) -> Callable[[jax.Array, str], jax.Array]:
-    """The policy's activation constraint: `ACTIVATION_SPECS` on this mesh."""
-    return _Constrain(mesh)
+def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
+    """Where a policy's arrays lie on this mesh, and its attention, as `config.attention` has it.
+
+    Raises:
+      ValueError: splash attention on a GPU, or query heads that do not divide for it.
+    """
+    platform = mesh.devices.flat[0].platform
+    tensor = mesh.shape["tensor"]
+    divides = config.num_heads % math.lcm(config.num_kv_heads, tensor) == 0
+    if config.attention == "dense":
+        return MeshPlacement(mesh, splash=False)
+    if config.attention == "auto" and not (platform == "tpu" and divides):
+        return MeshPlacement(mesh, splash=False)
+    if platform not in ("tpu", "cpu"):
+        raise ValueError(
+            "config.policy.attention = 'splash' runs on TPUs, and on CPUs for tests; the mesh is "
+            f"of {platform} devices: choose 'dense' or 'auto'"
+        )
+    if not divides:
+        raise ValueError(
+            f"config.policy.attention = 'splash' splits heads over mesh tensor={tensor}: num_heads "
+            f"= {config.num_heads} must divide by lcm(num_kv_heads = {config.num_kv_heads}, "
+            f"{tensor}); choose 'dense', 'auto' or another size"
+        )
+    return MeshPlacement(mesh, splash=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Constrain:
-    """Hashable, so that it can be a static argument of the policy's functions."""
+class MeshPlacement(Placement):
+    """`ACTIVATION_SPECS` and `KERNEL_SPECS` on a mesh; use `placement`, which checks.
+
+    Attributes:
+      mesh: the mesh.
+      splash: whether each device runs the attention kernel over its rows and heads.
+    """
 
     mesh: Mesh
+    splash: bool
 
-    def __call__(self, x: jax.Array, name: str) -> jax.Array:
+    @property
+    def platform(self) -> str:
+        """Of the devices: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
+    def activation(self, x: jax.Array, name: str) -> jax.Array:
+        """`x`, split as `ACTIVATION_SPECS` says."""
         spec = ACTIVATION_SPECS[name]
         x = jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
-        on_tpu = self.mesh.devices.flat[0].platform == "tpu"
-        if name == "column" and on_tpu and x.shape[1] % self.mesh.shape["tensor"] == 0:
-            return self._in_order(x, spec)
-        return x
+        divides = name == "column" and x.shape[1] % self.mesh.shape["tensor"] == 0
+        return self._in_order(x, spec) if divides and self.platform == "tpu" else x
 
     def _in_order(self, x: jax.Array, spec: P) -> jax.Array:
         """`x`, in memory in the order of its axes.
@@ -238,46 +277,22 @@ class _Constrain:
             check_vma=False,
         )(x)
 
+    def kernel(self, kernel: jax.Array, split: str) -> jax.Array:
+        """The matrix gathered over `fsdp`; its gradient is scattered over it."""
+        if self.mesh.shape["fsdp"] == 1:
+            return kernel
+        stored, read = (NamedSharding(self.mesh, spec) for spec in KERNEL_SPECS[split])
+        return _gathered(kernel, stored, read)
 
-def attend(mesh: Mesh, config: TransformerConfig) -> attention.Attend:
-    """The policy's attention within whole rows on this mesh, as `config.attention` has it.
-
-    Raises:
-      ValueError: splash attention on a GPU, or query heads that do not divide for it.
-    """
-    platform = mesh.devices.flat[0].platform
-    tensor = mesh.shape["tensor"]
-    divides = config.num_heads % math.lcm(config.num_kv_heads, tensor) == 0
-    if config.attention == "dense":
-        return attention.dense
-    if config.attention == "auto" and not (platform == "tpu" and divides):
-        return attention.dense
-    if platform not in ("tpu", "cpu"):
-        raise ValueError(
-            "config.policy.attention = 'splash' runs on TPUs, and on CPUs for tests; the mesh is "
-            f"of {platform} devices: choose 'dense' or 'auto'"
-        )
-    if not divides:
-        raise ValueError(
-            f"config.policy.attention = 'splash' splits heads over mesh tensor={tensor}: num_heads "
-            f"= {config.num_heads} must divide by lcm(num_kv_heads = {config.num_kv_heads}, "
-            f"{tensor}); choose 'dense', 'auto' or another size"
-        )
-    return _Splash(mesh, interpret=platform == "cpu")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Splash:
-    """Each device runs the kernel over its rows and heads. Hashable, as `_Constrain` is."""
-
-    mesh: Mesh
-    interpret: bool
-
-    def __call__(
+    def attend(
         self, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
     ) -> jax.Array:
+        """Attention of whole rows, each device its rows and heads."""
+        if not self.splash:
+            return super().attend(query, key, value, segment_ids)
+
         def local(*parts: jax.Array) -> jax.Array:
-            return attention.splash(*parts, interpret=self.interpret)
+            return attention.splash(*parts, interpret=self.platform == "cpu")
 
         # Fewer key-value heads than parts: several parts read the same one.
         copies = math.lcm(key.shape[1], self.mesh.shape["tensor"]) // key.shape[1]
@@ -295,6 +310,23 @@ class _Splash:
         )(query, key, value, segment_ids)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(kernel: jax.Array, stored: NamedSharding, read: NamedSharding) -> jax.Array:
+    """A matrix that is split over `fsdp`, whole; its gradient is added and split again at once.
+
+    Left to itself, the TPU compiler may turn product and gather into a loop of partial products,
+    which pass their sum through memory at every round.
+    """
+    del stored
+    return jax.lax.with_sharding_constraint(kernel, read)
+
+
+_gathered.defvjp(
+    lambda kernel, stored, read: (_gathered(kernel, stored, read), None),
+    lambda stored, read, _, gradient: (jax.lax.with_sharding_constraint(gradient, stored),),
+)
+
+
 def layout_specs(layout: Layout) -> Layout:
     """Partition specs of a layout: tokens and finest cells by rows, the tables above replicated."""
     rows: Any = ROWS
@@ -307,6 +339,12 @@ def layout_specs(layout: Layout) -> Layout:
         sizes=tuple(everywhere if k else rows for k in range(len(layout.sizes))),
         state_id=None if layout.state_id is None else rows,
     )
+
+
+def local_shards(mesh: Mesh) -> range:
+    """The row shards that this process holds."""
+    held = local_rows(mesh, row_shards(mesh))
+    return range(held.start, held.stop)
 
 
 def local_rows(mesh: Mesh, num_rows: int) -> slice:

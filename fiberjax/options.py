@@ -190,6 +190,9 @@ class Rollout:
       temperature: of the sampler and of every log-probability.
       top_k: 0 keeps every token.
       top_p: 1.0 keeps every token.
+      max_rows: completions drawn at a time on each row shard at most, in evaluations too: the cache
+        holds these, and more are drawn in parts, one after the other; 0 draws all together. The
+        draws are the same.
       shuffle_rewards: a control experiment: advantages are made of rewards that were permuted over
         the whole batch, so that a run can learn nothing from them. Metrics and the curriculum see
         the true rewards.
@@ -200,12 +203,14 @@ class Rollout:
     temperature: float
     top_k: int
     top_p: float
+    max_rows: int
     shuffle_rewards: bool
 
     def __post_init__(self) -> None:
         _require_positive(self, "prompts", "samples", "temperature")
         _require(self.top_k >= 0, "top_k", self.top_k, "at least 0")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+        _require(self.max_rows >= 0, "max_rows", self.max_rows, "at least 0")
 
 
 @dataclasses.dataclass(frozen=True)

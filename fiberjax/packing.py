@@ -62,23 +62,31 @@ def rows_needed(batch: Batch, shards: int) -> int:
     )
 
 
-def bucket(needed: int, rows: int, multiple: int) -> int:
-    """The rows of a shard to pack into: few different numbers, so that few programs compile.
+def buckets(rows: int, multiple: int) -> tuple[int, ...]:
+    """The rows of a shard that may be packed into: few numbers, so that few programs compile.
 
     Args:
-      needed: rows of the fullest shard.
       rows: rows of a shard without packing.
-      multiple: the result is a multiple of it: the rows of a micro-batch.
+      multiple: the rows of a micro-batch; each number but `rows` itself is a multiple of it.
 
     Returns:
-      At least `needed`, at most `rows`: a whole number of eighths of `rows`, rounded up.
+      Whole numbers of eighths of `rows`, rounded up, the smallest first, `rows` last.
+
+    >>> buckets(32, 8)
+    (8, 16, 24, 32)
+    """
+    step = -(-rows // BUCKETS)
+    step = -(-step // multiple) * multiple
+    return (*range(step, rows, step), rows)
+
+
+def bucket(needed: int, rows: int, multiple: int) -> int:
+    """The smallest of `buckets` that holds the rows needed by the fullest shard.
 
     >>> bucket(9, 32, 2)
     12
     """
-    step = -(-rows // BUCKETS)
-    step = -(-step // multiple) * multiple
-    return min(rows, -(-needed // step) * step)
+    return next(size for size in buckets(rows, multiple) if size >= needed)
 
 
 def pack(batch: Batch, *, rows: int, shards: int = 1) -> Batch:

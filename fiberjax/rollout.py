@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from fiberjax import mesh, packing
 from fiberjax.layout import STATE, Layout, make_layout, state_ids
-from fiberjax.policy import TokenOutputs, TransformerConfig, cast_kernels, sample
+from fiberjax.policy import Samples, TokenOutputs, TransformerConfig, cast_kernels, sample
 from fiberjax.tasks import Domain, PromptBatch, Vocabulary, score
 from fiberjax.update import Batch, batch_specs, make_forward
 
@@ -70,6 +69,7 @@ class Sampler:
       temperature: of the sampler.
       top_k: 0 for all tokens.
       top_p: 1.0 for all tokens.
+      max_rows: drawn at a time on each row shard; 0 for all.
       seed: of every draw.
     """
 
@@ -81,6 +81,7 @@ class Sampler:
     temperature: float
     top_k: int
     top_p: float
+    max_rows: int
     seed: int
 
     def __call__(
@@ -99,23 +100,19 @@ class Sampler:
         """
         tokens = np.repeat(prompts.tokens, samples, axis=0)
         prompt_mask = np.repeat(prompts.mask, samples, axis=0)
-        placed, placed_mask = mesh.place(self.mesh, (tokens, prompt_mask), mesh.ROWS)
-        drawn = sample(
-            self.config,
-            sampling_params(self.config, self.mesh, params),
-            placed,
-            placed_mask,
-            row_keys(self.mesh, self.seed, stream, step, len(placed)),
-            max_new_tokens=self.max_new_tokens,
-            eos_id=self.vocabulary.eos_id,
-            pad_id=self.vocabulary.pad_id,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            constrain=mesh.constrain(self.mesh),
-            attend=mesh.attend(self.mesh, self.config),
+        shards = mesh.local_shards(self.mesh)
+        per_shard = len(tokens) // len(shards)
+        place = per_shard * shards.start + np.arange(len(tokens))
+        read = sampling_params(self.config, self.mesh, params)
+        parts = np.split(np.arange(len(tokens)), num_parts(per_shard, self.max_rows))
+        pending = []
+        for part in parts:
+            rows, mask = mesh.place(self.mesh, (tokens[part], prompt_mask[part]), mesh.ROWS)
+            keys = row_keys(self.mesh, self.seed, stream, step, place[part])
+            pending.append(self.draw(read, rows, mask, keys))
+        drawn = jax.tree.map(
+            lambda *parts: np.concatenate([mesh.local_values(part) for part in parts]), *pending
         )
-        drawn = jax.tree.map(mesh.local_values, drawn)
         mask = np.arange(self.max_new_tokens) < drawn.length[:, None]
         ended = drawn.length - drawn.finished  # Text ends before the end of sequence.
         texts = [
@@ -134,6 +131,37 @@ class Sampler:
             texts=texts,
         )
 
+    def draw(
+        self, params: Any, prompts: jax.Array, prompt_mask: jax.Array, keys: jax.Array
+    ) -> Samples:
+        """The compiled part of a call: one completion of each row; see `policy.sample`."""
+        return sample(
+            self.config,
+            params,
+            prompts,
+            prompt_mask,
+            keys,
+            max_new_tokens=self.max_new_tokens,
+            eos_id=self.vocabulary.eos_id,
+            pad_id=self.vocabulary.pad_id,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            placement=mesh.placement(self.mesh, self.config),
+        )
+
+
+def num_parts(rows: int, max_rows: int) -> int:
+    """Into how many equal parts the rows of a shard are cut so that none exceeds `max_rows`.
+
+    >>> num_parts(64, 64), num_parts(64, 40), num_parts(64, 0)
+    (1, 2, 1)
+    """
+    fits = (
+        n for n in range(1, rows + 1) if rows % n == 0 and (rows // n <= max_rows or not max_rows)
+    )
+    return next(fits)
+
 
 def sampling_params(config: TransformerConfig, device_mesh: Mesh, params: Any) -> Any:
     """Parameters as the sampler reads them: in the compute dtype, gathered over `fsdp`."""
@@ -148,14 +176,15 @@ def positions_of(real: np.ndarray) -> np.ndarray:
     return np.maximum(np.cumsum(real, axis=1, dtype=np.int32) - 1, 0)
 
 
-def row_keys(device_mesh: Mesh, seed: int, stream: int, step: int, num_rows: int) -> jax.Array:
-    """One PRNG key a row, [num_rows], over the rows of the mesh."""
+def row_keys(device_mesh: Mesh, seed: int, stream: int, step: int, places: np.ndarray) -> jax.Array:
+    """One PRNG key for each of this process's rows, by its place in the global batch."""
 
-    def make(step: jax.Array) -> jax.Array:
+    def make(step: jax.Array, places: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
-        return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(num_rows))
+        return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
 
-    return jax.jit(make, out_shardings=NamedSharding(device_mesh, mesh.ROWS))(step)
+    placed = mesh.place(device_mesh, places.astype(np.int32), mesh.ROWS)
+    return jax.jit(make, out_shardings=NamedSharding(device_mesh, mesh.ROWS))(step, placed)
 
 
 def make_score(config: TransformerConfig, device_mesh: Mesh, chunk: int, num_micro_batches: int):
@@ -242,13 +271,17 @@ def make_batches(
 
 
 def pack_rows(device_mesh: Mesh, batch: Batch, micro_batches: int) -> Batch:
-    """This process's rows of a batch, packed into as many rows a shard as on all processes."""
-    held = mesh.local_rows(device_mesh, mesh.row_shards(device_mesh))
-    shards = held.stop - held.start
+    """This process's rows of a batch, packed into as many rows a shard as on all processes.
+
+    A batch that needs all its rows stays as it is: columns of prompts then cost no logits.
+    """
+    shards = len(mesh.local_shards(device_mesh))
     needed = np.full(shards, packing.rows_needed(batch, shards))
     rows = len(batch.tokens) // shards
     most = int(mesh.gather(device_mesh, needed).max())
     size = packing.bucket(most, rows, rows // micro_batches)
+    if size == rows:
+        return batch
     return packing.pack(batch, rows=size, shards=shards)
 
 

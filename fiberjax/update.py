@@ -142,8 +142,8 @@ def make_step(
         metrics, cotangents = objective_gradient(device_mesh, gate, options, outputs, batch, knobs)
         gradient = pullback(cotangents)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        metrics["actor/grad_norm"] = optax.global_norm(gradient)
-        metrics["actor/update_norm"] = optax.global_norm(updates)
+        metrics["actor/grad_norm"] = optax.tree.norm(gradient)
+        metrics["actor/update_norm"] = optax.tree.norm(updates)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1), metrics
 
@@ -166,8 +166,7 @@ def make_forward(
         model = bind(
             config,
             params,
-            constrain=mesh.constrain(device_mesh),
-            attend=mesh.attend(device_mesh, config),
+            placement=mesh.placement(device_mesh, config),
         )
         hidden = model.hidden(tokens, positions, segment_ids)[:, start - 1 : -1]
         targets = jnp.where(segment_ids[:, start:] != 0, tokens[:, start:], 0)

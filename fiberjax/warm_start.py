@@ -134,8 +134,7 @@ def _train(
                 start=1,
                 temperature=1.0,
                 chunk=chunk,
-                constrain=mesh.constrain(device_mesh),
-                attend=mesh.attend(device_mesh, config),
+                placement=mesh.placement(device_mesh, config),
             )
             return -jnp.sum(outputs.log_prob, where=loss_mask) / jnp.sum(loss_mask)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from fiberjax import distributed, experiment, loop, plan
+from fiberjax import distributed, experiment, loop
 
 ROOT = Path(__file__).parents[1]
 # The first run trains it, the others read it, on whatever processes they are.
@@ -87,7 +87,7 @@ def parameters(workdir: Path) -> np.ndarray:
     """All parameters of the newest checkpoint of a run, in one row."""
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
-    built = experiment.from_config(config, jax.devices()[:1], plan.named_domains)
+    built = experiment.from_config(config, jax.devices()[:1], experiment.named_domains)
     _, params = loop.newest_params(built, workdir)
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
 

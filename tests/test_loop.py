@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from fiberjax import advantages, checkpoints, experiment, loop, mesh
+from fiberjax import advantages, checkpoints, experiment, loop
 from fiberjax.metrics import read_metrics
 from fiberjax.rollout import Sampler
 from fiberjax.update import make_step
@@ -88,11 +88,8 @@ def _as_config(values):
 
 def newest(built, folder):
     """The newest checkpoint of a run."""
-    start = loop.initial_params(built)
-    abstract = jax.eval_shape(lambda params: loop._fresh(built, params), start)
-    shardings = mesh.state_shardings(built.mesh, abstract)
     with checkpoints.Checkpoints(folder / "checkpoints", keep=9) as saved:
-        return saved.restore(checkpoints.abstract(abstract, shardings))
+        return saved.restore(built.abstract_state())
 
 
 def assert_equal(a, b):
@@ -206,10 +203,9 @@ def build(make_config, one_device):
 def trainer_of(built):
     """The trainer of an experiment, its first state, and its reference."""
     start = loop.initial_params(built)
-    abstract = jax.eval_shape(lambda params: loop._fresh(built, params), start)
-    shardings = mesh.state_shardings(built.mesh, abstract)
-    state = loop._fresh(built, jax.tree.map(lambda leaf: leaf.copy(), start))
-    return loop.Trainer(built, shardings, start), jax.device_put(state, shardings)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, built.abstract_state())
+    state = built.fresh_state(jax.tree.map(lambda leaf: leaf.copy(), start))
+    return loop.Trainer(built, start), jax.device_put(state, shardings)
 
 
 def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
@@ -221,8 +217,7 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "make_step", recorded)
     built = build(curriculum__profile_samples=2)
-    start = loop.initial_params(built)
-    whole = loop.train(built, start, tmp_path / "whole")
+    before, whole = loop.train(built, tmp_path / "whole")
 
     iterate = loop.Trainer.iterate
 
@@ -233,10 +228,15 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop.Trainer, "iterate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(built, start, tmp_path / "parts")
+        loop.train(built, tmp_path / "parts")
     assert len(read_metrics(tmp_path / "parts")["step"]) == 2
     monkeypatch.setattr(loop.Trainer, "iterate", iterate)
-    parts = loop.train(built, start, tmp_path / "parts")
+    # What is in the checkpoint is not made again.
+    for name in ("initial_params", "evaluate", "profile"):
+        monkeypatch.setattr(loop, name, None)
+    remembered, parts = loop.train(built, tmp_path / "parts")
+    np.testing.assert_equal(remembered.measures, before.measures)
+    np.testing.assert_array_equal(remembered.domain, before.domain)
 
     # Also on a restored state; a size of 0 is a program that jax has forgotten since.
     assert len(steps) == 3 and all(step._cache_size() <= 1 for step in steps)
@@ -289,7 +289,7 @@ def test_an_update_that_is_not_finite_stops_the_run(build, tmp_path, monkeypatch
     monkeypatch.setitem(advantages.ESTIMATORS, "grpo", broken)
     built = build()
     with pytest.raises(FloatingPointError, match=r"step 1 is not finite: .*actor/grad_norm = nan"):
-        loop.train(built, loop.initial_params(built), tmp_path)
+        loop.train(built, tmp_path)
     rows = read_metrics(tmp_path)
     assert list(rows["step"]) == [1] and np.isnan(rows["actor/grad_norm"][0])
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))

@@ -11,9 +11,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import gates as presets
-from fiberjax import gates, hlo, mesh, optimizers
+from fiberjax import gates, mesh, optimizers
 from fiberjax.layout import make_layout
-from fiberjax.policy import TokenOutputs, TransformerConfig, attention, init, sample
+from fiberjax.plans import costs, hlo
+from fiberjax.policy import TokenOutputs, TransformerConfig, init, sample
 from fiberjax.update import (
     Batch,
     Knobs,
@@ -159,28 +160,27 @@ class Device:
         self.platform = platform
 
 
-def choose(platform: str, tensor: int, **changes):
+def takes_kernel(platform: str, tensor: int, **changes) -> bool:
     config = dataclasses.replace(CONFIG, **changes)
     devices = np.array([Device(platform) for _ in range(tensor)]).reshape(1, 1, tensor)
     stub = type("Mesh", (), {"devices": devices, "shape": {"tensor": tensor}})()
-    return mesh.attend(stub, config)
+    return mesh.placement(stub, config).splash
 
 
 def test_auto_takes_the_kernel_on_tpus_where_heads_divide():
-    dense = attention.dense
-    assert choose("tpu", 1) is not dense
-    assert choose("tpu", 4, num_kv_heads=2) is not dense
-    assert choose("tpu", 8) is dense
-    assert choose("tpu", 4, attention="dense") is dense
-    assert choose("cpu", 1) is choose("gpu", 1) is dense
-    assert choose("cpu", 1, attention="splash") is not dense
+    assert takes_kernel("tpu", 1)
+    assert takes_kernel("tpu", 4, num_kv_heads=2)
+    assert not takes_kernel("tpu", 8)
+    assert not takes_kernel("tpu", 4, attention="dense")
+    assert not takes_kernel("cpu", 1) and not takes_kernel("gpu", 1)
+    assert takes_kernel("cpu", 1, attention="splash")
 
 
 def test_kernels_that_cannot_run_are_refused():
     with pytest.raises(ValueError, match=r"'splash' runs on TPUs.*the mesh is of gpu"):
-        choose("gpu", 1, attention="splash")
+        takes_kernel("gpu", 1, attention="splash")
     with pytest.raises(ValueError, match=r"tensor=8: num_heads = 4 must divide by lcm.* = 4, 8\)"):
-        choose("tpu", 8, attention="splash")
+        takes_kernel("tpu", 8, attention="splash")
 
 
 def test_gate_exchanges_tables_only():
@@ -194,7 +194,7 @@ def test_gate_exchanges_tables_only():
             device_mesh, GATE, OPTIONS, outputs, batch, knobs
         )
     ).lower(outputs, placed, KNOBS)
-    exchanged = hlo.collectives(hlo.parse(compiled.compile().as_text()))
+    exchanged = costs.collectives(hlo.parse(compiled.compile().as_text()))
     assert exchanged
     assert {collective.kind for collective in exchanged} == {"all-reduce"}
     # The widest table: 5 groups with two channels. Scalars are joined into one exchange.
@@ -231,13 +231,13 @@ def test_sampler_keeps_split_logits_where_they_are():
             max_new_tokens=4,
             eos_id=1,
             pad_id=0,
-            constrain=mesh.constrain(device_mesh),
+            placement=mesh.placement(device_mesh, config),
         )
 
     inputs = mesh.place(device_mesh, np.ones((rows, 3), np.int32), mesh.ROWS)
     keys = jax.random.split(jax.random.key(0), rows)
     compiled = jax.jit(draw).lower(params, inputs, keys).compile()
-    exchanged = hlo.collectives(hlo.parse(compiled.as_text()), default_trips=3)
+    exchanged = costs.collectives(hlo.parse(compiled.as_text()), default_trips=3)
     drawing = [c for c in exchanged if "dot_general" not in c.source]
     assert drawing
     assert all(c.num_bytes <= rows // 2 * vocab * 4 // 8 for c in drawing), drawing

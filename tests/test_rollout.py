@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from fiberjax import experiment, loop, mesh
+from fiberjax import experiment, loop, mesh, rollout
 from fiberjax.rollout import (
     EVALUATION,
     PROFILE,
     TRAINING,
+    Sampler,
     make_batches,
     make_score,
     positions_of,
@@ -183,7 +184,7 @@ def test_states_are_shared_by_samples_of_one_prompt_and_prefix(build):
 def test_no_two_rows_ever_share_a_key(build):
     built, _, _ = build()
     keys = [
-        jax.random.key_data(row_keys(built.mesh, seed, stream, step, 8))
+        jax.random.key_data(row_keys(built.mesh, seed, stream, step, np.arange(8)))
         for seed in (0, 1)
         for stream in (TRAINING, EVALUATION, PROFILE)
         for step in range(4)
@@ -203,6 +204,44 @@ def test_a_draw_depends_on_seed_stream_and_step_alone(build):
     assert texts(step=1) != rollouts.texts
     assert texts(stream=EVALUATION) != rollouts.texts
     assert texts(sampler=dataclasses.replace(sampler, seed=1)) != rollouts.texts
+
+
+@pytest.mark.parametrize(
+    ("shape", "max_rows"), [((1, 1, 1), 8), ((2, 2, 2), 5), ((4, 2, 1), 1)], ids=str
+)
+def test_draws_do_not_depend_on_the_parts_they_are_drawn_in(build, shape, max_rows, monkeypatch):
+    built, params, rollouts = build()
+    count = int(np.prod(shape))
+    device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
+    sampler = dataclasses.replace(built.sampler(built.train), mesh=device_mesh, max_rows=max_rows)
+    # Heads and vocabulary of the tiny policy do not divide over `tensor`.
+    params = jax.device_put(params, jax.NamedSharding(device_mesh, mesh.REPLICATED))
+    monkeypatch.setattr(rollout, "sampling_params", lambda config, mesh, params: params)
+    drawn = []
+    draw = Sampler.draw
+    monkeypatch.setattr(
+        Sampler, "draw", lambda self, *of: drawn.append(len(of[1])) or draw(self, *of)
+    )
+    again = sampler(params, rollouts.prompts, samples=GROUP, stream=TRAINING, step=0)
+    assert again.texts == rollouts.texts
+    np.testing.assert_array_equal(again.tokens, rollouts.tokens)
+    np.testing.assert_allclose(again.sampler_log_prob, rollouts.sampler_log_prob, atol=1e-5)
+    shards = mesh.row_shards(device_mesh)
+    assert len(drawn) > 1 and sum(drawn) == len(rollouts.tokens)
+    assert max(drawn) <= max_rows * shards
+
+
+def test_batches_that_packing_would_not_shorten_stay_as_they_are(build):
+    built, _, rollouts = build()
+    full = dataclasses.replace(
+        rollouts,
+        mask=np.ones_like(rollouts.mask),
+        segment_ids=np.ones_like(rollouts.segment_ids),
+    )
+    for of, packed in ((full, False), (rollouts, True)):
+        for batch in cut(built, of, 2, pack_micro_batches=16):
+            assert (batch.layout.cell_id is not None) == packed
+            assert (len(batch.tokens) < len(rollouts.tokens) // 2) == packed
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -232,9 +271,8 @@ def test_truncated_sampling_leaves_the_first_ratios_at_one(build, truncation):
     # The sampler's are those of the renormalised distribution, and would not do as the old ones.
     assert np.abs(old - rollouts.sampler_log_prob)[rollouts.mask].max() > 0.1
     (batch,) = cut(built, rollouts, 1, old_log_prob=old)
-    abstract = jax.eval_shape(lambda p: loop._fresh(built, p), params)
-    trainer = loop.Trainer(built, mesh.state_shardings(built.mesh, abstract), params)
-    state = loop._fresh(built, jax.tree.map(lambda leaf: leaf.copy(), params))
+    trainer = loop.Trainer(built, None)
+    state = built.fresh_state(jax.tree.map(lambda leaf: leaf.copy(), params))
     _, metrics = trainer._step(state, batch, built.knobs)
     np.testing.assert_allclose(float(metrics["is_ratio/min"]), 1, atol=1e-5)
     np.testing.assert_allclose(float(metrics["is_ratio/max"]), 1, atol=1e-5)

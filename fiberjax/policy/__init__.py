@@ -1,9 +1,8 @@
 """The policy: a decoder, the log-probabilities of its tokens, and a sampler."""
 
-from fiberjax.policy.attention import Attend
 from fiberjax.policy.config import TransformerConfig
-from fiberjax.policy.layers import Constrain, identity
 from fiberjax.policy.log_probs import TokenOutputs, chunked_token_outputs, token_outputs
+from fiberjax.policy.placement import Placement
 from fiberjax.policy.sampler import Samples, cast_kernels, sample
 from fiberjax.policy.transformer import (
     Cache,
@@ -16,10 +15,9 @@ from fiberjax.policy.transformer import (
 )
 
 __all__ = [
-    "Attend",
     "Cache",
-    "Constrain",
     "Params",
+    "Placement",
     "Samples",
     "TokenOutputs",
     "Transformer",
@@ -27,7 +25,6 @@ __all__ = [
     "bind",
     "cast_kernels",
     "chunked_token_outputs",
-    "identity",
     "init",
     "init_cache",
     "num_params",

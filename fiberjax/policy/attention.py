@@ -8,14 +8,10 @@ its segment id. Two implementations agree to rounding:
               are left out, in the backward pass too. Interpreted, slowly, on a CPU.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas.ops.tpu import splash_attention
-
-Attend = Callable[[Array, Array, Array, Array], Array]
 
 # Finite, so that a softmax over nothing but masked scores is uniform instead of NaN.
 _MASKED = -1e30

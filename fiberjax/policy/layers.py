@@ -4,8 +4,8 @@ A module here holds the stack. What runs is one slice of it (see `Transformer.hi
 methods see one layer's parameters.
 """
 
+import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,7 @@ from flax import nnx
 from jax import Array, lax
 
 from fiberjax.policy.config import TransformerConfig
-
-Constrain = Callable[[Array, str], Array]
-
-
-def identity(x: Array, name: str) -> Array:
-    """The default activation constraint: leaves `x` where the compiler puts it."""
-    del name
-    return x
+from fiberjax.policy.placement import Placement
 
 
 def _matmul(x: Array, kernel: Array) -> Array:
@@ -28,7 +21,7 @@ def _matmul(x: Array, kernel: Array) -> Array:
 
     The gradient of a batched product with an unbatched matrix is much slower on XLA:CPU.
     """
-    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    flat = x.reshape(-1, x.shape[-1]) @ kernel
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -54,7 +47,16 @@ class Linear(nnx.Module):
     """`x @ kernel (+ bias)`, parameters stacked over `layers`."""
 
     def __init__(
-        self, layers: int, fan_in: int, fan_out: int, *, scale: float, bias: bool, rngs: nnx.Rngs
+        self,
+        layers: int,
+        fan_in: int,
+        fan_out: int,
+        *,
+        scale: float,
+        bias: bool,
+        split: str,
+        placement: Placement,
+        rngs: nnx.Rngs,
     ):
         stddev = scale / math.sqrt(fan_in)
         self.kernel = nnx.Param(
@@ -63,10 +65,13 @@ class Linear(nnx.Module):
         if bias:
             self.bias = nnx.Param(jnp.zeros((layers, fan_out), jnp.float32))
         self.use_bias = bias
+        self.split = split
+        self.placement = placement
 
     def __call__(self, x: Array) -> Array:
         """Maps [..., fan_in] to [..., fan_out]."""
-        out = _matmul(x, self.kernel[...])
+        kernel = self.placement.kernel(self.kernel[...].astype(x.dtype), self.split)
+        out = _matmul(x, kernel)
         return out + self.bias[...].astype(x.dtype) if self.use_bias else out
 
 
@@ -98,18 +103,18 @@ class Embedding(nnx.Module):
 class Attention(nnx.Module):
     """The projections of attention; who attends to whom is decided by the caller."""
 
-    def __init__(self, config: TransformerConfig, constrain: Constrain, *, rngs: nnx.Rngs):
-        layers, width, bias = config.num_layers, config.embed_dim, config.qkv_bias
+    def __init__(self, config: TransformerConfig, placement: Placement, *, rngs: nnx.Rngs):
+        layers, width = config.num_layers, config.embed_dim
         wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q = Linear(layers, width, wide, scale=1.0, bias=bias, rngs=rngs)
-        self.k = Linear(layers, width, narrow, scale=1.0, bias=bias, rngs=rngs)
-        self.v = Linear(layers, width, narrow, scale=1.0, bias=bias, rngs=rngs)
-        self.o = Linear(layers, wide, width, scale=_residual(config), bias=False, rngs=rngs)
+        shared = functools.partial(Linear, layers, placement=placement, rngs=rngs)
+        project = functools.partial(shared, width, scale=1.0, bias=config.qkv_bias, split="out")
+        self.q, self.k, self.v = project(wide), project(narrow), project(narrow)
+        self.o = shared(wide, width, scale=_residual(config), bias=False, split="in")
         if config.qk_norm:
             self.q_norm = RMSNorm((layers, config.head_dim), config.norm_epsilon)
             self.k_norm = RMSNorm((layers, config.head_dim), config.norm_epsilon)
         self.config = config
-        self.constrain = constrain
+        self.placement = placement
 
     def project(self, x: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         """Queries [B, T, H, K], keys and values [B, G, T, K], rotated where it applies."""
@@ -118,39 +123,44 @@ class Attention(nnx.Module):
         if self.config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, rope), rotate(key, rope)
-        query, key, value = (self.constrain(part, "heads") for part in (query, key, value))
+        query, key, value = (
+            self.placement.activation(part, "heads") for part in (query, key, value)
+        )
         return query, key.swapaxes(1, 2), value.swapaxes(1, 2)
 
     def output(self, heads: Array) -> Array:
         """Heads [B, T, H, K] back to the residual width [B, T, D]."""
-        return self.o(self.constrain(heads, "heads").reshape(*heads.shape[:2], -1))
+        heads = self.placement.activation(heads, "heads")
+        return self.o(heads.reshape(*heads.shape[:2], -1))
 
 
 class MLP(nnx.Module):
     """SwiGLU: `down(silu(gate(x)) · up(x))`."""
 
-    def __init__(self, config: TransformerConfig, constrain: Constrain, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, placement: Placement, *, rngs: nnx.Rngs):
         layers, width, hidden = config.num_layers, config.embed_dim, config.mlp_dim
-        self.gate = Linear(layers, width, hidden, scale=1.0, bias=False, rngs=rngs)
-        self.up = Linear(layers, width, hidden, scale=1.0, bias=False, rngs=rngs)
-        self.down = Linear(layers, hidden, width, scale=_residual(config), bias=False, rngs=rngs)
-        self.constrain = constrain
+        shared = functools.partial(Linear, layers, bias=False, placement=placement, rngs=rngs)
+        self.gate = shared(width, hidden, scale=1.0, split="out")
+        self.up = shared(width, hidden, scale=1.0, split="out")
+        self.down = shared(hidden, width, scale=_residual(config), split="in")
+        self.placement = placement
 
     def __call__(self, x: Array) -> Array:
         """Maps [B, T, D] to [B, T, D]."""
-        return self.down(self.constrain(jax.nn.silu(self.gate(x)) * self.up(x), "mlp"))
+        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        return self.down(self.placement.activation(hidden, "mlp"))
 
 
 class Block(nnx.Module):
     """All layers' parameters, stacked; one slice of them is one pre-norm layer."""
 
-    def __init__(self, config: TransformerConfig, constrain: Constrain, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, placement: Placement, *, rngs: nnx.Rngs):
         shape = (config.num_layers, config.embed_dim)
         self.attention_norm = RMSNorm(shape, config.norm_epsilon)
-        self.attention = Attention(config, constrain, rngs=rngs)
+        self.attention = Attention(config, placement, rngs=rngs)
         self.mlp_norm = RMSNorm(shape, config.norm_epsilon)
-        self.mlp = MLP(config, constrain, rngs=rngs)
-        self.constrain = constrain
+        self.mlp = MLP(config, placement, rngs=rngs)
+        self.placement = placement
 
     def project(self, x: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         """Queries, keys and values of the normed residual stream."""
@@ -159,7 +169,7 @@ class Block(nnx.Module):
     def finish(self, x: Array, heads: Array) -> Array:
         """The layer's output, given what attention read."""
         x = x + self.attention.output(heads)
-        return self.constrain(x + self.mlp(self.mlp_norm(x)), "activation")
+        return self.placement.activation(x + self.mlp(self.mlp_norm(x)), "activation")
 
 
 def _residual(config: TransformerConfig) -> float:

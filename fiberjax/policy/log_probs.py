@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fiberjax.policy import attention, layers, transformer
+from fiberjax.policy import transformer
 from fiberjax.policy.config import TransformerConfig
+from fiberjax.policy.placement import ONE_DEVICE, Placement
 
 
 class TokenOutputs(NamedTuple):
@@ -37,8 +38,7 @@ def token_outputs(
     start: int,
     temperature: Array | float,
     chunk: int,
-    constrain: layers.Constrain = layers.identity,
-    attend: attention.Attend = attention.dense,
+    placement: Placement = ONE_DEVICE,
 ) -> TokenOutputs:
     """Log-probabilities of `tokens[:, start:]` and entropies there, each float32[B, S − start].
 
@@ -54,8 +54,7 @@ def token_outputs(
         start: First column wanted, at least 1; static.
         temperature: Divides the logits; positive.
         chunk: Columns whose logits exist at a time, static; S − start need not divide by it.
-        constrain: Sharding constraints on activations; see `Transformer`.
-        attend: Attention of whole rows; see `Transformer`.
+        placement: Where the policy's arrays lie.
 
     Returns:
         Both differentiable in `params` and `temperature`. Values at padding, and at the first
@@ -66,7 +65,7 @@ def token_outputs(
     """
     if not 1 <= start < tokens.shape[1]:
         raise ValueError(f"start must be in [1, {tokens.shape[1] - 1}], got {start}")
-    model = transformer.bind(config, params, constrain=constrain, attend=attend)
+    model = transformer.bind(config, params, placement=placement)
     hidden = model.hidden(tokens, positions, segment_ids)[:, start - 1 : -1]
     targets = jnp.where(segment_ids[:, start:] != 0, tokens[:, start:], 0)
     return chunked_token_outputs(

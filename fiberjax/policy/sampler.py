@@ -1,7 +1,9 @@
 """Sampling completions from the policy: one compiled loop over a key-value cache.
 
 Prompts are padded on the left, so that every row's completion begins in the same column and a step
-writes one column of the cache. The loop ends as soon as every row has ended.
+writes one column of the cache. The loop ends as soon as every row has ended. Reading the cache is
+most of a step's work on an accelerator, so the loop runs in stages, each of which reads no more
+columns than its last token needs.
 """
 
 import functools
@@ -13,8 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from fiberjax.policy import attention, layers, transformer
+from fiberjax.policy import transformer
 from fiberjax.policy.config import TransformerConfig
+from fiberjax.policy.placement import ONE_DEVICE, Placement
+
+# The most tokens of a stage of the loop: six stages for answers of 3,072 tokens.
+STAGE = 512
 
 
 class Samples(NamedTuple):
@@ -50,8 +56,8 @@ def sample(
     top_k: int = 0,
     top_p: Array | float = 1.0,
     greedy: bool = False,
-    constrain: layers.Constrain = layers.identity,
-    attend: attention.Attend = attention.dense,
+    stage: int = STAGE,
+    placement: Placement = ONE_DEVICE,
 ) -> Samples:
     """Draws one completion of up to `max_new_tokens` for each row of `prompts`.
 
@@ -76,8 +82,8 @@ def sample(
         top_p: In (0, 1]; a Python 1.0 costs nothing, anything else a sort a step.
         greedy: Take the likeliest token; static. `temperature`, `top_k` and `top_p` are then
             ignored and `log_prob` is that of the policy at temperature 1.
-        constrain: Sharding constraints on activations; see `Transformer`.
-        attend: Attention within the prompts; see `Transformer`.
+        stage: The most tokens of a stage, at least 1; each stage is compiled by itself; static.
+        placement: Where the policy's arrays lie.
 
     Returns:
         The completions; not differentiable.
@@ -86,6 +92,8 @@ def sample(
         ValueError: If an option is out of range, or shapes do not agree.
     """
     _validate(config, prompts, prompt_mask, keys, max_new_tokens, eos_id, pad_id)
+    if stage < 1:
+        raise ValueError(f"stage must be at least 1 token, got {stage}")
     if greedy:
         temperature, top_k, top_p = 1.0, 0, 1.0
     _validate_distribution(config, temperature, top_k, top_p)
@@ -103,9 +111,21 @@ def sample(
         pad_id=pad_id,
         top_k=0 if top_k == config.vocab_size else top_k,
         greedy=greedy,
-        constrain=constrain,
-        attend=attend,
+        stage_ends=stage_ends(max_new_tokens, stage),
+        placement=placement,
     )
+
+
+def stage_ends(max_new_tokens: int, stage: int) -> tuple[int, ...]:
+    """Where the stages of the loop end: as few as may be, of one length or one less.
+
+    >>> stage_ends(3072, 512)
+    (512, 1024, 1536, 2048, 2560, 3072)
+    >>> stage_ends(10, 4)
+    (3, 6, 10)
+    """
+    count = -(-max_new_tokens // stage)
+    return tuple(max_new_tokens * (k + 1) // count for k in range(count))
 
 
 class _State(NamedTuple):
@@ -121,7 +141,7 @@ class _State(NamedTuple):
     jax.jit,
     static_argnames=(
         *("config", "max_new_tokens", "eos_id", "pad_id", "top_k", "greedy"),
-        *("constrain", "attend"),
+        *("stage_ends", "placement"),
     ),
 )
 def _sample(
@@ -138,12 +158,12 @@ def _sample(
     pad_id: int,
     top_k: int,
     greedy: bool,
-    constrain: layers.Constrain,
-    attend: attention.Attend,
+    stage_ends: tuple[int, ...],
+    placement: Placement,
 ) -> Samples:
-    batch = prompts.shape[0]
+    batch, prompt_columns = prompts.shape
     kernels = cast_kernels(params, config)
-    model = transformer.bind(config, kernels, constrain=constrain, attend=attend)
+    model = transformer.bind(config, kernels, placement=placement)
 
     def draw(state: _State, hidden: Array) -> _State:
         """Draws the token of column `state.step` and records it."""
@@ -153,7 +173,7 @@ def _sample(
         else:
             z = truncated_logits(z / temperature, top_k=top_k, top_p=top_p)
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
-            token, log_prob = _categorical(step_keys, z, constrain)
+            token, log_prob = _categorical(step_keys, z, placement)
         ended = state.samples.finished
         token = jnp.where(ended, pad_id, token)
         log_prob = jnp.where(ended, 0.0, log_prob)
@@ -170,10 +190,15 @@ def _sample(
     prompt_length_of_row = jnp.sum(prompt_mask, axis=1, dtype=jnp.int32)
     ones = jnp.ones((batch, 1), jnp.int32)
 
-    def step(state: _State) -> _State:
+    def step(state: _State, *, columns: int) -> _State:
         position = (prompt_length_of_row + state.step - 1)[:, None]
-        hidden, cache = model.decode(state.token[:, None], position, ones, state.cache)
+        hidden, cache = model.decode(
+            state.token[:, None], position, ones, state.cache, columns=columns
+        )
         return draw(state._replace(cache=cache), hidden)
+
+    def unfinished(state: _State, *, end: int) -> Array:
+        return (state.step < end) & ~jnp.all(state.samples.finished)
 
     # Prompts attend to prompts: the columns of the completion are added afterwards.
     positions = jnp.cumsum(prompt_mask, axis=1, dtype=jnp.int32) - 1
@@ -187,11 +212,14 @@ def _sample(
         finished=jnp.zeros((batch,), bool),
     )
     start = _State(jnp.int32(0), jnp.zeros((batch,), jnp.int32), empty, cache)
-    state = lax.while_loop(
-        lambda state: (state.step < max_new_tokens) & ~jnp.all(state.samples.finished),
-        step,
-        draw(start, hidden),
-    )
+    state = draw(start, hidden)
+    for end in stage_ends:
+        state = lax.while_loop(
+            functools.partial(unfinished, end=end),
+            # One token fewer than are drawn by then has a column.
+            functools.partial(step, columns=prompt_columns + end - 1),
+            state,
+        )
     return state.samples
 
 
@@ -224,7 +252,7 @@ def _argmax(z: Array) -> tuple[Array, Array]:
     return token, jnp.max(z, axis=-1) - jax.nn.logsumexp(z, axis=-1)
 
 
-def _categorical(keys: Array, z: Array, constrain: layers.Constrain) -> tuple[Array, Array]:
+def _categorical(keys: Array, z: Array, placement: Placement) -> tuple[Array, Array]:
     """One draw a row from softmax(z), z float32[B, V], and its log-probability.
 
     In two stages, a block of tokens and a token of that block, each by inverting a cumulative sum:
@@ -235,7 +263,7 @@ def _categorical(keys: Array, z: Array, constrain: layers.Constrain) -> tuple[Ar
     highest = jnp.max(z, axis=-1, keepdims=True)
     mass = jnp.pad(jnp.exp(z - highest), ((0, 0), (0, -vocab % width)))
     blocks = mass.reshape(batch, -1, width)
-    block_mass = constrain(jnp.sum(blocks, axis=-1), "activation")
+    block_mass = placement.activation(jnp.sum(blocks, axis=-1), "activation")
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
     block = _invert(block_mass, uniform[:, 0])
     within = _invert(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], uniform[:, 1])

@@ -36,6 +36,7 @@ from jax import Array, lax
 
 from fiberjax.policy import attention, layers
 from fiberjax.policy.config import TransformerConfig
+from fiberjax.policy.placement import ONE_DEVICE, Placement
 
 Params = dict[str, Any]
 
@@ -65,10 +66,7 @@ class Transformer(nnx.Module):
     Args:
         config: Its shape.
         rngs: Source of the initial parameters (the `params` stream).
-        constrain: Called as `constrain(x, name)` on activations and returned in their place, for
-            sharding constraints. Names: `"activation"` [B, T, D], `"heads"` [B, T, heads, K],
-            `"mlp"` [B, T, F], and `"column"` [B, G, T, K], new keys or values of the cache.
-        attend: Attention of whole rows; `attention.dense`, or another that computes the same.
+        placement: Where its arrays lie.
     """
 
     def __init__(
@@ -76,14 +74,12 @@ class Transformer(nnx.Module):
         config: TransformerConfig,
         *,
         rngs: nnx.Rngs,
-        constrain: layers.Constrain = layers.identity,
-        attend: attention.Attend = attention.dense,
+        placement: Placement = ONE_DEVICE,
     ):
         self.config = config
-        self.constrain = constrain
-        self.attend = attend
+        self.placement = placement
         self.embed = layers.Embedding(config, rngs=rngs)
-        self.layers = layers.Block(config, constrain, rngs=rngs)
+        self.layers = layers.Block(config, placement, rngs=rngs)
         self.final_norm = layers.RMSNorm((config.embed_dim,), config.norm_epsilon)
         if not config.tie_embeddings:
             self.head = layers.Embedding(config, rngs=rngs)
@@ -115,7 +111,7 @@ class Transformer(nnx.Module):
         def layer(x: Array, params: Any) -> tuple[Array, Any]:
             block = nnx.merge(graphdef, params)
             query, key, value = block.project(x, rope)
-            heads = self.attend(query, key, value, segment_ids)
+            heads = self.placement.attend(query, key, value, segment_ids)
             return block.finish(x, heads), (key, value) if keep else None
 
         # A few layers are written out: their activations are then kept where they are, where a loop
@@ -126,7 +122,13 @@ class Transformer(nnx.Module):
         return self.final_norm(x), kept
 
     def decode(
-        self, tokens: Array, positions: Array, segment_ids: Array, cache: Cache
+        self,
+        tokens: Array,
+        positions: Array,
+        segment_ids: Array,
+        cache: Cache,
+        *,
+        columns: int | None = None,
     ) -> tuple[Array, Cache]:
         """The normed last activations [B, T, D] of the next T columns, and the cache with them.
 
@@ -136,16 +138,20 @@ class Transformer(nnx.Module):
             segment_ids: int32[B, T]; 0 is padding.
             cache: From `init_cache`, `prefill` or a previous call, with room for T more columns
                 (not checked: `length` is traced).
+            columns: How many columns of the cache are read, at least those that are filled
+                afterwards (not checked either); all by default; static.
         """
         x, rope = self._embed(tokens, positions, segment_ids)
         start = cache.length
         segments = lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
+        seen = segments[:, :columns]
         mask = attention.causal_mask(
             segment_ids,
             start + jnp.arange(tokens.shape[1]),
-            segments,
-            jnp.arange(segments.shape[1]),
+            seen,
+            jnp.arange(seen.shape[1]),
         )
+        one_layer = (1, *cache.key.shape[1:3], seen.shape[1], cache.key.shape[4])
         graphdef, stacked = nnx.split(self.layers)
 
         # The cache is carried, not scanned over: a scan's outputs would be a copy of all of it.
@@ -154,11 +160,14 @@ class Transformer(nnx.Module):
             index, params = step
             block = nnx.merge(graphdef, params)
             query, key, value = block.project(x, rope)
-            key, value = (self.constrain(new, "column") for new in (key, value))
+            key, value = (self.placement.activation(new, "column") for new in (key, value))
             at = (index, 0, 0, start, 0)
             keys = lax.dynamic_update_slice(keys, key[None], at)
             values = lax.dynamic_update_slice(values, value[None], at)
-            heads = attention.masked(query, keys[index], values[index], mask)
+            key, value = (
+                lax.dynamic_slice(x, (index, 0, 0, 0, 0), one_layer)[0] for x in (keys, values)
+            )
+            heads = attention.masked(query, key, value, mask)
             return (block.finish(x, heads), keys, values), None
 
         steps = (jnp.arange(self.config.num_layers), stacked)
@@ -179,7 +188,7 @@ class Transformer(nnx.Module):
     ) -> tuple[Array, tuple[Array, Array]]:
         real = segment_ids != 0
         kernel = self.embed.kernel[...].astype(self.config.dtype)
-        x = self.constrain(kernel[jnp.where(real, tokens, 0)], "activation")
+        x = self.placement.activation(kernel[jnp.where(real, tokens, 0)], "activation")
         positions = jnp.where(real, positions, 0)
         return x, layers.rope_table(positions, self.config.head_dim, self.config.rope_theta)
 
@@ -241,11 +250,10 @@ def bind(
     config: TransformerConfig,
     params: Params,
     *,
-    constrain: layers.Constrain = layers.identity,
-    attend: attention.Attend = attention.dense,
+    placement: Placement = ONE_DEVICE,
 ) -> Transformer:
     """The module with `params` in it, for calling its methods inside a traced function."""
-    graphdef, state, expected = _structure(config, constrain, attend)
+    graphdef, state, expected = _structure(config, placement)
     leaves, found = jax.tree.flatten(params)
     if found != expected:
         raise ValueError(f"params do not fit the config: expected {expected}, got {found}")
@@ -253,11 +261,9 @@ def bind(
 
 
 @functools.lru_cache(maxsize=64)
-def _structure(
-    config: TransformerConfig, constrain: layers.Constrain, attend: attention.Attend
-) -> tuple[Any, Any, Any]:
+def _structure(config: TransformerConfig, placement: Placement) -> tuple[Any, Any, Any]:
     def make() -> Transformer:
-        return Transformer(config, rngs=nnx.Rngs(params=0), constrain=constrain, attend=attend)
+        return Transformer(config, rngs=nnx.Rngs(params=0), placement=placement)
 
     graphdef, state = nnx.split(nnx.eval_shape(make))
     return graphdef, jax.tree.structure(state), jax.tree.structure(nnx.to_pure_dict(state))

@@ -1,3 +1,5 @@
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -93,6 +95,35 @@ def test_rows_are_their_own(config, params):
         np.testing.assert_allclose(got.log_prob, want.log_prob, atol=1e-5)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 4, 8])
+def test_stages_draw_the_same_and_read_what_they_need(config, params, stage, monkeypatch):
+    expected = draw(config, params)
+    read = []
+    decode = policy.Transformer.decode
+    monkeypatch.setattr(
+        policy.Transformer,
+        "decode",
+        lambda *args, columns: read.append(columns) or decode(*args, columns=columns),
+    )
+    found = draw(config, params, stage=stage)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.finished, expected.finished)
+    np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=1e-5)
+    # Each stage is traced once; the last reads all there is, each one before a stage less.
+    assert sorted(set(read)) == [PROMPT + end - 1 for end in sampler.stage_ends(NEW, stage)]
+    assert max(read) == PROMPT + NEW - 1
+
+
+def test_stages_are_short_enough_and_complete():
+    for length in (1, 7, 512, 513, 3072):
+        for stage in (1, 3, 512, 4096):
+            ends = (0, *sampler.stage_ends(length, stage))
+            assert ends[-1] == length
+            assert all(0 < b - a <= stage for a, b in itertools.pairwise(ends))
+    with pytest.raises(ValueError, match="stage must be at least 1 token, got 0"):
+        draw(shapes.config(), shapes.params(shapes.config()), stage=0)
+
+
 def test_greedy_takes_the_likeliest(config, params):
     samples = draw(config, params, greedy=True, temperature=0.0)
     np.testing.assert_allclose(
@@ -170,7 +201,7 @@ def test_categorical_blocks(vocab):
     count = 20_000
     keys = jax.random.split(jax.random.key(1), count)
     tokens, log_prob = jax.jit(sampler._categorical, static_argnums=2)(
-        keys, jnp.tile(z, (count, 1)), policy.identity
+        keys, jnp.tile(z, (count, 1)), policy.Placement()
     )
     assert ((tokens >= 0) & (tokens < vocab)).all()
     expected = jax.nn.log_softmax(z)

@@ -227,20 +227,30 @@ def test_bfloat16_compute_keeps_float32_masters_and_logits(config, params):
     np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.15)
 
 
-def test_constrain_sees_activations_by_name(config, params):
+def test_placement_sees_everything_by_name(config, params):
     seen = set()
 
-    def constrain(x, name):
-        seen.add((name, x.shape))
-        return x
+    class Recording(policy.Placement):
+        def activation(self, x, name):
+            seen.add((name, x.shape))
+            return x
+
+        def kernel(self, kernel, split):
+            seen.add((split, kernel.shape))
+            return kernel
 
     tokens = shapes.tokens(2, 5)
-    policy.bind(config, params, constrain=constrain).hidden(tokens, *shapes.whole(tokens))
+    policy.bind(config, params, placement=Recording()).hidden(tokens, *shapes.whole(tokens))
     assert seen == {
         ("activation", (2, 5, 16)),
         ("heads", (2, 5, 4, 8)),
         ("heads", (2, 5, 2, 8)),
         ("mlp", (2, 5, 24)),
+        ("out", (16, 32)),  # q
+        ("out", (16, 16)),  # k, v
+        ("in", (32, 16)),  # o
+        ("out", (16, 24)),  # gate, up
+        ("in", (24, 16)),  # down
     }
 
 

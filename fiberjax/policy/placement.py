@@ -1,0 +1,44 @@
+"""Where a policy's arrays lie: what a mesh changes about how it is computed, never what."""
+
+import dataclasses
+
+from jax import Array
+
+from fiberjax.policy import attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """One device: everything stays where it is, attention is dense.
+
+    `mesh.placement` makes one for a mesh, which overrides what it must. Hashable, so that it can be
+    a static argument.
+    """
+
+    def activation(self, x: Array, name: str) -> Array:
+        """An activation, on the devices that should hold its parts.
+
+        Args:
+            x: The activation.
+            name: `"activation"` [B, T, D], `"heads"` [B, T, heads, K], `"mlp"` [B, T, F], or
+                `"column"` [B, G, T, K], new keys or values of the cache.
+        """
+        del name
+        return x
+
+    def kernel(self, kernel: Array, split: str) -> Array:
+        """A layer's matrix [in, out] in the compute dtype, as its product reads it.
+
+        Args:
+            kernel: The matrix.
+            split: `"out"` or `"in"`, the axis that may stay in parts.
+        """
+        del split
+        return kernel
+
+    def attend(self, query: Array, key: Array, value: Array, segment_ids: Array) -> Array:
+        """What `attention.dense` computes of whole rows."""
+        return attention.dense(query, key, value, segment_ids)
+
+
+ONE_DEVICE = Placement()

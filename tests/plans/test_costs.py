@@ -1,0 +1,198 @@
+"""What a compiled program costs, counted through its loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fiberjax.plans import costs, hlo
+
+N, LAYERS, ROWS = 32, 7, 16
+FLOPS_OF_A_LAYER = 2 * ROWS * N * N
+
+
+def read(function, *arguments) -> hlo.Module:
+    return hlo.parse(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+def scanned(x, weights):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+
+def unrolled(x, weights):
+    for k in range(LAYERS):
+        x = jnp.tanh(x @ weights[k])
+    return x
+
+
+X, WEIGHTS = np.ones((ROWS, N), np.float32), np.ones((LAYERS, N, N), np.float32)
+
+
+def test_flops_are_counted_through_loops():
+    """A loop and its body written out cost the same; the compiler's own count misses the loop."""
+    compiled = jax.jit(scanned).lower(X, WEIGHTS).compile()
+    module = hlo.parse(compiled.as_text())
+    assert costs.flops(module) == LAYERS * FLOPS_OF_A_LAYER
+    assert costs.flops(read(unrolled, X, WEIGHTS)) == LAYERS * FLOPS_OF_A_LAYER
+    assert compiled.cost_analysis()["flops"] < 2 * FLOPS_OF_A_LAYER
+
+
+def test_loops_in_loops_and_gradients():
+    def loss(x, weights):
+        def outer(x, _):
+            return scanned(x, weights), None
+
+        return jnp.sum(jax.lax.scan(outer, x, None, length=3)[0])
+
+    # Forward, and a product for each of the two gradients.
+    expected = 3 * 3 * LAYERS * FLOPS_OF_A_LAYER
+    assert costs.flops(read(jax.grad(loss, argnums=(0, 1)), X, WEIGHTS)) == expected
+
+
+def test_loops_without_a_length_take_the_default():
+    def search(x, w):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 1e30, lambda x: x @ w, x)
+
+    module = read(search, X, WEIGHTS[0])
+    assert costs.flops(module, default_trips=5) == 5 * FLOPS_OF_A_LAYER
+
+
+def test_collectives_are_counted_through_loops():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows, split = NamedSharding(mesh, P("data")), NamedSharding(mesh, P(None, "data"))
+    x = jax.ShapeDtypeStruct((ROWS, N), jnp.float32, sharding=rows)
+    weights = jax.ShapeDtypeStruct((LAYERS, N, N), jnp.float32, sharding=split)
+    compiled = jax.jit(scanned, out_shardings=rows).lower(x, weights).compile()
+    found = costs.collectives(hlo.parse(compiled.as_text()))
+    moved = sum(c.wire_bytes for c in found)
+    # Every layer gathers its weights: seven eighths of them come from elsewhere.
+    assert moved == pytest.approx(LAYERS * N * N * 4 * 7 / 8, rel=0.3)
+    assert {c.devices for c in found if c.kind != "collective-permute"} == {8}
+
+
+def test_convolutions_that_stand_for_products():
+    """As the TPU compiler prints them: a plain product, and a batched one as dilated windows."""
+    text = """HloModule m, is_scheduled=true
+
+ENTRY %main (a: bf16[4,128,896], b: bf16[1,896,64]) -> bf16[4,128,64] {
+  %a = bf16[4,128,896]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[1,896,64]{2,1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %c = bf16[4,128,64]{2,1,0:T(8,128)(2,1)} convolution(%a, %b), window={size=1}, dim_labels=b0f_0io->b0f
+}
+"""  # noqa: E501
+    assert costs.flops(hlo.parse(text)) == 2 * 4 * 128 * 896 * 64
+    batched = """HloModule m
+
+ENTRY %main (a: f32[4,2,28,64], b: f32[4,2,16,64]) -> f32[4,2,28,16] {
+  %a = f32[4,2,28,64]{3,2,1,0} parameter(0)
+  %b = f32[4,2,16,64]{3,2,1,0} parameter(1)
+  ROOT %c = f32[4,2,28,16]{2,3,1,0:T(8,128)} convolution(%a, %b), window={size=4x2 stride=3x1 lhs_dilate=4x2}, dim_labels=01bf_01oi->01bf
+}
+"""  # noqa: E501
+    assert costs.flops(hlo.parse(batched)) == 2 * 4 * 2 * 28 * 16 * 64
+
+
+def kernel(name: str, tables: str) -> str:
+    shapes = [f"s8[{tables}]", f"s8[{tables}]", "bf16[3,14,1024,64]", *2 * ["bf16[3,2,1024,64]"]]
+    given = "".join(f"  %p.{k} = {shape} parameter({k})\n" for k, shape in enumerate(shapes))
+    operands = ", ".join(f"%p.{k}" for k in range(len(shapes)))
+    return f"""HloModule m
+
+ENTRY %main (x: f32[1]) -> f32[1] {{
+{given}  ROOT %{name}.1 = (f32[8,128], bf16[3,14,1024,64]) custom-call({operands}), custom_call_target="tpu_custom_call"
+}}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(("kind", "products"), [("fwd", 2), ("dq", 3), ("dkv", 4)])
+def test_kernels_count_the_blocks_that_they_compute(kind, products):
+    """14 query heads, 1,024 columns, 64 wide: all of one block, or 10 of 16 blocks."""
+    whole = products * 2 * 3 * 14 * 1024 * 1024 * 64
+    for tables, share in (("1,1,1", 1.0), ("1,4,4", 10 / 16)):
+        text = kernel(f"splash_mha_{kind}_segmented_no_residuals", tables)
+        assert costs.flops(hlo.parse(text)) == share * whole
+
+
+def test_unknown_kernels_are_refused():
+    with pytest.raises(ValueError, match=r"%mystery\.1 is not known; only splash"):
+        costs.flops(hlo.parse(kernel("mystery", "1,1,1")))
+
+
+# As the TPU compiler prints it: a gather that starts before a loop of 24 rounds, moves on beside
+# a product in each, and ends after it.
+OVERLAPPED = """HloModule m, is_scheduled=true
+
+%start (s: bf16[1000,16]) -> (bf16[1000,16], bf16[1000,64], u32[]) {
+  %s = bf16[1000,16]{1,0} parameter(0)
+  %g = bf16[1000,64]{1,0} all-gather(%s), channel_id=1, replica_groups=[1,4]<=[4], dimensions={1}, metadata={op_name="table"}
+  ROOT %c = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%piece (a: bf16[1000,16], b: bf16[1000,64], u: u32[], x: f32[8,8]) -> (f32[8,8], bf16[1000,16], bf16[1000,64], bf16[1000,64], u32[]) {
+  %x = f32[8,8]{1,0} parameter(3)
+  %y = f32[8,8]{1,0} convolution(%x, %x), dim_labels=bf_io->bf
+  %a = bf16[1000,16]{1,0} parameter(0)
+  %b = bf16[1000,64]{1,0} parameter(1)
+  %g = bf16[1000,64]{1,0} all-gather(%a), channel_id=1, replica_groups=[1,4]<=[4], dimensions={1}, metadata={op_name="table"}
+  %u = u32[]{:S(2)} parameter(2)
+  ROOT %t = (f32[8,8]{1,0}, bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}) tuple(%y, %a, %b, %g, %u)
+}
+
+%done (a: bf16[1000,16], b: bf16[1000,64], u: u32[]) -> bf16[1000,64] {
+  %a = bf16[1000,16]{1,0} parameter(0)
+  %b = bf16[1000,64]{1,0} parameter(1)
+  %u = u32[]{:S(2)} parameter(2)
+  %g = bf16[1000,64]{1,0} all-gather(%a), channel_id=1, replica_groups=[1,4]<=[4], dimensions={1}, metadata={op_name="table"}
+  ROOT %c = bf16[1000,64]{1,0} custom-call(%a, %b, %g, %u), custom_call_target="AsyncCollectiveDone"
+}
+
+%body (p: (bf16[1000,16], bf16[1000,64], u32[], f32[8,8])) -> (bf16[1000,16], bf16[1000,64], u32[], f32[8,8]) {
+  %p = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}, f32[8,8]{1,0}) parameter(0)
+  %p0 = bf16[1000,16]{1,0} get-tuple-element(%p), index=0
+  %p1 = bf16[1000,64]{1,0} get-tuple-element(%p), index=1
+  %p2 = u32[]{:S(2)} get-tuple-element(%p), index=2
+  %p3 = f32[8,8]{1,0} get-tuple-element(%p), index=3
+  ROOT %f = (f32[8,8]{1,0}, bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}) fusion(%p0, %p1, %p2, %p3), kind=kOutput, calls=%piece, backend_config={"continuation_config":{"output_tuple_original_start":"0","output_tuple_original_end":"0","operand_original_start":"3","operand_original_end":"3"}}
+}
+
+%condition (p: (bf16[1000,16], bf16[1000,64], u32[], f32[8,8])) -> pred[] {
+  %p = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}, f32[8,8]{1,0}) parameter(0)
+  ROOT %k = pred[] constant(true)
+}
+
+ENTRY %main (s: bf16[1000,16], x: f32[8,8]) -> bf16[1000,64] {
+  %s = bf16[1000,16]{1,0} parameter(0)
+  %x = f32[8,8]{1,0} parameter(1)
+  %b = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}) fusion(%s), kind=kCustom, calls=%start
+  %b0 = bf16[1000,16]{1,0} get-tuple-element(%b), index=0
+  %b1 = bf16[1000,64]{1,0} get-tuple-element(%b), index=1
+  %b2 = u32[]{:S(2)} get-tuple-element(%b), index=2
+  %i = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}, f32[8,8]{1,0}) tuple(%b0, %b1, %b2, %x)
+  %w = (bf16[1000,16]{1,0}, bf16[1000,64]{1,0}, u32[]{:S(2)}, f32[8,8]{1,0}) while(%i), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"24"}}
+  %w0 = bf16[1000,16]{1,0} get-tuple-element(%w), index=0
+  %w1 = bf16[1000,64]{1,0} get-tuple-element(%w), index=1
+  %w2 = u32[]{:S(2)} get-tuple-element(%w), index=2
+  ROOT %e = bf16[1000,64]{1,0} fusion(%w0, %w1, %w2), kind=kCustom, calls=%done
+}
+"""  # noqa: E501
+
+
+def test_overlapped_exchanges_count_once():
+    """The gather is sent, read and written once; the product beside it 24 times."""
+    module = hlo.parse(OVERLAPPED)
+    (gather,) = costs.collectives(module)
+    assert (gather.kind, gather.times, gather.num_bytes) == ("all-gather", 1, 1000 * 64 * 2)
+    assert costs.flops(module) == 24 * 2 * 8**3
+    table = 1000 * 16 * 2 + 1000 * 64 * 2
+    assert costs.hbm_bytes(module) == table + 24 * 2 * 8 * 8 * 4
+
+
+def test_groups_of_a_collective():
+    for text, size in (
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
+        ("replica_groups=[2,8]<=[16]", 8),
+        ("replica_groups=mesh['axis_0'=16,'axis_1'=4] {'axis_0'}, dimensions={0}", 16),
+    ):
+        assert costs._group_size(text) == size
