@@ -24,13 +24,13 @@ def dense(query: Array, key: Array, value: Array, segment_ids: Array) -> Array:
     """Attention of whole rows, dtype[B, T, H, K].
 
     Args:
-        query: dtype[B, T, H, K].
-        key: dtype[B, G, T, K]; G divides H, query head h reads key head h // (H / G).
-        value: dtype[B, G, T, K].
-        segment_ids: int32[B, T]; 0 is padding, which attends to padding.
+      query: dtype[B, T, H, K].
+      key: dtype[B, G, T, K]; G divides H, query head h reads key head h // (H / G).
+      value: dtype[B, G, T, K].
+      segment_ids: int32[B, T]; 0 is padding, which attends to padding.
 
     Returns:
-        dtype[B, T, H, K], with scores and softmax in float32.
+      dtype[B, T, H, K], with scores and softmax in float32.
     """
     column = jnp.arange(segment_ids.shape[1])
     return masked(query, key, value, causal_mask(segment_ids, column, segment_ids, column))
@@ -42,11 +42,11 @@ def splash(
     """What `dense` computes, by the kernel; differentiable in `query`, `key` and `value`.
 
     Args:
-        query: dtype[B, T, H, K].
-        key: dtype[B, G, T, K]; G divides H.
-        value: dtype[B, G, T, K].
-        segment_ids: int32[B, T].
-        interpret: Run the kernel without a TPU, for tests; static.
+      query: dtype[B, T, H, K].
+      key: dtype[B, G, T, K]; G divides H.
+      value: dtype[B, G, T, K].
+      segment_ids: int32[B, T].
+      interpret: run the kernel without a TPU, for tests; static.
     """
     length, heads, head_dim = query.shape[1:]
     padding = -length % _LANES
@@ -80,14 +80,14 @@ def masked(query: Array, key: Array, value: Array, mask: Array) -> Array:
     """Attention to whatever columns a mask allows, dtype[B, T, H, K].
 
     Args:
-        query: dtype[B, T, H, K].
-        key: dtype[B, G, C, K]; G divides H, query head h reads key head h // (H / G).
-        value: dtype[B, G, C, K].
-        mask: bool[B, T, C]; where False, a score counts as −∞. A row without any True yields a
-            finite value of no meaning.
+      query: dtype[B, T, H, K].
+      key: dtype[B, G, C, K]; G divides H, query head h reads key head h // (H / G).
+      value: dtype[B, G, C, K].
+      mask: bool[B, T, C]; where False, a score counts as −∞. A row without any True yields a
+        finite value of no meaning.
 
     Returns:
-        dtype[B, T, H, K], with scores and softmax in float32.
+      dtype[B, T, H, K], with scores and softmax in float32.
     """
     batch, length, heads, head_dim = query.shape
     groups, columns = key.shape[1:3]

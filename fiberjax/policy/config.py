@@ -15,26 +15,26 @@ class TransformerConfig:
     """The shape of a policy and how it is computed; hashable, so it can be a static argument.
 
     Attributes:
-        vocab_size: Rows of the embedding, in tokens.
-        embed_dim: Width of the residual stream.
-        num_layers: Number of blocks.
-        num_heads: Query heads.
-        num_kv_heads: Key and value heads; divides `num_heads`.
-        head_dim: Width of a head, even; `num_heads * head_dim` need not equal `embed_dim`.
-        mlp_dim: Hidden width of the SwiGLU.
-        rope_theta: Base of the rotary wavelengths.
-        norm_epsilon: Added to the mean square in every RMSNorm.
-        qk_norm: RMSNorm on each query and key head before the rotation (Qwen3).
-        qkv_bias: Biases on queries, keys and values (Qwen2.5).
-        tie_embeddings: Whether the logits reuse the embedding.
-        compute_dtype: `"float32"` or `"bfloat16"`: activations, matrix products, cache.
-        remat: What the backward pass recomputes in a layer: `"none"`, `"full"` (everything), or
-            `"dots"` (everything but the outputs of the projections).
-        attention: `"dense"`, `"splash"` (a TPU kernel that keeps no scores; interpreted on a CPU),
-            or `"auto"`: splash on TPUs where the query heads divide over the mesh, else dense.
+      vocab_size: rows of the embedding, in tokens.
+      embed_dim: width of the residual stream.
+      num_layers: number of blocks.
+      num_heads: query heads.
+      num_kv_heads: key and value heads; divides `num_heads`.
+      head_dim: width of a head, even; `num_heads * head_dim` need not equal `embed_dim`.
+      mlp_dim: hidden width of the SwiGLU.
+      rope_theta: base of the rotary wavelengths.
+      norm_epsilon: added to the mean square in every RMSNorm.
+      qk_norm: RMSNorm on each query and key head before the rotation (Qwen3).
+      qkv_bias: biases on queries, keys and values (Qwen2.5).
+      tie_embeddings: whether the logits reuse the embedding.
+      compute_dtype: `"float32"` or `"bfloat16"`: activations, matrix products, cache.
+      remat: what the backward pass recomputes in a layer: `"none"`, `"full"` (everything), or
+        `"dots"` (everything but the outputs of the projections).
+      attention: `"dense"`, `"splash"` (a TPU kernel that keeps no scores; interpreted on a CPU),
+        or `"auto"`: splash on TPUs where the query heads divide over the mesh, else dense.
 
     Raises:
-        ValueError: If a size is not positive, heads do not divide, or a choice is unknown.
+      ValueError: if a size is not positive, heads do not divide, or a choice is unknown.
     """
 
     vocab_size: int

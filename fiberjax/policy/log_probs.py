@@ -20,8 +20,8 @@ class TokenOutputs(NamedTuple):
     """What the objective needs of the policy at each token.
 
     Attributes:
-        log_prob: float32[B, T], log-probability of the token given everything before it, in nats.
-        entropy: float32[B, T], entropy of the distribution it was drawn from, in nats.
+      log_prob: float32[B, T], log-probability of the token given everything before it, in nats.
+      entropy: float32[B, T], entropy of the distribution it was drawn from, in nats.
     """
 
     log_prob: Array
@@ -46,22 +46,22 @@ def token_outputs(
     and τ the temperature.
 
     Args:
-        config: Shape of the policy.
-        params: Its parameters.
-        tokens: int32[B, S].
-        positions: int32[B, S], counted from 0 within each segment.
-        segment_ids: int32[B, S]; 0 is padding.
-        start: First column wanted, at least 1; static.
-        temperature: Divides the logits; positive.
-        chunk: Columns whose logits exist at a time, static; S − start need not divide by it.
-        placement: Where the policy's arrays lie.
+      config: shape of the policy.
+      params: its parameters.
+      tokens: int32[B, S].
+      positions: int32[B, S], counted from 0 within each segment.
+      segment_ids: int32[B, S]; 0 is padding.
+      start: first column wanted, at least 1; static.
+      temperature: divides the logits; positive.
+      chunk: columns whose logits exist at a time, static; S − start need not divide by it.
+      placement: where the policy's arrays lie.
 
     Returns:
-        Both differentiable in `params` and `temperature`. Values at padding, and at the first
-        token of a segment (which nothing in its segment predicts), are finite and mean nothing.
+      Both differentiable in `params` and `temperature`. Values at padding, and at the first
+      token of a segment (which nothing in its segment predicts), are finite and mean nothing.
 
     Raises:
-        ValueError: If `start` or `chunk` is out of range.
+      ValueError: if `start` or `chunk` is out of range.
     """
     if not 1 <= start < tokens.shape[1]:
         raise ValueError(f"start must be in [1, {tokens.shape[1] - 1}], got {start}")
@@ -79,18 +79,18 @@ def chunked_token_outputs(
     """Log-probability of each target and entropy of its distribution, each float32[B, T].
 
     Args:
-        hidden: dtype[B, T, D], normed activations.
-        kernel: float32[V, D], the table that turns them into logits.
-        targets: int32[B, T], in [0, V).
-        temperature: Divides the logits; positive.
-        chunk: Columns handled at a time; static, positive. Rows stay together, so a batch sharded
-            over rows stays sharded.
+      hidden: dtype[B, T, D], normed activations.
+      kernel: float32[V, D], the table that turns them into logits.
+      targets: int32[B, T], in [0, V).
+      temperature: divides the logits; positive.
+      chunk: columns handled at a time; static, positive. Rows stay together, so a batch sharded
+        over rows stays sharded.
 
     Returns:
-        Both differentiable in `hidden`, `kernel` and `temperature`.
+      Both differentiable in `hidden`, `kernel` and `temperature`.
 
     Raises:
-        ValueError: If `chunk` is not positive.
+      ValueError: if `chunk` is not positive.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 column, got {chunk}")

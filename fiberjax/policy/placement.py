@@ -19,9 +19,9 @@ class Placement:
         """An activation, on the devices that should hold its parts.
 
         Args:
-            x: The activation.
-            name: `"activation"` [B, T, D], `"heads"` [B, T, heads, K], `"mlp"` [B, T, F], or
-                `"column"` [B, G, T, K], new keys or values of the cache.
+          x: the activation.
+          name: `"activation"` [B, T, D], `"heads"` [B, T, heads, K], `"mlp"` [B, T, F], or
+            `"column"` [B, G, T, K], new keys or values of the cache.
         """
         del name
         return x
@@ -30,8 +30,8 @@ class Placement:
         """A layer's matrix [in, out] in the compute dtype, as its product reads it.
 
         Args:
-            kernel: The matrix.
-            split: `"out"` or `"in"`, the axis that may stay in parts.
+          kernel: the matrix.
+          split: `"out"` or `"in"`, the axis that may stay in parts.
         """
         del split
         return kernel

@@ -27,13 +27,13 @@ class Samples(NamedTuple):
     """Completions, one a row.
 
     Attributes:
-        tokens: int32[B, C]; `pad_id` from `length` on. The end token, if drawn, is the last token
-            of the completion and counts in `length`. Whether a column belongs to the completion is
-            decided by `length`, never by the token there.
-        log_prob: float32[B, C], log-probability of each token under the distribution it was drawn
-            from (tempered, truncated, renormalised), in nats; 0 from `length` on.
-        length: int32[B], tokens in the completion.
-        finished: bool[B], whether it ended with the end token rather than at the limit.
+      tokens: int32[B, C]; `pad_id` from `length` on. The end token, if drawn, is the last token
+        of the completion and counts in `length`. Whether a column belongs to the completion is
+        decided by `length`, never by the token there.
+      log_prob: float32[B, C], log-probability of each token under the distribution it was drawn
+        from (tempered, truncated, renormalised), in nats; 0 from `length` on.
+      length: int32[B], tokens in the completion.
+      finished: bool[B], whether it ended with the end token rather than at the limit.
     """
 
     tokens: Array
@@ -69,27 +69,27 @@ def sample(
     rows permutes completions.
 
     Args:
-        config: Shape of the policy; static.
-        params: Its parameters.
-        prompts: int32[B, P], padded on the left.
-        prompt_mask: bool[B, P], True at the prompt, False at the padding before it.
-        keys: One typed PRNG key a row, [B].
-        max_new_tokens: C, at least 1; static.
-        eos_id: The token that ends a completion; static.
-        pad_id: Fills `tokens` after the end; may equal `eos_id`; static.
-        temperature: τ, positive.
-        top_k: 0 keeps every token; static.
-        top_p: In (0, 1]; a Python 1.0 costs nothing, anything else a sort a step.
-        greedy: Take the likeliest token; static. `temperature`, `top_k` and `top_p` are then
-            ignored and `log_prob` is that of the policy at temperature 1.
-        stage: The most tokens of a stage, at least 1; each stage is compiled by itself; static.
-        placement: Where the policy's arrays lie.
+      config: shape of the policy; static.
+      params: its parameters.
+      prompts: int32[B, P], padded on the left.
+      prompt_mask: bool[B, P], True at the prompt, False at the padding before it.
+      keys: one typed PRNG key a row, [B].
+      max_new_tokens: C, at least 1; static.
+      eos_id: the token that ends a completion; static.
+      pad_id: fills `tokens` after the end; may equal `eos_id`; static.
+      temperature: τ, positive.
+      top_k: 0 keeps every token; static.
+      top_p: in (0, 1]; a Python 1.0 costs nothing, anything else a sort a step.
+      greedy: take the likeliest token; static. `temperature`, `top_k` and `top_p` are then
+        ignored and `log_prob` is that of the policy at temperature 1.
+      stage: the most tokens of a stage, at least 1; each stage is compiled by itself; static.
+      placement: where the policy's arrays lie.
 
     Returns:
-        The completions; not differentiable.
+      The completions; not differentiable.
 
     Raises:
-        ValueError: If an option is out of range, or shapes do not agree.
+      ValueError: if an option is out of range, or shapes do not agree.
     """
     _validate(config, prompts, prompt_mask, keys, max_new_tokens, eos_id, pad_id)
     if stage < 1:
@@ -227,12 +227,12 @@ def truncated_logits(z: Array, *, top_k: int, top_p: Array | float | None) -> Ar
     """`z` [B, V] with −∞ outside the `top_k` likeliest and the nucleus of mass `top_p`.
 
     Args:
-        z: float32[B, V], already divided by the temperature.
-        top_k: 0 keeps every token.
-        top_p: In (0, 1], of the mass that `top_k` leaves; None keeps every token.
+      z: float32[B, V], already divided by the temperature.
+      top_k: 0 keeps every token.
+      top_p: in (0, 1], of the mass that `top_k` leaves; None keeps every token.
 
     Returns:
-        float32[B, V]; at least one entry of a row is finite.
+      float32[B, V]; at least one entry of a row is finite.
     """
     if top_k == 0 and top_p is None:
         return z

@@ -48,10 +48,10 @@ class Cache(NamedTuple):
     """Keys and values of the columns seen so far; the same column for every row.
 
     Attributes:
-        key: compute_dtype[L, B, G, C, K], rotated keys; C is the capacity in columns.
-        value: compute_dtype[L, B, G, C, K].
-        segment_ids: int32[B, C]; 0 is padding.
-        length: int32[], columns filled.
+      key: compute_dtype[L, B, G, C, K], rotated keys; C is the capacity in columns.
+      value: compute_dtype[L, B, G, C, K].
+      segment_ids: int32[B, C]; 0 is padding.
+      length: int32[], columns filled.
     """
 
     key: Array
@@ -64,9 +64,9 @@ class Transformer(nnx.Module):
     """The decoder.
 
     Args:
-        config: Its shape.
-        rngs: Source of the initial parameters (the `params` stream).
-        placement: Where its arrays lie.
+      config: its shape.
+      rngs: source of the initial parameters (the `params` stream).
+      placement: where its arrays lie.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class Transformer(nnx.Module):
         A token attends to the tokens before it in its row, and itself, that share its segment id.
 
         Args:
-            tokens: int32[B, S].
-            positions: int32[B, S], counted from 0 within each segment.
-            segment_ids: int32[B, S]; 0 is padding, whose contents never matter.
+          tokens: int32[B, S].
+          positions: int32[B, S], counted from 0 within each segment.
+          segment_ids: int32[B, S]; 0 is padding, whose contents never matter.
         """
         return self._rows(tokens, positions, segment_ids, keep=False)[0]
 
@@ -133,13 +133,13 @@ class Transformer(nnx.Module):
         """The normed last activations [B, T, D] of the next T columns, and the cache with them.
 
         Args:
-            tokens: int32[B, T], often one a row.
-            positions: int32[B, T].
-            segment_ids: int32[B, T]; 0 is padding.
-            cache: From `init_cache`, `prefill` or a previous call, with room for T more columns
-                (not checked: `length` is traced).
-            columns: How many columns of the cache are read, at least those that are filled
-                afterwards (not checked either); all by default; static.
+          tokens: int32[B, T], often one a row.
+          positions: int32[B, T].
+          segment_ids: int32[B, T]; 0 is padding.
+          cache: from `init_cache`, `prefill` or a previous call, with room for T more columns
+            (not checked: `length` is traced).
+          columns: how many columns of the cache are read, at least those that are filled
+            afterwards (not checked either); all by default; static.
         """
         x, rope = self._embed(tokens, positions, segment_ids)
         start = cache.length

@@ -58,12 +58,12 @@ def load(directory: str | Path, config: TransformerConfig, shardings: Any) -> tr
     """The parameters of a published checkpoint, float32, on the devices of `shardings`.
 
     Args:
-        directory: Folder with `config.json` and `model*.safetensors` files, seen by every host.
-        config: Shape of the policy; must be that of the checkpoint.
-        shardings: A sharding for each parameter, in the structure of `init`.
+      directory: folder with `config.json` and `model*.safetensors` files, seen by every host.
+      config: shape of the policy; must be that of the checkpoint.
+      shardings: a sharding for each parameter, in the structure of `init`.
 
     Raises:
-        ValueError: As `check`; nothing has been read then.
+      ValueError: as `check`; nothing has been read then.
     """
     tensors = check(directory, config)
     shapes, structure = _parameters(config)
@@ -114,10 +114,10 @@ def check(directory: str | Path, config: TransformerConfig) -> dict[str, Any]:
     """Compares a checkpoint with the policy, from its config and the headers of its files.
 
     Returns:
-        Where each tensor is, by name.
+      Where each tensor is, by name.
 
     Raises:
-        ValueError: It is no checkpoint, or does not fit; the message lists what differs.
+      ValueError: it is no checkpoint, or does not fit; the message lists what differs.
     """
     directory = Path(directory)
     _check_config(directory, config)
@@ -240,13 +240,13 @@ def save(
     """Writes a checkpoint that other libraries read: `config.json` and `model.safetensors`.
 
     Args:
-        directory: Made if missing; a checkpoint in it is replaced.
-        config: Shape of the policy.
-        params: Its parameters, all on this process; the whole model passes through its memory.
-        dtype: "float32" or "bfloat16", of the tensors.
+      directory: made if missing; a checkpoint in it is replaced.
+      config: shape of the policy.
+      params: its parameters, all on this process; the whole model passes through its memory.
+      dtype: "float32" or "bfloat16", of the tensors.
 
     Raises:
-        ValueError: No model type of the family has this combination of options.
+      ValueError: no model type of the family has this combination of options.
     """
     kinds = {(False, False): "llama", (False, True): "qwen2", (True, False): "qwen3"}
     kind = kinds.get((config.qk_norm, config.qkv_bias))
