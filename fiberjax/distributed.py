@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 
 # A host that is silent for this long is taken for dead. Checkpoints to a busy network file system
 # may hold a host up for tens of seconds.
@@ -91,6 +92,18 @@ def session(
             f"{here} stops: {type(error).__name__}. If another host stopped first, its log says "
             "why. The same command on every host resumes from the newest checkpoint."
         )
+
+
+def asked_to_end(step: int) -> bool:
+    """Whether some host was asked to end, by SIGTERM, as a preempted one is; all hosts agree.
+
+    One that has joined others does not end by the signal: it goes on to a step at which all of them
+    can save and stop. On a host alone the signal ends the process, and this is False.
+
+    Args:
+      step: grows from call to call, the same on every host.
+    """
+    return multihost_utils.reached_preemption_sync_point(step)
 
 
 def _leave(message: str) -> None:

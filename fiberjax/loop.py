@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from fiberjax import advantages, evaluation, kl, mesh, metrics, plots
+from fiberjax import advantages, distributed, evaluation, kl, mesh, metrics, plots
 from fiberjax.checkpoints import Checkpoints
 from fiberjax.evaluation import EvaluationTable
 from fiberjax.experiment import Experiment, process_share
@@ -249,6 +249,9 @@ def train(experiment: Experiment, directory: Path) -> tuple[Scores, TrainState]:
 
     Returns:
       The evaluation before the first iteration, and the state after the last.
+
+    Raises:
+      SystemExit: a host was asked to end; the run is saved.
     """
     primary = jax.process_index() == 0
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
@@ -270,9 +273,15 @@ def train(experiment: Experiment, directory: Path) -> tuple[Scores, TrainState]:
                     iteration + 1, **{name: scalars[key] for name, key in SHOWN.items()}
                 )
                 last = iteration + 1 == experiment.iterations
-                if last or (iteration + 1) % experiment.checkpoint.every == 0:
+                ending = distributed.asked_to_end(iteration + 1) and not last
+                if last or ending or (iteration + 1) % experiment.checkpoint.every == 0:
                     host = {"stream": stream.get_state(), "before": before.to_json()}
                     saved.save(iteration + 1, state, host)
+                if ending:
+                    raise SystemExit(
+                        f"asked to end; iteration {iteration + 1} is saved, and the same command "
+                        "on every host goes on from there"
+                    )
     return before, state
 
 

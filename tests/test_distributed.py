@@ -147,18 +147,39 @@ def test_checkpoint_of_four_processes_resumes_elsewhere(tmp_path, four, devices)
     assert_same_run(workdir, four)
 
 
-@pytest.mark.slow
-def test_a_process_that_dies_stops_the_others(tmp_path):
-    started = start(tmp_path / "run", 2, 1, "--config.iterations=1000000")
-    metrics_file = tmp_path / "run" / "metrics.jsonl"
+def wait_for_iterations(started: list[subprocess.Popen], workdir: Path) -> None:
+    """Until two iterations have ended, or the first process has."""
+    metrics_file = workdir / "metrics.jsonl"
     for _ in range(600):
         if metrics_file.exists() and metrics_file.read_text().count("\n") >= 2:
-            break
+            return
         try:
             started[0].wait(1)
         except subprocess.TimeoutExpired:
             continue
-        break
+        return
+
+
+@pytest.mark.slow
+def test_processes_save_and_stop_together_where_one_is_asked_to_end(tmp_path):
+    workdir = tmp_path / "run"
+    options = ("--config.iterations=1000000", "--config.checkpoint.every=1000000")
+    started = start(workdir, 2, 1, *options)
+    wait_for_iterations(started, workdir)
+    started[1].terminate()
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    done = len((workdir / "metrics.jsonl").read_text().splitlines())
+    assert [entry.name for entry in (workdir / "checkpoints").iterdir()] == [str(done)]
+    for index, (process, output) in enumerate(zip(started, outputs, strict=True)):
+        assert process.returncode == 1
+        expected = f"host {index} of 2 stops: asked to end; iteration {done} is saved"
+        assert expected in output, output[-3000:]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_stops_the_others(tmp_path):
+    started = start(tmp_path / "run", 2, 1, "--config.iterations=1000000")
+    wait_for_iterations(started, tmp_path / "run")
     started[1].kill()
     output, _ = started[0].communicate(timeout=180)
     started[1].communicate()
@@ -180,5 +201,10 @@ def test_flags_that_do_not_fit_are_refused(given, message):
 
 
 def test_one_host_joins_nobody(monkeypatch):
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: joined.append(args))
     monkeypatch.setattr(distributed, "on_cluster", lambda: False)
     distributed.start("auto", None, None, None)
+    assert not joined and not distributed.asked_to_end(1)
+    distributed.start("auto", "localhost:1", 2, 0)
+    assert joined == [("localhost:1", 2, 0)]

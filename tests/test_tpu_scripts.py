@@ -6,6 +6,7 @@ the tools that need root or a network. What cannot be tested so: gcloud itself, 
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -147,12 +148,15 @@ def test_a_host_that_fails_fails_the_script(tmp_path):
     assert log(cloud.hosts[-1] / "train.jsonl")
 
 
-def test_a_run_that_is_left_over_ends_first(tmp_path):
-    """And a process that only has its number is left alone."""
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_run_that_is_left_over_ends_first(tmp_path, deaf):
+    """Also one that does not end when asked; a process that only has its number is left alone."""
     cloud = Cloud(tmp_path)
     cloud.install()
     (tmp_path / "bin" / "sleep").unlink()
-    idle = "import time; time.sleep(60)"
+    idle = "import signal, time; time.sleep(60)"
+    if deaf:
+        idle = idle.replace(";", "; signal.signal(signal.SIGTERM, signal.SIG_IGN);")
     left = subprocess.Popen([sys.executable, "-c", idle, "experiments/train.py"])
     other = subprocess.Popen([sys.executable, "-c", idle])
     try:
@@ -161,11 +165,12 @@ def test_a_run_that_is_left_over_ends_first(tmp_path):
         time.sleep(0.5)
         with subprocess.Popen(
             ["bash", str(SCRIPTS / "train.sh"), "configs/quickstart.py", "r"],
-            env=cloud.environment,
+            env=cloud.environment | {"GRACE_SECONDS": "2"},
             stderr=subprocess.PIPE,
             text=True,
         ) as started:
-            assert left.wait(timeout=30) < 0  # By a signal; only then can the script see it gone.
+            # By a signal; only once it is waited for can the script see it gone.
+            assert left.wait(timeout=30) == -(signal.SIGKILL if deaf else signal.SIGTERM)
             assert started.wait(timeout=30) == 0
         assert other.poll() is None
         for host, process in zip(cloud.hosts, (left, other), strict=True):

@@ -4,14 +4,22 @@
 set -euo pipefail
 mount="$1" config="$2" run="$3"
 shift 3
-# A start whose connection broke may still hold the chips.
+# A start whose connection broke may still hold the chips. Asked to end, it saves once its iteration
+# is over, if the other hosts are there to do so with it; it is not waited for any longer than that.
 started="$HOME/.fiberjax.pid"
-if [ -f "$started" ]; then
-  pid=$(cat "$started")
-  while tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -q experiments/train.py; do
-    echo "waiting for the run of an earlier start, process $pid, to end" >&2
-    kill "$pid" 2> /dev/null || true
+left_over() {
+  tr '\0' ' ' < "/proc/$pid/cmdline" 2> /dev/null | grep -q experiments/train.py
+}
+if [ -f "$started" ] && pid=$(cat "$started") && left_over; then
+  echo "waiting for the run of an earlier start, process $pid, to end" >&2
+  kill "$pid" 2> /dev/null || true
+  for ((waited = 0; waited < ${GRACE_SECONDS:-120}; waited += 2)); do
+    left_over || break
     sleep 2
+  done
+  while left_over; do
+    kill -KILL "$pid" 2> /dev/null || true
+    sleep 1
   done
 fi
 echo $$ > "$started"
