@@ -232,48 +232,23 @@ def make_layout(
         if name not in (*levels, STATE):
             raise ValueError(f"level {name!r} does not exist; the layout has {levels}")
 
-    above = list(parents.values())
     if cell_id is None:
-        if mask.ndim != 2:
-            raise ValueError(f"a flat mask of shape {mask.shape} needs cell_id")
-        size = mask.shape[0]
-        if num_cells.setdefault(finest, size) != size:
-            raise ValueError(
-                f"one {finest} a row means {size} cells; num_cells asks for {num_cells[finest]}"
-            )
-        count = mask.sum(axis=1)
+        count = _rows_as_cells(mask, finest, num_cells)
     else:
-        cell_id = np.asarray(cell_id)
-        if cell_id.shape != mask.shape:
-            raise ValueError(f"cell_id has shape {cell_id.shape}, the mask {mask.shape}")
-        size = num_cells.get(
-            finest, len(above[0]) if above else int(np.max(cell_id[mask], initial=-1)) + 1
-        )
-        _check_ids(finest, cell_id[mask], size, "tokens")
-        count = np.bincount(cell_id[mask], minlength=size)
-        cell_id = _by_block(np.where(mask, cell_id, size).astype(np.int32), size, block_size)
-
+        expected = len(next(iter(parents.values()))) if parents else None
+        cell_id, count = _cells_by_token(mask, np.asarray(cell_id), finest, num_cells, expected)
+        cell_id = _by_block(cell_id, count.size, block_size)
     sizes, tables = [count.astype(np.int32)], []
-    for name, below, parent in zip(parents, levels, above, strict=False):
-        parent = np.asarray(parent)
-        if parent.shape != count.shape:
-            raise ValueError(
-                f"level {name!r} must name a parent for each of the {count.size} cells of "
-                f"{below!r}; got shape {parent.shape}"
-            )
-        used = count > 0
-        size = num_cells.get(name, int(np.max(parent, initial=-1)) + 1)
-        _check_ids(name, parent[used], size, f"cells of {below!r}")
-        parent = np.where(used, parent, size).astype(np.int32)
-        count = np.bincount(parent[used], minlength=size)
-        tables.append(parent)
+    for below, (name, parent) in zip(levels, parents.items(), strict=False):
+        table, count = _parents_of(name, np.asarray(parent), below, count, num_cells.get(name))
+        tables.append(table)
         sizes.append(count.astype(np.int32))
     num_states = 0
     if state_id is not None:
+        num_states = num_cells.get(STATE, mask.size)
         state_id = np.asarray(state_id)
         if state_id.shape != mask.shape:
             raise ValueError(f"state_id has shape {state_id.shape}, the mask {mask.shape}")
-        num_states = num_cells.get(STATE, mask.size)
         _check_ids(STATE, state_id[mask], num_states, "tokens")
         state_id = np.where(mask, state_id, num_states).astype(np.int32)
     # NumPy arrays stand for device arrays until they are put on devices.
@@ -289,6 +264,60 @@ def make_layout(
         num_states=num_states,
         state_axes=tuple(axis_names.get(STATE, ())),
     )
+
+
+def _rows_as_cells(mask: np.ndarray, finest: str, num_cells: Mapping[str, int]) -> np.ndarray:
+    """Tokens of each finest cell where a row is a cell, int[B]."""
+    if mask.ndim != 2:
+        raise ValueError(f"a flat mask of shape {mask.shape} needs cell_id")
+    if num_cells.get(finest, mask.shape[0]) != mask.shape[0]:
+        raise ValueError(
+            f"one {finest} a row means {mask.shape[0]} cells; num_cells asks for "
+            f"{num_cells[finest]}"
+        )
+    return mask.sum(axis=1)
+
+
+def _cells_by_token(
+    mask: np.ndarray,
+    cell_id: np.ndarray,
+    finest: str,
+    num_cells: Mapping[str, int],
+    expected: int | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The finest cell of each token, `S_1` at padding, and the tokens of each cell, int[S_1]."""
+    if cell_id.shape != mask.shape:
+        raise ValueError(f"cell_id has shape {cell_id.shape}, the mask {mask.shape}")
+    seen = int(np.max(cell_id[mask], initial=-1)) + 1 if expected is None else expected
+    size = num_cells.get(finest, seen)
+    _check_ids(finest, cell_id[mask], size, "tokens")
+    return np.where(mask, cell_id, size).astype(np.int32), np.bincount(
+        cell_id[mask], minlength=size
+    )
+
+
+def _parents_of(
+    name: str, parent: np.ndarray, below: str, children: np.ndarray, size: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A level's parent map over the cells below, and the number of children of each of its cells.
+
+    Args:
+      name: of the level.
+      parent: int[S], its cell of each cell below.
+      below: name of the level below.
+      children: int[S], children of each cell below; one without any is unused.
+      size: of the level's table; None for the cells that are seen.
+    """
+    if parent.shape != children.shape:
+        raise ValueError(
+            f"level {name!r} must name a parent for each of the {children.size} cells of "
+            f"{below!r}; got shape {parent.shape}"
+        )
+    used = children > 0
+    size = int(np.max(parent, initial=-1)) + 1 if size is None else size
+    _check_ids(name, parent[used], size, f"cells of {below!r}")
+    table = np.where(used, parent, size).astype(np.int32)
+    return table, np.bincount(table[used], minlength=size)
 
 
 def state_ids(
