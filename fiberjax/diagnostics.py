@@ -13,14 +13,8 @@ from fiberjax.gates import aggregate, hierarchy
 from fiberjax.gates.channels import prepare
 from fiberjax.gates.config import Budgets, Gate
 from fiberjax.layout import TRAJECTORY, Layout
+from fiberjax.metrics import GLOBAL_REGIMES, LOCAL_REGIMES
 from fiberjax.objective import Max, Mean, Metric, Min, Sum
-
-GLOBAL_REGIMES = ("G-I", "G-II,r", "G-II", "G-III,r", "G-III")
-"""Where the two channels of a cell sit: both open, one in rollback, one zeroed, none open with one
-in rollback at least, both zeroed."""
-
-LOCAL_REGIMES = ("L-I", "L-II", "L-III")
-"""How many tokens of a cell have their own drift clipped: none, some, all."""
 
 
 def gate_metrics(

@@ -19,10 +19,11 @@ from tensorboardX import SummaryWriter
 METRICS_FILE = "metrics.jsonl"
 
 GLOBAL_REGIMES = ("G-I", "G-II,r", "G-II", "G-III,r", "G-III")
-"""Where a trajectory's two channels sit, from both open to both zeroed."""
+"""Where the two channels of a trajectory sit: both open, one in rollback, one zeroed, none open
+with one in rollback at least, both zeroed."""
 
 LOCAL_REGIMES = ("L-I", "L-II", "L-III")
-"""How many tokens of a trajectory are clipped: none, some, all."""
+"""How many tokens of a trajectory have their own drift clipped: none, some, all."""
 
 
 class Metric(NamedTuple):
