@@ -129,7 +129,8 @@ def test_four_processes_agree_with_one(four, single):
 @pytest.mark.slow
 def test_processes_that_share_rows_agree_with_one(tmp_path, single):
     """The tensor axis spans two processes, which then hold the same rows."""
-    finish(start(tmp_path / "run", 2, 1, "--config.mesh.tensor=2"))
+    options = ("--config.mesh.tensor=2", "--config.rollout.max_rows=8")  # In four parts.
+    finish(start(tmp_path / "run", 2, 1, *options))
     assert_same_run(tmp_path / "run", single)
 
 
@@ -165,9 +166,13 @@ def test_processes_save_and_stop_together_where_one_is_asked_to_end(tmp_path):
     workdir = tmp_path / "run"
     options = ("--config.iterations=1000000", "--config.checkpoint.every=1000000")
     started = start(workdir, 2, 1, *options)
-    wait_for_iterations(started, workdir)
-    started[1].terminate()
-    outputs = [process.communicate(timeout=300)[0] for process in started]
+    try:
+        wait_for_iterations(started, workdir)
+        started[1].terminate()
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     done = len((workdir / "metrics.jsonl").read_text().splitlines())
     assert [entry.name for entry in (workdir / "checkpoints").iterdir()] == [str(done)]
     for index, (process, output) in enumerate(zip(started, outputs, strict=True)):

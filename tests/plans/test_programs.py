@@ -105,6 +105,9 @@ def test_memory_has_what_a_run_keeps_beside_a_program(build):
     for program in (programs.plan_step(held, CHIP), programs.plan_sampler(held, CHIP)):
         assert program.memory["reference policy"] == params
         assert program.peak_bytes == sum(program.memory.values())
+        assert program.memory["temporaries"] > 0
+    # The same program, and one more thing beside it.
+    assert program.peak_bytes == sampler.peak_bytes + params
     # It is what is kept beside it that does not fit.
     small = dataclasses.replace(CHIP, hbm=sampler.peak_bytes - 1)
     assert not programs.plan_sampler(build(), small).fits
