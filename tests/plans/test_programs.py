@@ -63,6 +63,7 @@ def test_a_plan_compiles_for_the_batches_of_a_run(build, gate, packing):
         pack_micro_batches=4 if packing else 0,
     )
     for batch in batches:
+        assert (batch.layout.state_id is not None) == (gate == "apc")
         assert (batch.layout.cell_id is not None) == packing
         planned = programs.abstract_batch(built, len(batch.tokens) if packing else None)
         assert jax.tree.structure(planned) == jax.tree.structure(batch)
