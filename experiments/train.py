@@ -16,6 +16,13 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is kept; resumed if it exists.", required=True
 )
 
+TRACE_ITERATION = flags.DEFINE_integer(
+    "trace_iteration",
+    None,
+    "An iteration to trace for TensorBoard's profiler; not the first one, which compiles.",
+    lower_bound=1,
+)
+
 DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
@@ -47,7 +54,7 @@ def main(argv: list[str]) -> None:
             loop.claim(WORKDIR.value, config_json)
         except ValueError as error:
             raise SystemExit(f"error: {error}") from None
-        loop.run(built, WORKDIR.value, config_json)
+        loop.run(built, WORKDIR.value, config_json, trace_iteration=TRACE_ITERATION.value)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

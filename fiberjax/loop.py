@@ -5,6 +5,7 @@ one that was never interrupted does, on the same devices: everything random is a
 seed and the iteration, and the checkpoint holds the rest (policy, optimizer, prompt stream).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -39,7 +40,13 @@ from fiberjax.warm_start import warm_start
 SHOWN = {"reward": "reward/mean", "kl": "actor/ppo_kl", "entropy": "actor/entropy"}
 
 
-def run(experiment: Experiment, directory: str | Path, config_json: str) -> EvaluationTable:
+def run(
+    experiment: Experiment,
+    directory: str | Path,
+    config_json: str,
+    *,
+    trace_iteration: int | None = None,
+) -> EvaluationTable:
     """Trains the experiment in a directory, or goes on with what is there.
 
     Args:
@@ -47,6 +54,8 @@ def run(experiment: Experiment, directory: str | Path, config_json: str) -> Eval
       directory: the run folder: `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`,
         `evaluation.{json,md}` and `plots/`.
       config_json: the config as JSON; a directory with another one is refused.
+      trace_iteration: an iteration, counted from 1, that is traced into `trace/` for TensorBoard's
+        profiler, on every host; None traces none.
 
     Returns:
       The evaluation on held-out prompts, before and after.
@@ -59,7 +68,7 @@ def run(experiment: Experiment, directory: str | Path, config_json: str) -> Eval
     primary = jax.process_index() == 0
     barrier("run folder claimed")
     claim(directory, config_json)
-    before, state = train(experiment, directory)
+    before, state = train(experiment, directory, trace_iteration)
     after = evaluate(experiment, state.params, "evaluation after")
     table = evaluation.compare(
         before.measures,
@@ -244,8 +253,12 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     return Begun(make(start), 0, stream, before)
 
 
-def train(experiment: Experiment, directory: Path) -> tuple[Scores, TrainState]:
+def train(
+    experiment: Experiment, directory: Path, trace_iteration: int | None = None
+) -> tuple[Scores, TrainState]:
     """Runs the iterations that the directory's newest checkpoint has not seen yet.
+
+    Arguments as `run`.
 
     Returns:
       The evaluation before the first iteration, and the state after the last.
@@ -266,7 +279,8 @@ def train(experiment: Experiment, directory: Path) -> tuple[Scores, TrainState]:
             Progress(experiment.iterations, "training", start=done) as progress,
         ):
             for iteration in range(done, experiment.iterations):
-                state, scalars = trainer.iterate(state, stream, iteration)
+                with traced(directory / "trace", iteration + 1 == trace_iteration):
+                    state, scalars = trainer.iterate(state, stream, iteration)
                 writer.write(iteration + 1, scalars)
                 metrics.finite_or_raise(iteration + 1, scalars)
                 progress.update(
@@ -283,6 +297,11 @@ def train(experiment: Experiment, directory: Path) -> tuple[Scores, TrainState]:
                         "on every host goes on from there"
                     )
     return before, state
+
+
+def traced(directory: Path, wanted: bool) -> contextlib.AbstractContextManager:
+    """Traces what runs within into the directory, where that is wanted."""
+    return jax.profiler.trace(directory) if wanted else contextlib.nullcontext()
 
 
 def profile(experiment: Experiment, params: Any, stream: PromptStream) -> None:

@@ -53,7 +53,7 @@ def finish(process):
 def finished(scratch):
     """The folder of a run from the command line that nothing interrupted, and what it printed."""
     folder = scratch / "finished"
-    return folder, finish(command(folder, scratch))
+    return folder, finish(command(folder, scratch, "--trace_iteration=3"))
 
 
 def untimed(folder):
@@ -109,6 +109,7 @@ def test_what_a_run_leaves(finished):
     for level in ("trajectory", "group", "domain", "token"):
         assert f"gate/clip_fraction/{level}" in rows
     assert list(folder.glob("events.out.tfevents.*"))
+    assert len(list(folder.glob("trace/plugins/profile/*/*.xplane.pb"))) == 1
     assert len(list((folder / "plots").glob("*.png"))) > 5
     table = (folder / "evaluation.md").read_text()
     for name in ("modular", "reverse", "sort", "overall", "mean@2", "pass@2"):
@@ -280,6 +281,31 @@ def test_the_schedule_reuses_every_minibatch_in_every_epoch(build):
             moved |= bool(metrics["actor/update_norm"] > 0)
         assert moved
     assert step._cache_size() == 1
+
+
+def test_one_iteration_is_traced(build, tmp_path, monkeypatch):
+    traced = []
+
+    def recorded(self, state, stream, iteration):
+        traced.append((tmp_path / "trace").exists())
+        return iterate(self, state, stream, iteration)
+
+    iterate = loop.Trainer.iterate
+    monkeypatch.setattr(loop.Trainer, "iterate", recorded)
+    monkeypatch.setattr(jax.profiler, "trace", lambda folder: _Trace(folder))
+    loop.train(build(iterations=3), tmp_path, trace_iteration=2)
+    assert traced == [False, True, False]
+
+
+class _Trace:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __enter__(self):
+        self.folder.mkdir()
+
+    def __exit__(self, *error):
+        self.folder.rmdir()
 
 
 def test_an_update_that_is_not_finite_stops_the_run(build, tmp_path, monkeypatch):
