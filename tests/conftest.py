@@ -18,6 +18,8 @@ import jax
 import pytest
 import tiny
 
+from fiberjax import experiment
+
 
 @pytest.fixture(autouse=True)
 def _fresh_trace_counts():
@@ -57,3 +59,15 @@ def make_config(scratch):
 def one_device():
     """The first virtual device: the mesh of the tiny config."""
     return jax.devices()[:1]
+
+
+@pytest.fixture
+def build(make_config, one_device):
+    """Builds the tiny experiment on one device, with changed options: `section__name=value`."""
+
+    def make(gate="fiberpo_domain", **values):
+        config = make_config(gate)
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
+        return experiment.from_config(config, one_device)
+
+    return make

@@ -16,6 +16,7 @@ import pytest
 from fiberjax import advantages, checkpoints, experiment, loop
 from fiberjax.metrics import read_metrics
 from fiberjax.rollout import Sampler
+from fiberjax.trainer import Trainer
 from fiberjax.update import make_step
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -191,24 +192,6 @@ def test_another_config_is_refused_in_the_same_folder(finished, scratch):
     assert "config.iterations" not in err
 
 
-@pytest.fixture
-def build(make_config, one_device):
-    def make(gate="fiberpo_domain", **values):
-        config = make_config(gate)
-        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in values.items()})
-        return experiment.from_config(config, one_device)
-
-    return make
-
-
-def trainer_of(built):
-    """The trainer of an experiment, its first state, and its reference."""
-    start = loop.initial_params(built)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, built.abstract_state())
-    state = built.fresh_state(jax.tree.map(lambda leaf: leaf.copy(), start))
-    return loop.Trainer(built, start), jax.device_put(state, shardings)
-
-
 def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
     steps = []
 
@@ -216,22 +199,22 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
         steps.append(make_step(*arguments))
         return steps[-1]
 
-    monkeypatch.setattr(loop, "make_step", recorded)
+    monkeypatch.setattr("fiberjax.trainer.make_step", recorded)
     built = build(curriculum__profile_samples=2)
     before, whole = loop.train(built, tmp_path / "whole")
 
-    iterate = loop.Trainer.iterate
+    iterate = Trainer.iterate
 
     def interrupted(self, state, stream, iteration):
         if iteration == 2:
             raise KeyboardInterrupt
         return iterate(self, state, stream, iteration)
 
-    monkeypatch.setattr(loop.Trainer, "iterate", interrupted)
+    monkeypatch.setattr(Trainer, "iterate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         loop.train(built, tmp_path / "parts")
     assert len(read_metrics(tmp_path / "parts")["step"]) == 2
-    monkeypatch.setattr(loop.Trainer, "iterate", iterate)
+    monkeypatch.setattr(Trainer, "iterate", iterate)
     # What is in the checkpoint is not made again.
     for name in ("initial_params", "evaluate", "profile"):
         monkeypatch.setattr(loop, name, None)
@@ -252,37 +235,6 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
     assert len(states[0]["profiled"]) == 3 * 40
 
 
-def test_the_schedule_reuses_every_minibatch_in_every_epoch(build):
-    built = build(training__epochs=3)
-    trainer, state = trainer_of(built)
-    step, seen = trainer._step, []
-
-    def watched(state, batch, knobs):
-        state, metrics = step(state, batch, knobs)
-        seen.append((id(batch), jax.device_get(metrics)))
-        return state, metrics
-
-    trainer._step = watched
-    stream = built.prompt_stream()
-    for iteration in range(2):
-        seen.clear()
-        state, scalars = trainer.iterate(state, stream, iteration)
-        assert scalars["reward/std"] > 0
-        assert int(state.step) == 6 * (iteration + 1)
-        batches = [batch for batch, _ in seen]
-        assert len(batches) == 6 and len(set(batches)) == 2
-        for epoch in range(3):
-            assert len(set(batches[2 * epoch : 2 * epoch + 2])) == 2
-        # Old log-probabilities are those of the policy before the first update, and stay: ratios
-        # leave 1 with the first update that moves the policy.
-        moved = False
-        for _, metrics in seen:
-            assert (metrics["is_ratio/max"] - metrics["is_ratio/min"] > 1e-3) == moved
-            moved |= bool(metrics["actor/update_norm"] > 0)
-        assert moved
-    assert step._cache_size() == 1
-
-
 def test_one_iteration_is_traced(build, tmp_path, monkeypatch):
     traced = []
 
@@ -290,8 +242,8 @@ def test_one_iteration_is_traced(build, tmp_path, monkeypatch):
         traced.append((tmp_path / "trace").exists())
         return iterate(self, state, stream, iteration)
 
-    iterate = loop.Trainer.iterate
-    monkeypatch.setattr(loop.Trainer, "iterate", recorded)
+    iterate = Trainer.iterate
+    monkeypatch.setattr(Trainer, "iterate", recorded)
     monkeypatch.setattr(jax.profiler, "trace", lambda folder: _Trace(folder))
     loop.train(build(iterations=3), tmp_path, trace_iteration=2)
     assert traced == [False, True, False]
@@ -319,61 +271,6 @@ def test_an_update_that_is_not_finite_stops_the_run(build, tmp_path, monkeypatch
     rows = read_metrics(tmp_path)
     assert list(rows["step"]) == [1] and np.isnan(rows["actor/grad_norm"][0])
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
-
-
-def test_a_group_of_one_learns_nothing(build):
-    built = build(rollout__samples=1)
-    trainer, state = trainer_of(built)
-    _, scalars = trainer.iterate(state, built.prompt_stream(), 0)
-    assert scalars["actor/grad_norm"] == 0 and scalars["frac_reward_zero_std"] == 1
-
-
-def test_shuffled_rewards_reach_the_updates_and_nothing_else(build, monkeypatch):
-    credited = []
-    estimate = advantages.ESTIMATORS["dr_grpo"]
-
-    def watched(reward, group_id, num_groups):
-        credited.append(np.asarray(reward))
-        return estimate(reward, group_id, num_groups)
-
-    monkeypatch.setitem(advantages.ESTIMATORS, "dr_grpo", watched)
-    scalars = []
-    for shuffle in (False, True, True):
-        built = build(rollout__shuffle_rewards=shuffle, advantage="dr_grpo")
-        trainer, state = trainer_of(built)
-        stream = built.prompt_stream()
-        scalars.append(trainer.iterate(state, stream, 0)[1] | {"stream": stream.get_state()})
-    true, shuffled, again = credited
-    assert 0 < true.mean() < 1
-    assert not np.array_equal(shuffled, true)
-    np.testing.assert_array_equal(np.sort(shuffled), np.sort(true))
-    np.testing.assert_array_equal(shuffled, again)
-    told = [name for name in scalars[0] if name.startswith(("reward/", "frac_", "stream"))]
-    assert len(told) > 4
-    for name in told:
-        assert scalars[0][name] == scalars[1][name]
-    assert scalars[0]["actor/pg_loss"] != scalars[1]["actor/pg_loss"]
-    later = loop.shuffled(true, seed=0, iteration=1)
-    assert not np.array_equal(later, shuffled)
-
-
-@pytest.mark.parametrize("mismatch", ["truncate", "mask"])
-def test_all_terms_run_together(build, mismatch):
-    built = build(
-        "apc",
-        training__kl_coefficient=0.1,
-        training__entropy_coefficient=0.01,
-        training__mismatch=mismatch,
-        training__micro_batches=2,
-        training__weighting="token",
-        rollout__top_p=0.9,
-    )
-    trainer, state = trainer_of(built)
-    stream = built.prompt_stream()
-    state, first = trainer.iterate(state, stream, 0)
-    _, second = trainer.iterate(state, stream, 1)
-    assert np.isfinite(list(second.values())).all()
-    assert first["actor/kl_reference"] > 0 and second["actor/kl_reference"] > 0
 
 
 def test_a_file_of_ones_own_runs_by_one_override(make_config, one_device, tmp_path):

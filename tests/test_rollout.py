@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fiberjax import experiment, loop, mesh, rollout
+from fiberjax import experiment, mesh, rollout
 from fiberjax.rollout import (
     EVALUATION,
     PROFILE,
@@ -18,6 +18,7 @@ from fiberjax.rollout import (
     row_keys,
 )
 from fiberjax.tasks import score
+from fiberjax.trainer import Trainer
 from fiberjax.warm_start import initial_params
 
 GROUP = 4
@@ -271,7 +272,7 @@ def test_truncated_sampling_leaves_the_first_ratios_at_one(build, truncation):
     # The sampler's are those of the renormalised distribution, and would not do as the old ones.
     assert np.abs(old - rollouts.sampler_log_prob)[rollouts.mask].max() > 0.1
     (batch,) = cut(built, rollouts, 1, old_log_prob=old)
-    trainer = loop.Trainer(built, None)
+    trainer = Trainer(built, None)
     state = built.fresh_state(jax.tree.map(lambda leaf: leaf.copy(), params))
     _, metrics = trainer._step(state, batch, built.knobs)
     np.testing.assert_allclose(float(metrics["is_ratio/min"]), 1, atol=1e-5)
