@@ -100,6 +100,8 @@ def smallest_rows(entries: list[Entry]) -> list[list[str]]:
         of = [entry for entry in entries if entry.order[:2] == key]
         fitting = [entry for entry in of if entry.plan["fits"]]
         refused = [entry for entry in of if not entry.plan["fits"]]
+        if not fitting:
+            continue
         entry, mesh = fitting[0], fitting[0].plan["mesh"]
         below = "none smaller"
         if refused:
