@@ -15,7 +15,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from fiberjax.plans.topologies import CHIPS, Chip, parse_topology
+from fiberjax.plans.topologies import CHIPS, Chip, parse_topology, slice_shapes
 
 RESULTS = pathlib.Path("benchmarks/results/plans")
 GIB = 2**30
@@ -104,6 +104,8 @@ def smallest_rows(entries: list[Entry]) -> list[list[str]]:
             continue
         entry, mesh = fitting[0], fitting[0].plan["mesh"]
         below = "none smaller"
+        if str(entry.topology).partition(":")[2] != slice_shapes(entry.topology.generation)[0]:
+            below = f"the mesh needs {mesh['tensor']} chips"
         if refused:
             asked = max(p["peak_bytes"] for p in refused[-1].plan["programs"] if not p["fits"])
             below = f"`{refused[-1].topology}`: {asked / GIB:.2f}"

@@ -3,8 +3,8 @@
     python experiments/plan.py --config=configs/qwen2_5_0_5b.py --topology=v5e:4x4
     bash experiments/tpu/train.sh configs/qwen2_5_0_5b.py first-run
 
-Plan: 4.5 of 15.75 GB a chip for the updates and 5.5 GB for sampling on `v5e:2x2` with
-`--config.rollout.prompts=16`; 2.5 and 5.5 GB on `v5e:4x4` as it stands (docs/pods.md). On N chips
+Plan: 4.4 of 15.75 GB a chip for the updates and 6.9 GB for sampling on `v5e:2x2` with
+`--config.rollout.prompts=16`; 2.5 and 5.9 GB on `v5e:4x4` as it stands (docs/pods.md). On N chips
 `rollout.prompts` must be a multiple of 4 N; beyond 64 chips add replicas (`--config.mesh.data=4` on
 256), for 896 columns do not divide over more than 128.
 Parameters start at random where `config.warm_start.weights` names no published checkpoint, and

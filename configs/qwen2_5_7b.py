@@ -3,8 +3,8 @@
     python experiments/plan.py --config=configs/qwen2_5_7b.py --topology=v5e:16x16
     bash experiments/tpu/train.sh configs/qwen2_5_7b.py first-run
 
-Plan: 13.6 of 15.75 GB a chip for the updates and 9.0 GB for sampling on `v5e:4x4` with
-`--config.rollout.prompts=16`; 3.1 and 9.0 GB on `v5e:16x16` as it stands (docs/pods.md). Heads,
+Plan: 13.7 of 15.75 GB a chip for the updates and 15.2 GB for sampling on `v5e:4x4` with
+`--config.rollout.prompts=16`; 3.1 and 10.2 GB on `v5e:16x16` as it stands (docs/pods.md). Heads,
 MLP and logits are split over 4 chips; on N chips `rollout.prompts` must be a multiple of N.
 Parameters start at random where `config.warm_start.weights` names no published checkpoint, and
 `config.tasks.vocabulary` names a tokenizer.json.

@@ -3,8 +3,9 @@
     python experiments/plan.py --config=configs/qwen3_1_7b.py --topology=v5e:4x4
     bash experiments/tpu/train.sh configs/qwen3_1_7b.py first-run
 
-Heads, MLP and logits are split over 4 chips, for the key-value cache; on N chips `rollout.prompts`
-must be a multiple of N (docs/pods.md).
+Plan: 11.2 of 15.75 GB a chip for the updates and 11.1 GB for sampling on `v5e:2x2` with
+`--config.rollout.prompts=4` (docs/pods.md). Heads, MLP and logits are split over 4 chips, for the
+key-value cache; on N chips `rollout.prompts` must be a multiple of N.
 Parameters start at random where `config.warm_start.weights` names no published checkpoint, and
 `config.tasks.vocabulary` names a tokenizer.json.
 """
