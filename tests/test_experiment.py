@@ -196,9 +196,11 @@ def test_bad_files_are_refused(from_rows, rows, message):
 
 def test_without_a_warm_start_solutions_may_be_longer_than_the_window(make_config, one_device):
     config = make_config()
-    config.warm_start.steps = 0
     config.window.completion = 2
-    experiment.from_config(config, one_device)
+    with pytest.raises(ValueError, match=r"the solution has 4 tokens.*the window holds"):
+        experiment.from_config(config, one_device)
+    config.warm_start.steps = 0
+    assert experiment.from_config(config, one_device).window.completion == 2
 
 
 def test_only_procedural_solutions_are_flawed(from_rows, make_config, one_device):
