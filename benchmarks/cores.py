@@ -35,10 +35,13 @@ def one_run(devices: int, axis: str, repeats: int) -> list[float]:
     from packing import POLICY, make_batch  # The benchmark beside this one.
 
     from configs.gates import get_gate
-    from fiberjax import gates, mesh
+    from fiberjax import gates
     from fiberjax.experiment import LEVELS
+    from fiberjax.parallel import mesh
+    from fiberjax.parallel.shardings import state_shardings
     from fiberjax.policy import init
-    from fiberjax.update import Knobs, StepOptions, TrainState, batch_specs, make_step
+    from fiberjax.train.batch import batch_specs
+    from fiberjax.train.update import Knobs, StepOptions, TrainState, make_step
 
     device_mesh = mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 1} | {axis: devices})
     gate, budgets = gates.from_config(get_gate("fiberpo_domain"), LEVELS)
@@ -49,7 +52,7 @@ def one_run(devices: int, axis: str, repeats: int) -> list[float]:
         params = init(POLICY, jax.random.key(0))
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    shardings = mesh.state_shardings(device_mesh, jax.eval_shape(fresh))
+    shardings = state_shardings(device_mesh, jax.eval_shape(fresh))
     state = jax.jit(fresh, out_shardings=shardings)()
     options = StepOptions(num_micro_batches=4, chunk=128)
     step = make_step(POLICY, device_mesh, gate, optimizer, options, shardings)

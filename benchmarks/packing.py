@@ -23,11 +23,15 @@ import numpy as np
 import optax
 
 from configs.gates import get_gate
-from fiberjax import gates, mesh, packing
+from fiberjax import gates
 from fiberjax.experiment import LEVELS
 from fiberjax.layout import make_layout
+from fiberjax.parallel import mesh
+from fiberjax.parallel.shardings import state_shardings
 from fiberjax.policy import TransformerConfig, init
-from fiberjax.update import Batch, Knobs, StepOptions, TrainState, batch_specs, make_step
+from fiberjax.train import packing
+from fiberjax.train.batch import Batch, batch_specs
+from fiberjax.train.update import Knobs, StepOptions, TrainState, make_step
 
 POLICY = TransformerConfig(
     vocab_size=2048,
@@ -105,7 +109,7 @@ def time_steps(repeats: int) -> list[dict[str, Any]]:
     options = StepOptions(num_micro_batches=8, chunk=128)
     params = init(POLICY, jax.random.key(0))
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-    shardings = mesh.state_shardings(device_mesh, state)
+    shardings = state_shardings(device_mesh, state)
     step = make_step(POLICY, device_mesh, gate, optimizer, options, shardings)
     held = {"state": jax.device_put(state, shardings)}
     result = []

@@ -157,7 +157,7 @@ def main(argv: list[str]) -> None:
     """Runs every arm, saves and plots."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    from fiberjax import plots
+    from fiberjax.run import plots
 
     chosen = arms(SEEDS.value)
     folder = Path(WORKDIR.value).absolute()

@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from fiberjax.plans import topologies
+    from fiberjax.tasks import loading
 
     topologies.compile_environment()
     from fiberjax import experiment
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
         config.evaluation.batch = shards
         config.warm_start.batch_size = shards
         devices = topologies.describe_devices(topology)
-        built = experiment.from_config(config, devices, experiment.named_domains)
+        built = experiment.from_config(config, devices, loading.named_domains)
         made = plan.make_plan(built, topology, ["train step", "gate"])
         step, gate = made.programs
         rows.append(

@@ -3,7 +3,7 @@
     python benchmarks/train_step.py               # both sides
     python benchmarks/train_step.py --no-tunix    # ours alone
 
-Ours: the compiled step of `fiberjax.update` with the FiberPO-Domain gate, all its levels and all
+Ours: the compiled step of `fiberjax.train.update` with the FiberPO-Domain gate, all its levels and
 its metrics, and `fiberjax.policy.sample`. Theirs: the jitted GRPO step of tunix's trainer and its
 sampler, over its Qwen3. The policies have the same shape and number of parameters, the batches the
 same numbers; float32, AdamW, no reference policy, old log-probabilities given, on both sides.
@@ -36,11 +36,15 @@ import numpy as np
 import optax
 
 from configs.gates import get_gate
-from fiberjax import gates, mesh, packing
+from fiberjax import gates
 from fiberjax.experiment import LEVELS
 from fiberjax.layout import make_layout
+from fiberjax.parallel import mesh
+from fiberjax.parallel.shardings import state_shardings
 from fiberjax.policy import TransformerConfig, init, num_params, sample, token_outputs
-from fiberjax.update import Batch, Knobs, StepOptions, TrainState, batch_specs, make_step
+from fiberjax.train import packing
+from fiberjax.train.batch import Batch, batch_specs
+from fiberjax.train.update import Knobs, StepOptions, TrainState, make_step
 
 TUNIX = "google-tunix==0.1.7"
 POLICY = TransformerConfig(
@@ -124,7 +128,7 @@ def our_side(params: Any, data: dict[str, np.ndarray]) -> dict[str, Callable[[],
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     start = jax.tree.map(jnp.copy, params)
     state = TrainState(start, optimizer.init(start), jnp.zeros((), jnp.int32))
-    shardings = mesh.state_shardings(device_mesh, state)
+    shardings = state_shardings(device_mesh, state)
     step = make_step(POLICY, device_mesh, gate, optimizer, StepOptions(), shardings)
     knobs = Knobs(budgets, np.float32(1), np.float32(0), np.float32(0))
     held = {"state": jax.device_put(state, shardings)}

@@ -23,15 +23,17 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     import jax
 
-    from fiberjax import experiment, loop
+    from fiberjax import experiment
     from fiberjax.policy import weights
+    from fiberjax.run import loop
+    from fiberjax.tasks import loading
 
     workdir = Path(WORKDIR.value)
     try:
         config = ConfigDict(json.loads((workdir / "config.json").read_text()))
         config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
         # The policy's shape is all that is needed; no data set is built.
-        built = experiment.from_config(config, jax.devices()[:1], experiment.named_domains)
+        built = experiment.from_config(config, jax.devices()[:1], loading.named_domains)
         iteration, params = loop.newest_params(built, workdir)
         weights.save(OUTPUT.value, built.policy, params, dtype=DTYPE.value)
     except (OSError, ValueError) as error:

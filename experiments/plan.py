@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     from fiberjax.plans import topologies
+    from fiberjax.tasks import loading
 
     topologies.compile_environment()
     from fiberjax import experiment
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
     try:
         topology = topologies.parse_topology(TOPOLOGY.value)
         devices = topologies.describe_devices(topology)
-        built = experiment.from_config(CONFIG.value, devices, experiment.named_domains)
+        built = experiment.from_config(CONFIG.value, devices, loading.named_domains)
         made = plan.make_plan(built, topology, PROGRAMS.value)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from None

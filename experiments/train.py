@@ -41,13 +41,14 @@ def main(argv: list[str]) -> None:
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Data sets and checkpoints tell a lot.
     # After the flags are parsed: a mistyped option is refused before jax starts.
-    from fiberjax import distributed
+    from fiberjax.parallel import distributed
 
     config_json = CONFIG.value.to_json_best_effort(indent=2)
     with distributed.session(
         DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     ):
-        from fiberjax import experiment, loop
+        from fiberjax import experiment
+        from fiberjax.run import loop
 
         try:
             built = experiment.from_config(CONFIG.value)

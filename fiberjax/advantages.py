@@ -135,7 +135,7 @@ def reinforce_plus_plus_baseline(
     return deviation / (std + epsilon)
 
 
-def pass_at_k(reward: jax.Array, group_id: jax.Array, num_groups: int) -> jax.Array:
+def leave_one_out_max(reward: jax.Array, group_id: jax.Array, num_groups: int) -> jax.Array:
     """Only what a group's best sample adds counts, `R_max − R_second`; float[M].
 
     Arguments as `grpo`. The group is scored by its best member, so all but a single best one are
@@ -160,7 +160,7 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "rloo": rloo,
     "reinforce_plus_plus": reinforce_plus_plus,
     "reinforce_plus_plus_baseline": reinforce_plus_plus_baseline,
-    "pass_at_k": pass_at_k,
+    "leave_one_out_max": leave_one_out_max,
 }
 """Estimators from one reward a trajectory, by name."""
 

@@ -1,8 +1,8 @@
 """What a run logs about its gate: which level clipped, in which regime the trajectories are.
 
-Everything is a metric of `objective` (`Mean`, `Sum`, `Max`, `Min`) over the tokens at hand; inside
-`shard_map` the training step joins the shards with `objective.add_over`. Cells count once, however
-their tokens are spread: each token adds its share of a cell.
+Everything is a reduction of `objective` (`Mean`, `Sum`, `Max`, `Min`) over the tokens at hand;
+inside `shard_map` the training step joins the shards with `objective.add_over`. Cells count once,
+however their tokens are spread: each token adds its share of a cell.
 """
 
 import jax
@@ -13,8 +13,14 @@ from fiberjax.gates import aggregate, hierarchy
 from fiberjax.gates.channels import prepare
 from fiberjax.gates.config import Budgets, Gate
 from fiberjax.layout import TRAJECTORY, Layout
-from fiberjax.metrics import GLOBAL_REGIMES, LOCAL_REGIMES
-from fiberjax.objective import Max, Mean, Metric, Min, Sum
+from fiberjax.objective import Max, Mean, Min, Reduction, Sum
+
+GLOBAL_REGIMES = ("G-I", "G-II,r", "G-II", "G-III,r", "G-III")
+"""Where the two channels of a trajectory sit: both open, one in rollback, one zeroed, none open
+with one in rollback at least, both zeroed."""
+
+LOCAL_REGIMES = ("L-I", "L-II", "L-III")
+"""How many tokens of a trajectory have their own drift clipped: none, some, all."""
 
 
 def gate_metrics(
@@ -25,7 +31,7 @@ def gate_metrics(
     budgets: Budgets,
     *,
     old_log_prob: jax.Array | None = None,
-) -> dict[str, Metric]:
+) -> dict[str, Reduction]:
     """Everything worth logging about a gate on a batch; a dict of metrics by name.
 
     Args:
@@ -53,7 +59,7 @@ def gate_metrics(
     return metrics
 
 
-def ratio_metrics(log_ratio: jax.Array, layout: Layout) -> dict[str, Metric]:
+def ratio_metrics(log_ratio: jax.Array, layout: Layout) -> dict[str, Reduction]:
     """How far the policy moved from the one that sampled, whatever the gate; a dict of metrics.
 
     Args:
@@ -81,7 +87,7 @@ def ratio_metrics(log_ratio: jax.Array, layout: Layout) -> dict[str, Metric]:
 
 def hierarchy_metrics(
     gate: Gate, log_ratio: jax.Array, advantage: jax.Array, layout: Layout, budgets: Budgets
-) -> dict[str, Metric]:
+) -> dict[str, Reduction]:
     """Channels, fibers and regimes of a hierarchy; a dict of metrics.
 
     Arguments as `gate_metrics`.
@@ -95,7 +101,7 @@ def hierarchy_metrics(
     arguments = {name: budgets[name] for name in gate.spec.budgets} | dict(gate.options)
     state = hierarchy.inspect(log_ratio, advantage, layout, **arguments)
     layout = state.layout
-    metrics: dict[str, Metric] = {}
+    metrics: dict[str, Reduction] = {}
     for k, level in enumerate(layout.levels):
         for c, name in enumerate(("plus", "minus")):
             table = state.tower.drift[k][:, c]

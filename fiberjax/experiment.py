@@ -1,7 +1,6 @@
 """An experiment: everything a config describes, built and validated before anything compiles."""
 
 import dataclasses
-import string
 from collections.abc import Callable
 from typing import Any
 
@@ -11,24 +10,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fiberjax import advantages, gates, mesh, optimizers, options
-from fiberjax.checkpoints import abstract
+from fiberjax import advantages, gates, optimizers, options
 from fiberjax.layout import STATE
+from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, init, weights
-from fiberjax.rollout import Sampler
-from fiberjax.tasks import (
-    CharVocabulary,
-    Domain,
-    HFVocabulary,
-    PromptStream,
-    Vocabulary,
-    load,
-    read_file,
-    supervised_batches,
-)
+from fiberjax.tasks import Domain, PromptStream, Vocabulary, supervised_batches
 from fiberjax.tasks.domains import check_prompt
-from fiberjax.tasks.examples import Split
-from fiberjax.update import Knobs, StepOptions, TrainState
+from fiberjax.tasks.loading import load_domains, make_vocabulary
+from fiberjax.train.rollout import Sampler
+from fiberjax.train.update import Knobs, StepOptions, TrainState
 
 LEVELS = ("trajectory", "group", "domain")
 
@@ -113,7 +103,7 @@ class Experiment:
     def abstract_state(self) -> TrainState:
         """Shapes of the train state, each leaf with its sharding."""
         state = jax.eval_shape(lambda: self.fresh_state(init(self.policy, jax.random.key(0))))
-        return abstract(state, mesh.state_shardings(self.mesh, state))
+        return shardings.abstract(state, shardings.state_shardings(self.mesh, state))
 
     def sampler(self, domains: tuple[Domain, ...]) -> Sampler:
         """The sampler of this experiment over the training or the held-out domains."""
@@ -132,7 +122,7 @@ class Experiment:
 
     def prompt_stream(self) -> PromptStream:
         """The stream of this process's training prompts, at its first step."""
-        index, count = process_share(self.mesh, self.rollout.prompts)
+        index, count = mesh.process_share(self.mesh, self.rollout.prompts)
         return PromptStream(
             self.train,
             self.vocabulary,
@@ -151,7 +141,7 @@ class Experiment:
 
     def supervised_stream(self) -> Any:
         """The stream of this process's solved examples."""
-        index, count = process_share(self.mesh, self.warm_start.batch_size)
+        index, count = mesh.process_share(self.mesh, self.warm_start.batch_size)
         return supervised_batches(
             self.train,
             self.vocabulary,
@@ -163,13 +153,6 @@ class Experiment:
             process_index=index,
             process_count=count,
         )
-
-
-def process_share(device_mesh: Mesh, num_rows: int) -> tuple[int, int]:
-    """Which part of a global batch this process feeds: its index, and the number of parts."""
-    rows = mesh.local_rows(device_mesh, num_rows)
-    size = rows.stop - rows.start
-    return rows.start // size, num_rows // size
 
 
 def from_config(config: Any, devices: Any = None, load_data: LoadData | None = None) -> Experiment:
@@ -206,7 +189,7 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
     vocabulary = make_vocabulary(tasks)
     policy = make_policy(config.policy, vocabulary)
-    mesh.placement(device_mesh, policy)  # Raises where the kernel cannot run.
+    shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if warm_start.weights and load_data is None:
         check_weights(warm_start.weights, policy)
     train, test = (load_data or load_domains)(tasks, window, vocabulary)
@@ -347,90 +330,3 @@ def check_weights(directory: str, policy: TransformerConfig) -> None:
         weights.check(directory, policy)
     except ValueError as error:
         raise ValueError(f"config.warm_start.weights: {error}") from None
-
-
-def make_vocabulary(tasks: options.Tasks) -> Vocabulary:
-    """The tokenizer: "characters" of the families, printable "ascii", or a tokenizer.json."""
-    name = tasks.vocabulary
-    if name == "characters":
-        return CharVocabulary()
-    if name == "ascii":
-        return CharVocabulary(string.printable[:-3])
-    if not name.endswith(".json"):
-        raise ValueError(
-            f"config.tasks.vocabulary must be 'characters', 'ascii' or the path of a "
-            f"tokenizer.json; got {name!r}"
-        )
-    bos_token = tasks.bos_token if tasks.bos_token else None
-    try:
-        return HFVocabulary(
-            name, pad_token=tasks.pad_token, eos_token=tasks.eos_token, bos_token=bos_token
-        )
-    except ValueError as error:
-        raise ValueError(f"config.tasks: {error}") from None
-
-
-def load_domains(
-    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
-) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
-    """The training and held-out domains, in one order."""
-    if tasks.file:
-        return _load_file(tasks, window, vocabulary)
-    knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
-    difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
-    if not knobs:
-        raise ValueError("config.tasks.domains names no domain")
-
-    def read(split: Split) -> tuple[Domain, ...]:
-        return load(
-            tuple(knobs),
-            split,
-            tasks.data_dir,
-            difficulty=difficulty,
-            knobs=knobs,
-            num_train=tasks.num_train,
-            num_test=tasks.num_test,
-            seed=tasks.seed,
-        )
-
-    return read("train"), read("test")
-
-
-def named_domains(
-    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
-) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
-    """The domains of a config without their examples, where their number is all that matters."""
-    if tasks.file:
-        return load_domains(tasks, window, vocabulary)
-    names = [name for name, knobs in tasks.domains.items() if knobs is not None]
-    domains = tuple(Domain(name, (), lambda prompt, answer, completion: 0.0) for name in names)
-    return domains, domains
-
-
-def _load_file(
-    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
-) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
-    """The domains of a user's file; those without held-out rows are trained on all the same."""
-
-    def read(path: str, split: Split | None) -> tuple[Domain, ...]:
-        return read_file(
-            path,
-            split=split,
-            columns=tasks.columns,
-            verifier=tasks.verifier,
-            vocabulary=vocabulary,
-            max_prompt_tokens=window.prompt,
-        )
-
-    if tasks.test_file:
-        train, test = read(tasks.file, None), read(tasks.test_file, None)
-    else:
-        train, test = read(tasks.file, "train"), read(tasks.file, "test")
-    names = [domain.name for domain in train]
-    by_name = {domain.name: domain for domain in test}
-    if set(by_name) - set(names):
-        raise ValueError(
-            f"held-out rows are of domains {sorted(set(by_name) - set(names))}, which "
-            f"{tasks.file} does not have"
-        )
-    return train, tuple(by_name[name] for name in names if name in by_name)

@@ -54,7 +54,8 @@ class Min(NamedTuple):
     value: jax.Array
 
 
-Metric = Mean | Sum | Max | Min
+Reduction = Mean | Sum | Max | Min
+"""How a quantity of tokens is joined over micro-batches and devices."""
 
 
 def token_weight(
@@ -155,8 +156,8 @@ def surrogate(
     return mean(contribution, layout, weighting=weighting, constant_length=constant_length)
 
 
-def add(first: Metric, second: Metric) -> Metric:
-    """Joins a metric of two disjoint sets of tokens, such as micro-batches; of the same kind."""
+def add(first: Reduction, second: Reduction) -> Reduction:
+    """Joins a reduction of two disjoint sets of tokens, such as micro-batches; of the same kind."""
     match first, second:
         case Mean(), Mean():
             return Mean(first.total + second.total, first.count + second.count)
@@ -166,19 +167,19 @@ def add(first: Metric, second: Metric) -> Metric:
             return Max(jnp.maximum(first.value, second.value))
         case Min(), Min():
             return Min(jnp.minimum(first.value, second.value))
-    raise ValueError(f"metrics of two kinds cannot be joined: {first!r} and {second!r}")
+    raise ValueError(f"reductions of two kinds cannot be joined: {first!r} and {second!r}")
 
 
-def add_over(metric: Metric, axis_name: segments.AxisName) -> Metric:
-    """Joins a metric over mesh axes, inside `shard_map`; of the same kind, equal on all devices."""
+def add_over(reduction: Reduction, axis_name: segments.AxisName) -> Reduction:
+    """Joins a reduction over mesh axes, in `shard_map`; of the same kind, equal on all devices."""
     if not axis_name:
-        return metric
-    match metric:
+        return reduction
+    match reduction:
         case Mean():
-            return Mean(lax.psum(metric.total, axis_name), lax.psum(metric.count, axis_name))
+            return Mean(lax.psum(reduction.total, axis_name), lax.psum(reduction.count, axis_name))
         case Sum():
-            return Sum(lax.psum(metric.value, axis_name))
+            return Sum(lax.psum(reduction.value, axis_name))
         case Max():
-            return Max(lax.pmax(metric.value, axis_name))
+            return Max(lax.pmax(reduction.value, axis_name))
         case Min():
-            return Min(lax.pmin(metric.value, axis_name))
+            return Min(lax.pmin(reduction.value, axis_name))

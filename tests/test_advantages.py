@@ -69,7 +69,7 @@ def test_equal_rewards_and_groups_of_one_give_exactly_zero(name, constant):
 
 
 def test_ties_for_the_best_give_nothing():
-    got = advantages.pass_at_k(np.float32([1, 1, 0, 1, 0.25]), np.array([0, 0, 0, 1, 1]), 2)
+    got = advantages.leave_one_out_max(np.float32([1, 1, 0, 1, 0.25]), np.array([0, 0, 0, 1, 1]), 2)
     np.testing.assert_array_equal(got, [0, 0, 0, 0.75, 0])
 
 

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fiberjax import mesh
 from fiberjax.experiment import Experiment
+from fiberjax.parallel import mesh
 from fiberjax.plans.programs import PROGRAMS, Program, batch_rows, drawn_rows
 from fiberjax.plans.topologies import Chip, Topology
 from fiberjax.policy import num_params

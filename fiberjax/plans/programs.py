@@ -17,21 +17,17 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fiberjax import mesh, packing, rollout
-from fiberjax.checkpoints import abstract
 from fiberjax.experiment import Experiment
 from fiberjax.layout import STATE, make_layout
+from fiberjax.parallel import mesh, shardings
+from fiberjax.parallel.shardings import abstract
 from fiberjax.plans import costs, hlo
 from fiberjax.plans.topologies import Chip
 from fiberjax.policy import TokenOutputs, cast_kernels, init_cache
 from fiberjax.policy.sampler import STAGE, stage_ends
-from fiberjax.update import (
-    Batch,
-    Knobs,
-    batch_specs,
-    make_step,
-    objective_gradient,
-)
+from fiberjax.train import packing, rollout
+from fiberjax.train.batch import Batch, batch_specs
+from fiberjax.train.update import Knobs, make_step, objective_gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +110,7 @@ def drawn_rows(experiment: Experiment) -> int:
 
 
 def abstract_batch(experiment: Experiment, packed: int | None = None) -> Batch:
-    """Shapes of an optimizer batch on the mesh, as `rollout.make_batches` makes them.
+    """Shapes of an optimizer batch on the mesh, as `minibatches.make_batches` makes them.
 
     Args:
       experiment: what to run.
@@ -184,7 +180,7 @@ def sampling_params(experiment: Experiment) -> Any:
     if experiment.mesh.shape["fsdp"] == 1:
         return params
     cast = jax.eval_shape(lambda params: cast_kernels(params, experiment.policy), params)
-    return abstract(cast, mesh.sampling_shardings(experiment.mesh, params))
+    return abstract(cast, shardings.sampling_shardings(experiment.mesh, params))
 
 
 def lower_sampler(experiment: Experiment) -> Any:

@@ -1,6 +1,6 @@
 """Domains: prompt generators, verifiers, data sets, curriculum, and the streams training reads."""
 
-from fiberjax.tasks.batches import PromptBatch, SupervisedBatch, prompt_batch, score
+from fiberjax.tasks.batches import PromptBatch, SupervisedBatch, prompt_batch, reward_completions
 from fiberjax.tasks.builders import load
 from fiberjax.tasks.domains import Domain, Examples
 from fiberjax.tasks.examples import Example, Family
@@ -27,6 +27,6 @@ __all__ = [
     "make_family",
     "prompt_batch",
     "read_file",
-    "score",
+    "reward_completions",
     "supervised_batches",
 ]

@@ -83,7 +83,9 @@ def prompt_batch(
     )
 
 
-def score(domains: Sequence[Domain], batch: PromptBatch, completions: Sequence[str]) -> np.ndarray:
+def reward_completions(
+    domains: Sequence[Domain], batch: PromptBatch, completions: Sequence[str]
+) -> np.ndarray:
     """Returns the verifiers' rewards, float32[B, G].
 
     Args:

@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from fiberjax import experiment, rollout
+from fiberjax import experiment
 from fiberjax.plans import programs
 from fiberjax.plans.topologies import CHIPS
-from fiberjax.rollout import TRAINING, make_batches
-from fiberjax.warm_start import initial_params
+from fiberjax.run.warm_start import random_params
+from fiberjax.seeds import TRAINING
+from fiberjax.train import rollout
+from fiberjax.train.minibatches import make_batches
 
 CHIP = CHIPS["v5e"]
 
@@ -36,7 +38,7 @@ def build(make_config):
 def test_a_plan_compiles_for_the_batches_of_a_run(build, gate, packing):
     """Shapes, dtypes and shardings of what a run feeds its step."""
     built = build(gate, training__packing=packing, window__completion=24)
-    params = initial_params(built.policy, built.mesh, seed=0)
+    params = random_params(built.policy, built.mesh, seed=0)
     rollouts = built.sampler(built.train)(
         params, next(built.prompt_stream()), samples=4, stream=TRAINING, step=0
     )

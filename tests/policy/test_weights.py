@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fiberjax import experiment, loop, mesh, policy
+from fiberjax import experiment, policy
+from fiberjax.parallel import mesh
 from fiberjax.policy import weights
+from fiberjax.run import warm_start
 
 from . import shapes
 
@@ -35,7 +37,7 @@ def shardings(config, shape=(1, 1, 1)):
     count = int(np.prod(shape))
     device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
     abstract = jax.eval_shape(lambda: policy.init(config, jax.random.key(0)))
-    return mesh.param_shardings(device_mesh, abstract)
+    return shardings.param_shardings(device_mesh, abstract)
 
 
 def load(directory, config, shape=(1, 1, 1)):
@@ -224,7 +226,7 @@ def published(make_config, one_device, tmp_path):
 def test_a_run_starts_from_published_weights(published, one_device):
     config, params = published
     config.warm_start.steps = 0
-    found = loop.initial_params(experiment.from_config(config, one_device))
+    found = warm_start.starting_params(experiment.from_config(config, one_device))
     chex.assert_trees_all_equal(found, params)
 
 
@@ -234,7 +236,7 @@ def test_a_warm_start_goes_on_from_them_and_is_made_anew_for_others(published, o
     config.warm_start.learning_rate = 1e-9
 
     def start():
-        return loop.initial_params(experiment.from_config(config, one_device))
+        return warm_start.starting_params(experiment.from_config(config, one_device))
 
     chex.assert_trees_all_close(start(), params, atol=1e-5)
     shape = experiment.from_config(config, one_device).policy

@@ -12,7 +12,7 @@ from fiberjax.tasks import (
     PromptStream,
     make_family,
     prompt_batch,
-    score,
+    reward_completions,
 )
 from fiberjax.tasks.examples import draw_examples
 
@@ -73,12 +73,12 @@ def test_score_keeps_samples_with_their_prompt(domains):
     examples = Examples(domains)
     right = [examples[int(i)].solution for i in batch.prompt_index]
     completions = [text for good in right for text in (good, "no")]
-    rewards = score(domains, batch, completions)
+    rewards = reward_completions(domains, batch, completions)
     assert rewards.dtype == np.float32
     np.testing.assert_array_equal(rewards, np.tile([1.0, 0.0], (8, 1)))
     for wrong in ([], right[:-1], [*right, "x"]):
         with pytest.raises(ValueError, match="completions for 8 prompts"):
-            score(domains, batch, wrong)
+            reward_completions(domains, batch, wrong)
 
 
 def test_resume_is_exact_at_every_step(domains):

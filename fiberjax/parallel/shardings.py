@@ -1,0 +1,268 @@
+"""How everything is split over the mesh: parameters, activations, layouts, and train states.
+
+One table says how each parameter is split, one how activations are. Trajectories never leave their
+device; the small tables of the levels above are added over the row axes and held by everyone.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import layout as memory_layout
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fiberjax.layout import Layout
+from fiberjax.parallel.mesh import REPLICATED, ROW_AXES, ROWS, local_rows
+from fiberjax.policy import Placement, TransformerConfig, attention
+
+# Path of a parameter (and of its moments in the optimizer state) -> how its axes are split. The
+# leading axis of `layers/...` is the layer, which is scanned over and never split.
+PARTITION_RULES: tuple[tuple[str, P], ...] = (
+    (r"(embed|head)/kernel$", P("tensor", "fsdp")),
+    (r"layers/attention/[qkv]/kernel$", P(None, "fsdp", "tensor")),
+    (r"layers/attention/[qkv]/bias$", P(None, "tensor")),
+    (r"layers/attention/o/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),
+    (r"norm/scale$", P()),
+)
+
+ACTIVATION_SPECS: Mapping[str, P] = {
+    "activation": P(ROW_AXES),  # [B, S, D]
+    "heads": P(ROW_AXES, None, "tensor"),  # [B, S, heads, head_dim]
+    "mlp": P(ROW_AXES, None, "tensor"),  # [B, S, F]
+    "column": P(ROW_AXES, "tensor"),  # [B, kv heads, S, head_dim]
+}
+
+# A layer's matrix by the axis that `tensor` splits -> as it is stored, and as its product reads it.
+KERNEL_SPECS: Mapping[str, tuple[P, P]] = {
+    "out": (P("fsdp", "tensor"), P(None, "tensor")),
+    "in": (P("tensor", "fsdp"), P("tensor", None)),
+}
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as `layers/attention/q/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def param_shardings(mesh: Mesh, params: Any) -> Any:
+    """The sharding of each parameter by `PARTITION_RULES`; a pytree like `params`.
+
+    Raises:
+      ValueError: a parameter without a rule, or one whose size does not divide over its axes.
+    """
+
+    def choose(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        for pattern, spec in PARTITION_RULES:
+            if re.search(pattern, name):
+                _check_divides(mesh, name, leaf.shape, spec)
+                return NamedSharding(mesh, spec)
+        raise ValueError(
+            f"no partition rule matches parameter {name!r}; see shardings.PARTITION_RULES"
+        )
+
+    return jax.tree_util.tree_map_with_path(choose, params)
+
+
+def sampling_shardings(mesh: Mesh, params: Any) -> Any:
+    """The sharding of each parameter while sampling: `fsdp` holds all of it, `tensor` a part.
+
+    A decoding step reads every parameter for a few tokens: gathering them at each step would take
+    longer than the step.
+    """
+
+    def whole(sharding: NamedSharding) -> NamedSharding:
+        kept = [axis if axis == "tensor" else None for axis in sharding.spec]
+        return NamedSharding(mesh, P(*kept))
+
+    return jax.tree.map(whole, param_shardings(mesh, params))
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Shardings of a whole train state: moments like their parameters, everything else replicated.
+
+    A moment is recognised by the same path rules as its parameter, and by having a parameter's
+    number of axes: factored or scalar statistics are replicated.
+    """
+
+    def choose(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        for pattern, spec in PARTITION_RULES:
+            if re.search(pattern, name) and len(leaf.shape) >= len(spec):
+                _check_divides(mesh, name, leaf.shape, spec)
+                return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, REPLICATED)
+
+    return jax.tree_util.tree_map_with_path(choose, state)
+
+
+def _check_divides(mesh: Mesh, name: str, shape: tuple[int, ...], spec: P) -> None:
+    for size, axes in zip(shape, spec, strict=False):
+        names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        parts = math.prod(mesh.shape[axis] for axis in names)
+        if size % parts:
+            raise ValueError(
+                f"parameter {name!r} of shape {shape} does not divide: {size} over "
+                f"{parts} parts of mesh axis {'×'.join(names)}"
+            )
+
+
+def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
+    """Where a policy's arrays lie on this mesh, and its attention, as `config.attention` has it.
+
+    Raises:
+      ValueError: splash attention on a GPU, or query heads that do not divide for it.
+    """
+    platform = mesh.devices.flat[0].platform
+    tensor = mesh.shape["tensor"]
+    divides = config.num_heads % math.lcm(config.num_kv_heads, tensor) == 0
+    if config.attention == "dense":
+        return MeshPlacement(mesh, splash=False)
+    if config.attention == "auto" and not (platform == "tpu" and divides):
+        return MeshPlacement(mesh, splash=False)
+    if platform not in ("tpu", "cpu"):
+        raise ValueError(
+            "config.policy.attention = 'splash' runs on TPUs, and on CPUs for tests; the mesh is "
+            f"of {platform} devices: choose 'dense' or 'auto'"
+        )
+    if not divides:
+        raise ValueError(
+            f"config.policy.attention = 'splash' splits heads over mesh tensor={tensor}: num_heads "
+            f"= {config.num_heads} must divide by lcm(num_kv_heads = {config.num_kv_heads}, "
+            f"{tensor}); choose 'dense', 'auto' or another size"
+        )
+    return MeshPlacement(mesh, splash=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshPlacement(Placement):
+    """`ACTIVATION_SPECS` and `KERNEL_SPECS` on a mesh; use `placement`, which checks.
+
+    Attributes:
+      mesh: the mesh.
+      splash: whether each device runs the attention kernel over its rows and heads.
+    """
+
+    mesh: Mesh
+    splash: bool
+
+    @property
+    def platform(self) -> str:
+        """Of the devices: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
+    def activation(self, x: jax.Array, name: str) -> jax.Array:
+        """`x`, split as `ACTIVATION_SPECS` says."""
+        spec = ACTIVATION_SPECS[name]
+        x = jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+        divides = name == "column" and x.shape[1] % self.mesh.shape["tensor"] == 0
+        return self._in_order(x, spec) if divides and self.platform == "tpu" else x
+
+    def _in_order(self, x: jax.Array, spec: P) -> jax.Array:
+        """`x`, in memory in the order of its axes.
+
+        Left to itself, the TPU compiler lays the cache out for writing a column, and copies all of
+        it for every read. Under `shard_map`, because the constraint is not split by itself.
+        """
+        order = memory_layout.Layout(tuple(range(x.ndim)))
+        if self.mesh.size == 1:
+            return memory_layout.with_layout_constraint(x, order)
+        return jax.shard_map(
+            lambda x: memory_layout.with_layout_constraint(x, order),
+            mesh=self.mesh,
+            in_specs=spec,
+            out_specs=spec,
+            check_vma=False,
+        )(x)
+
+    def kernel(self, kernel: jax.Array, split: str) -> jax.Array:
+        """The matrix gathered over `fsdp`; its gradient is scattered over it."""
+        if self.mesh.shape["fsdp"] == 1:
+            return kernel
+        stored, read = (NamedSharding(self.mesh, spec) for spec in KERNEL_SPECS[split])
+        return _gathered(kernel, stored, read)
+
+    def attend(
+        self, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+    ) -> jax.Array:
+        """Attention of whole rows, each device its rows and heads."""
+        if not self.splash:
+            return super().attend(query, key, value, segment_ids)
+
+        def local(*parts: jax.Array) -> jax.Array:
+            return attention.splash(*parts, interpret=self.platform == "cpu")
+
+        # Fewer key-value heads than parts: several parts read the same one.
+        copies = math.lcm(key.shape[1], self.mesh.shape["tensor"]) // key.shape[1]
+        key, value = (jnp.repeat(part, copies, axis=1) for part in (key, value))
+        if self.mesh.size == 1:
+            return local(query, key, value, segment_ids)
+        heads, narrow = ACTIVATION_SPECS["heads"], ACTIVATION_SPECS["column"]
+        return jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=(heads, narrow, narrow, ROWS),
+            out_specs=heads,
+            # The kernel does not say over which axes its result varies.
+            check_vma=False,
+        )(query, key, value, segment_ids)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(kernel: jax.Array, stored: NamedSharding, read: NamedSharding) -> jax.Array:
+    """A matrix that is split over `fsdp`, whole; its gradient is added and split again at once.
+
+    Left to itself, the TPU compiler may turn product and gather into a loop of partial products,
+    which pass their sum through memory at every round.
+    """
+    del stored
+    return jax.lax.with_sharding_constraint(kernel, read)
+
+
+_gathered.defvjp(
+    lambda kernel, stored, read: (_gathered(kernel, stored, read), None),
+    lambda stored, read, _, gradient: (jax.lax.with_sharding_constraint(gradient, stored),),
+)
+
+
+def layout_specs(layout: Layout) -> Layout:
+    """Partition specs of a layout: tokens and finest cells by rows, the tables above replicated."""
+    rows: Any = ROWS
+    everywhere: Any = REPLICATED
+    return dataclasses.replace(
+        layout,
+        mask=rows,
+        cell_id=None if layout.cell_id is None else rows,
+        parents=tuple(everywhere if k else rows for k in range(len(layout.parents))),
+        sizes=tuple(everywhere if k else rows for k in range(len(layout.sizes))),
+        state_id=None if layout.state_id is None else rows,
+    )
+
+
+def local_layout(mesh: Mesh, layout: Layout) -> Layout:
+    """This process's part of a layout that every process built whole, ready for `place`."""
+    rows = local_rows(mesh, layout.mask.shape[0])
+    return dataclasses.replace(
+        layout,
+        mask=layout.mask[rows],
+        parents=(layout.parents[0][rows], *layout.parents[1:]),
+        sizes=(layout.sizes[0][rows], *layout.sizes[1:]),
+        state_id=None if layout.state_id is None else layout.state_id[rows],
+    )
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of a pytree with shardings, as a checkpoint is restored onto them."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )

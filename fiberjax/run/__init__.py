@@ -1,0 +1,9 @@
+"""What happens over iterations, and what is left of it.
+
+warm_start     the policy a run starts from
+trainer        one iteration
+loop           the run
+evaluation     held-out prompts, before and after
+statistics     what an evaluation can claim
+checkpoints, metrics, progress, plots
+"""

@@ -1,0 +1,218 @@
+"""The run: warm start, evaluation, iterations of rollouts and updates, evaluation, report.
+
+One command starts a run and, given the same directory, resumes it. A resumed run ends bitwise where
+one that was never interrupted does, on the same devices: everything random is a function of the
+seed and the iteration, and the checkpoint holds the rest (policy, optimizer, prompt stream).
+"""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+
+from fiberjax.experiment import Experiment
+from fiberjax.parallel import distributed
+from fiberjax.run import evaluation, metrics, plots
+from fiberjax.run.checkpoints import Checkpoints
+from fiberjax.run.evaluation import EvaluationTable, Measures, evaluate, profile
+from fiberjax.run.progress import Progress
+from fiberjax.run.trainer import Trainer
+from fiberjax.run.warm_start import starting_params
+from fiberjax.tasks import PromptStream
+from fiberjax.train.update import TrainState
+
+SHOWN = {"reward": "reward/mean", "kl": "actor/ppo_kl", "entropy": "actor/entropy"}
+
+
+def run(
+    experiment: Experiment,
+    directory: str | Path,
+    config_json: str,
+    *,
+    trace_iteration: int | None = None,
+) -> EvaluationTable:
+    """Trains the experiment in a directory, or goes on with what is there.
+
+    Args:
+      experiment: from `experiment.from_config`.
+      directory: the run folder: `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`,
+        `evaluation.{json,md}` and `plots/`.
+      config_json: the config as JSON; a directory with another one is refused.
+      trace_iteration: an iteration, counted from 1, that is traced into `trace/` for TensorBoard's
+        profiler, on every host; None traces none.
+
+    Returns:
+      The evaluation on held-out prompts, before and after.
+
+    Raises:
+      ValueError: the directory cannot be written, or holds a run of another config.
+      FloatingPointError: an update was not finite; names the step and the term.
+    """
+    directory = Path(directory)
+    primary = jax.process_index() == 0
+    barrier("run folder claimed")
+    claim(directory, config_json)
+    before, state = train(experiment, directory, trace_iteration)
+    after = evaluate(experiment, state.params, "evaluation after")
+    table = evaluation.compare(
+        before.by_name,
+        after.by_name,
+        before.domain,
+        names=tuple(domain.name for domain in experiment.test),
+    )
+    if primary:
+        report(directory, table)
+    return table
+
+
+def claim(directory: str | Path, config_json: str) -> None:
+    """Writes the config into a new run folder; a folder with this very config is resumed.
+
+    Raises:
+      ValueError: the folder cannot be written, or holds a run of another config.
+    """
+    path = Path(directory) / "config.json"
+    if path.exists():
+        saved, given = json.loads(path.read_text()), json.loads(config_json)
+        changed = sorted(_differences(saved, given))
+        if changed:
+            raise ValueError(
+                f"{directory} holds a run of another config; it differs in {', '.join(changed)}. "
+                "Choose another --workdir, or give the same config to resume."
+            )
+    elif jax.process_index() == 0:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Renamed into place: a kill leaves no half of a config.
+            written = path.with_name("config.json.new")
+            written.write_text(config_json)
+            written.replace(path)
+        except OSError as error:
+            raise ValueError(f"workdir {str(directory)!r} cannot be written: {error}") from None
+
+
+def _differences(a: Any, b: Any, path: str = "config") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted(a.keys() | b.keys())
+        return [
+            found for key in keys for found in _differences(a.get(key), b.get(key), f"{path}.{key}")
+        ]
+    return [] if a == b else [f"{path} ({a!r} there, {b!r} here)"]
+
+
+def newest_params(experiment: Experiment, directory: Path) -> tuple[int, Any]:
+    """Iteration and parameters of a run's newest checkpoint, on the experiment's mesh.
+
+    Raises:
+      ValueError: there is none, or it is not of this experiment.
+    """
+    if not (directory / "checkpoints").is_dir():
+        raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
+    with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
+        found = saved.restore(experiment.abstract_state())
+    if found is None:
+        raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
+    return found.iteration, found.state.params
+
+
+class Begun(NamedTuple):
+    """Where a run stands when its next iteration begins.
+
+    Attributes:
+      state: the train state.
+      done: iterations finished.
+      stream: of the prompts.
+      before: the evaluation before the first iteration.
+    """
+
+    state: TrainState
+    done: int
+    stream: PromptStream
+    before: Measures
+
+
+def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
+    """The newest checkpoint, or what a run starts from: warm-started, evaluated and profiled."""
+    stream = experiment.prompt_stream()
+    shapes = experiment.abstract_state()
+    found = saved.restore(shapes)
+    if found is not None:
+        stream.set_state(found.host["stream"])
+        return Begun(found.state, found.iteration, stream, Measures.of(found.host["before"]))
+    start = starting_params(experiment)
+    before = evaluate(experiment, start, "evaluation before")
+    profile(experiment, start, stream)
+    # Donated: nothing but the state is kept on the devices.
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    make = jax.jit(experiment.fresh_state, out_shardings=shardings, donate_argnums=0)
+    return Begun(make(start), 0, stream, before)
+
+
+def train(
+    experiment: Experiment, directory: Path, trace_iteration: int | None = None
+) -> tuple[Measures, TrainState]:
+    """Runs the iterations that the directory's newest checkpoint has not seen yet.
+
+    Arguments as `run`.
+
+    Returns:
+      The evaluation before the first iteration, and the state after the last.
+
+    Raises:
+      SystemExit: a host was asked to end; the run is saved.
+    """
+    primary = jax.process_index() == 0
+    with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
+        state, done, stream, before = begin(experiment, saved)
+        if done == experiment.iterations:
+            return before, state
+        # The start, a second time: only a KL penalty needs it beside the state.
+        reference = starting_params(experiment) if experiment.training.kl_coefficient > 0 else None
+        trainer = Trainer(experiment, reference)
+        with (
+            metrics.MetricWriter(directory, resume_step=done, enabled=primary) as writer,
+            Progress(experiment.iterations, "training", start=done) as progress,
+        ):
+            for iteration in range(done, experiment.iterations):
+                with traced(directory / "trace", iteration + 1 == trace_iteration):
+                    state, scalars = trainer.iterate(state, stream, iteration)
+                writer.write(iteration + 1, scalars)
+                metrics.finite_or_raise(iteration + 1, scalars)
+                progress.update(
+                    iteration + 1, **{name: scalars[key] for name, key in SHOWN.items()}
+                )
+                last = iteration + 1 == experiment.iterations
+                ending = distributed.asked_to_end(iteration + 1) and not last
+                if last or ending or (iteration + 1) % experiment.checkpoint.every == 0:
+                    host = {"stream": stream.get_state(), "before": before.to_json()}
+                    saved.save(iteration + 1, state, host)
+                if ending:
+                    raise SystemExit(
+                        f"asked to end; iteration {iteration + 1} is saved, and the same command "
+                        "on every host goes on from there"
+                    )
+    return before, state
+
+
+def traced(directory: Path, wanted: bool) -> contextlib.AbstractContextManager:
+    """Traces what runs within into the directory, where that is wanted."""
+    return jax.profiler.trace(directory) if wanted else contextlib.nullcontext()
+
+
+def report(directory: Path, table: EvaluationTable) -> None:
+    """Writes the evaluation table and the plots, and prints the table."""
+    (directory / "evaluation.json").write_text(table.to_json())
+    (directory / "evaluation.md").write_text(table.to_markdown())
+    plots.plot_run(directory / "metrics.jsonl", directory / "plots")
+    plots.plot_evaluation(table, directory / "plots" / "evaluation.png")
+    table.print()
+    print(f"everything is in {directory}")
+
+
+def barrier(name: str) -> None:
+    """Waits for every process."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,264 @@
+"""The scalars of a run: their names and units, and the files they are written to and read from.
+
+A run folder holds `metrics.jsonl`, one JSON object a line with its `step`, and TensorBoard event
+files of the same values. A file written by a run that was killed and resumed holds the steps of one
+that never was.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TextIO
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Metric(NamedTuple):
+    """What a name stands for: the unit of its values and their meaning."""
+
+    unit: str
+    meaning: str
+
+
+METRICS: Mapping[str, Metric] = {
+    "actor/pg_loss": Metric("reward", "negative surrogate objective, the loss minimised"),
+    "actor/ppo_kl": Metric("nats/token", "KL(sampling ‖ current policy), estimate k1: -log ratio"),
+    "actor/ppo_kl_k3": Metric(
+        "nats/token", "the same, estimate k3: ratio - 1 - log ratio, never < 0"
+    ),
+    "actor/entropy": Metric("nats/token", "entropy of the next-token distribution"),
+    "actor/grad_norm": Metric("norm", "global norm of the gradient, before any clipping"),
+    "actor/update_norm": Metric("norm", "global norm of the optimizer's change of the parameters"),
+    "actor/pg_clipfrac": Metric("fraction", "tokens whose gradient the gate changed"),
+    "is_ratio/mean": Metric("ratio", "importance ratio of tokens, mean"),
+    "is_ratio/min": Metric("ratio", "importance ratio of tokens, smallest"),
+    "is_ratio/max": Metric("ratio", "importance ratio of tokens, largest"),
+    "response_length/mean": Metric("tokens", "response length, mean"),
+    "response_length/max": Metric("tokens", "response length, longest"),
+    "response_length/clip_ratio": Metric("fraction", "responses cut at the longest length allowed"),
+    "reward/mean": Metric("reward", "reward of sampled responses, mean"),
+    "reward/std": Metric("reward", "reward of sampled responses, standard deviation"),
+    "reward/<domain>": Metric("reward", "mean reward in a domain: its pass rate where 0 or 1"),
+    "frac_reward_zero_std": Metric("fraction", "prompt groups whose rewards are all equal"),
+    "gate/clip_fraction/<level>": Metric("fraction", "tokens whose gradient a level changed"),
+    "gate/channel/<level>/<sign>": Metric("nats", "mean drift of a level's cells, plus or minus"),
+    "gate/fiber_residual": Metric("nats/token", "mean of |u|, what the levels above leave a token"),
+    "gate/log_ratio_non_finite": Metric("count", "tokens whose log ratio is NaN or infinite"),
+    "gate/regime/<name>": Metric("fraction", "trajectories in a regime, global or local"),
+    "mismatch/log_prob_abs_max": Metric("nats", "|sampler - trainer| log-probability, largest"),
+    "mismatch/log_prob_abs_mean": Metric("nats", "|sampler - trainer| log-probability, mean"),
+    "curriculum/target": Metric("probability", "pass rate the curriculum aims at"),
+    "timing/rollout_s": Metric("s", "time to sample and verify a rollout batch"),
+    "timing/update_s": Metric("s", "time of the updates on a rollout batch"),
+    "timing/total_s": Metric("s", "time of the whole step"),
+    "perf/tokens_per_s": Metric("tokens/s", "response tokens sampled a second of the whole step"),
+}
+"""Every metric the framework writes; `<...>` stands for the name of a domain, level or regime."""
+
+
+def describe(name: str) -> Metric:
+    """Looks a metric up in `METRICS`, filling patterns; one `Metric`, blank where unknown.
+
+    >>> describe("reward/sort").unit
+    'reward'
+    """
+    if name in METRICS:
+        return METRICS[name]
+    parts = name.split("/")
+    for pattern, metric in METRICS.items():
+        holes = pattern.split("/")
+        if len(holes) == len(parts) and all(
+            hole == part or hole.startswith("<") for hole, part in zip(holes, parts, strict=True)
+        ):
+            return metric
+    return Metric("", "")
+
+
+def finite_or_raise(step: int, scalars: Mapping[str, float]) -> None:
+    """Raises where a step went non-finite; returns nothing.
+
+    Offending are counts (names ending `non_finite`) other than 0, and losses and gradient norms
+    (names ending `loss` or `grad_norm`) that are NaN or infinite. Other metrics may be non-finite:
+    an importance ratio that overflows under a gate that rejects it harms nothing.
+
+    Args:
+      step: the step the scalars belong to.
+      scalars: metric values by name.
+
+    Raises:
+      FloatingPointError: names the step and every offending term with its value.
+    """
+    bad = [
+        f"{name} = {float(value)}"
+        for name, value in scalars.items()
+        if (name.endswith("non_finite") and float(value) != 0)
+        or (name.endswith(("loss", "grad_norm")) and not math.isfinite(float(value)))
+    ]
+    if bad:
+        raise FloatingPointError(f"step {step} is not finite: {', '.join(bad)}")
+
+
+class MetricWriter:
+    """Writes the scalars of every step to `metrics.jsonl` and TensorBoard events.
+
+    JSON has no NaN or infinity: such values are written as the strings `"NaN"`, `"Infinity"` and
+    `"-Infinity"`, which `read_metrics` turns back into floats; the events leave them out. Every
+    line is flushed as it is written, so a kill tears at most the last one.
+
+    Write the metrics of step k before saving the checkpoint of step k, or a resumed run lacks them.
+
+    Args:
+      directory: the run folder, made where missing.
+      resume_step: the last step of the checkpoint the run continues from: lines of later steps,
+        left by the killed run, are dropped. None starts over and drops all of them.
+      enabled: False on every process but the first: nothing is made or written.
+
+    Raises:
+      ValueError: `resume_step` is negative, or the file to continue is corrupt.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], *, resume_step: int | None, enabled: bool = True
+    ):
+        if resume_step is not None and resume_step < 0:
+            raise ValueError(f"resume_step must be None or at least 0, got {resume_step}")
+        self._lines: TextIO | None = None
+        self._events: SummaryWriter | None = None
+        self._last_step = -1 if resume_step is None else resume_step
+        if not enabled:
+            return
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS_FILE
+        if resume_step is not None and path.exists():
+            _keep_steps(path, resume_step)
+        self._lines = path.open("w" if resume_step is None else "a", encoding="utf-8")
+        # TensorBoard hides what older event files hold from the purged step on.
+        self._events = SummaryWriter(
+            str(folder), purge_step=self._last_step + 1, flush_secs=10, write_to_disk=True
+        )
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes one step's scalars; returns nothing.
+
+        Args:
+          step: at least the step of the call before; two calls of one step are read as one row.
+          scalars: metric values by name: Python numbers or arrays of shape [].
+
+        Raises:
+          ValueError: the step goes back, or a value is not one real number.
+        """
+        if step < self._last_step:
+            raise ValueError(f"step {step} comes after step {self._last_step}: steps never go back")
+        values = {name: _as_float(name, value) for name, value in scalars.items()}
+        self._last_step = step
+        if self._lines is None or self._events is None:
+            return
+        row = {"step": int(step)} | {name: _to_json(value) for name, value in values.items()}
+        self._lines.write(json.dumps(row, allow_nan=False) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._events.add_scalar(name, value, int(step))
+
+    def close(self) -> None:
+        """Flushes and closes the files; further writes are an error of the caller."""
+        if self._lines is not None:
+            self._lines.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads a run's metrics as columns, each `[steps]`, ordered by step.
+
+    Args:
+      path: a `metrics.jsonl`, or the run folder that holds it. A torn last line is left out.
+
+    Returns:
+      `step` as int64, every other metric as float64 with NaN where a step lacks it. Rows of one
+      step are merged, the later value of a name winning. A file without rows gives `step` alone.
+
+    Raises:
+      ValueError: there is no such file, or one of its lines is not a row of metrics.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / METRICS_FILE
+    if not file.is_file():
+        raise ValueError(f"no metrics at {file}: expected a run folder or its {METRICS_FILE}")
+    rows: dict[int, dict[str, float]] = {}
+    for step, row in _read_rows(file):
+        rows.setdefault(step, {}).update(row)
+    steps = sorted(rows)
+    names = dict.fromkeys(name for step in steps for name in rows[step])
+    columns = {"step": np.array(steps, dtype=np.int64)}
+    for name in names:
+        columns[name] = np.array([rows[step].get(name, math.nan) for step in steps])
+    return columns
+
+
+def _as_float(name: str, value: Any) -> float:
+    if name == "step":
+        raise ValueError("a metric cannot be called 'step': that is the number of the row")
+    try:
+        if np.shape(value) != () or isinstance(value, str):
+            raise TypeError
+        return float(value)
+    except TypeError:
+        raise ValueError(f"metric {name} must be one real number, got {value!r}") from None
+
+
+def _to_json(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _read_rows(file: Path) -> list[tuple[int, dict[str, float]]]:
+    """Parses a file into (step, scalars); a last line that a kill tore is left out."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            step = row.pop("step")
+            if not isinstance(step, int):
+                raise TypeError
+            rows.append((step, {name: float(value) for name, value in row.items()}))
+        except (ValueError, TypeError, AttributeError, KeyError):
+            if number == len(lines):
+                break
+            raise ValueError(
+                f"{file} line {number} is not a row of metrics: {line[:80]!r}"
+            ) from None
+    return rows
+
+
+def _keep_steps(file: Path, last: int) -> None:
+    """Rewrites a file with its rows up to step `last`; the old file or the new, never a half."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = _read_rows(file)
+    kept = [line for (step, _), line in zip(rows, lines, strict=False) if step <= last]
+    temporary = file.with_name(file.name + ".new")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, file)

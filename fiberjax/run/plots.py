@@ -1,0 +1,412 @@
+"""Pictures of runs and evaluations, as PNG files: one run, several side by side, before and after.
+
+Only matplotlib's objects are used, no pyplot, so nothing global is touched. Metrics a run lacks are
+left out of its panels, and panels without any are not drawn.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from fiberjax.diagnostics import GLOBAL_REGIMES, LOCAL_REGIMES
+from fiberjax.run.evaluation import OVERALL, EvaluationTable
+from fiberjax.run.metrics import describe, read_metrics
+
+# Okabe and Ito's colours, told apart with every common colour blindness; yellow, too pale for
+# lines on white, is left out. Dashes tell further series apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", (0, (1, 1)))
+# From light to dark, so that order reads without colour too.
+_ORDERED = ("#DCE9F5", "#9DC6E3", "#4F94C7", "#1B5E9B", "#0B2A50")
+_REGIME_COLOURS = dict(zip(GLOBAL_REGIMES, _ORDERED, strict=True)) | dict(
+    zip(LOCAL_REGIMES, _ORDERED[::2], strict=True)
+)
+_GREY = "#6F6F6F"
+_HEADING: dict[str, Any] = {"fontsize": 10.5, "fontweight": "bold"}
+_DPI = 130
+
+
+class Panel(NamedTuple):
+    """One picture of a run: which metrics, and how they are drawn.
+
+    Attributes:
+      file: name of the PNG, without its ending.
+      title: heading.
+      unit: label of the vertical axis.
+      names: metrics in order; one that ends in `/*` stands for all of its prefix.
+      kind: lines; a range, whose names are (middle, low, high); or areas stacked on each other.
+      scale: of the vertical axis.
+      without: metrics that a pattern leaves out.
+      guide: a metric drawn as a thin dashed line for orientation.
+    """
+
+    file: str
+    title: str
+    unit: str
+    names: tuple[str, ...]
+    kind: Literal["lines", "range", "stack"] = "lines"
+    scale: Literal["linear", "log"] = "linear"
+    without: tuple[str, ...] = ()
+    guide: str | None = None
+
+
+PANELS = (
+    Panel("reward", "Reward", "mean reward", ("reward/mean",)),
+    Panel(
+        "pass_rate",
+        "Pass rate by domain",
+        "probability",
+        ("reward/*",),
+        without=("reward/mean", "reward/std"),
+        guide="curriculum/target",
+    ),
+    Panel(
+        "response_length",
+        "Response length",
+        "tokens",
+        ("response_length/mean", "response_length/max"),
+    ),
+    Panel("entropy", "Policy entropy", "nats / token", ("actor/entropy",)),
+    Panel(
+        "kl", "KL, sampling to current policy", "nats / token", ("actor/ppo_kl", "actor/ppo_kl_k3")
+    ),
+    Panel(
+        "importance_ratio",
+        "Importance ratio: mean, range",
+        "ratio (log scale)",
+        ("is_ratio/mean", "is_ratio/min", "is_ratio/max"),
+        kind="range",
+        scale="log",
+    ),
+    Panel("grad_norm", "Gradient norm", "norm (log scale)", ("actor/grad_norm",), scale="log"),
+    Panel(
+        "clip_fraction", "Clipped tokens by level", "fraction of tokens", ("gate/clip_fraction/*",)
+    ),
+    Panel(
+        "regimes_global",
+        "Global regimes",
+        "fraction of trajectories",
+        tuple(f"gate/regime/{name}" for name in GLOBAL_REGIMES),
+        kind="stack",
+    ),
+    Panel(
+        "regimes_local",
+        "Local regimes",
+        "fraction of trajectories",
+        tuple(f"gate/regime/{name}" for name in LOCAL_REGIMES),
+        kind="stack",
+    ),
+    Panel("zero_std", "Groups without signal", "fraction of groups", ("frac_reward_zero_std",)),
+    Panel(
+        "mismatch",
+        "Sampler against trainer",
+        "|Δ log-prob|, nats (log)",
+        ("mismatch/log_prob_abs_mean", "mismatch/log_prob_abs_max"),
+        scale="log",
+    ),
+)
+"""What `plot_run` draws, in the order of the overview."""
+
+
+def plot_run(
+    metrics_path: str | os.PathLike[str], out_dir: str | os.PathLike[str]
+) -> tuple[Path, ...]:
+    """Draws a run: a PNG for each panel it has metrics for, and `overview.png` with all of them.
+
+    Thin pale lines are the values, thick ones their running means.
+
+    Args:
+      metrics_path: a `metrics.jsonl` or the run folder that holds it.
+      out_dir: where to write, made where missing.
+
+    Returns:
+      The files written, `overview.png` last.
+
+    Raises:
+      ValueError: the metrics are missing, corrupt, or hold nothing that a panel shows.
+    """
+    columns = read_metrics(metrics_path)
+    panels = [panel for panel in PANELS if _series(panel, columns)]
+    if not panels:
+        raise ValueError(f"{metrics_path} holds no metrics to plot yet")
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for panel in panels:
+        figure, (axes,) = _grid(1, 1, width=6.4, height=4.0)
+        _draw(axes, panel, columns)
+        files.append(_save(figure, folder / f"{panel.file}.png"))
+    figure, grid = _grid(len(panels), min(4, math.ceil(math.sqrt(len(panels)))))
+    for axes, panel in zip(grid, panels, strict=True):
+        _draw(axes, panel, columns)
+    return (*files, _save(figure, folder / "overview.png"))
+
+
+def plot_compare(
+    runs: Mapping[str, str | os.PathLike[str]],
+    keys: str | Sequence[str],
+    out: str | os.PathLike[str],
+) -> Path:
+    """Draws metrics of several runs over each other, one panel a metric; returns the file.
+
+    Args:
+      runs: metrics files or run folders by the label to show them under.
+      keys: the name of a metric, or several.
+      out: the PNG to write.
+
+    Raises:
+      ValueError: there is no run or key, a file is missing, or no run has one of the metrics.
+    """
+    names = (keys,) if isinstance(keys, str) else tuple(keys)
+    if not runs or not names:
+        raise ValueError(f"expected runs and keys to compare, got {list(runs)} and {list(names)}")
+    columns = {label: read_metrics(path) for label, path in runs.items()}
+    for name in names:
+        if not any(name in run for run in columns.values()):
+            raise ValueError(f"none of the runs {list(runs)} has a metric {name!r}")
+    figure, grid = _grid(len(names), min(len(names), 3), width=5.2, height=3.6)
+    for axes, name in zip(grid, names, strict=True):
+        scale = next((p.scale for p in PANELS if name in p.names), "linear")
+        for index, (label, run) in enumerate(columns.items()):
+            if name in run:
+                _line(axes, run["step"], run[name], label, index, scale, pale=len(columns) <= 3)
+        _finish(axes, name, describe(name).unit or "value", scale)
+    handles: dict[str, object] = {}
+    for axes in grid:
+        handles |= {label: h for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=min(len(handles), 5),
+        frameon=False,
+    )
+    return _save(figure, Path(out))
+
+
+def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path:
+    """Draws an evaluation: bars before and after with 95 % intervals; returns the file.
+
+    Above each pair stands the difference, bold where its interval excludes 0.
+
+    Args:
+      table: what to draw, one panel a measure.
+      out: the PNG to write.
+
+    Raises:
+      ValueError: the table has no rows.
+    """
+    if not table.rows:
+        raise ValueError("the evaluation table has no rows")
+    most = max(sum(r.measure == measure for r in table.rows) for measure in table.measures)
+    count = len(table.measures)
+    figure, grid = _grid(count, 1, width=max(5.2, 1.15 * most + 1.2), height=3.6)
+    for axes, measure in zip(grid, table.measures, strict=True):
+        rows = [row for row in table.rows if row.measure == measure]
+        for offset, part, colour in ((-0.2, "before", "#B8B8B8"), (0.2, "after", _COLOURS[0])):
+            bars = [getattr(row, part) for row in rows]
+            values = np.array([bar.value for bar in bars])
+            errors = np.array([[b.value - b.low for b in bars], [b.high - b.value for b in bars]])
+            axes.bar(
+                np.arange(len(rows)) + offset,
+                values,
+                0.38,
+                yerr=np.maximum(errors, 0),
+                label=part,
+                color=colour,
+                error_kw={"elinewidth": 1.2, "capsize": 3, "ecolor": "#303030"},
+            )
+        for index, row in enumerate(rows):
+            axes.text(
+                index,
+                max(row.before.high, row.after.high) + 0.02,
+                f"{row.difference.value:+.2f}",
+                ha="center",
+                va="bottom",
+                fontsize=9,
+                fontweight="bold" if row.difference.excludes_zero else "normal",
+            )
+        if rows[-1].domain == OVERALL and len(rows) > 1:
+            axes.axvline(len(rows) - 1.5, color=_GREY, linewidth=0.8, linestyle=":")
+        _finish(axes, f"{measure} on held-out prompts", "score", "linear")
+        axes.set_xlabel("")
+        axes.set_xticks(np.arange(len(rows)), [f"{r.domain}\nn = {r.prompts}" for r in rows])
+        axes.set_ylim(0, 1.1)
+        axes.set_yticks(np.linspace(0, 1, 6))
+        axes.grid(visible=False, axis="x")
+        axes.legend(
+            frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.99)
+        )
+    return _save(figure, Path(out))
+
+
+def _grid(count: int, across: int, *, width: float = 4.3, height: float = 3.0):
+    """A figure with `count` axes in rows of `across`."""
+    down = math.ceil(count / across)
+    layout = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08)
+    figure = Figure(figsize=(width * across, height * down), layout=layout)
+    figure.set_facecolor("white")
+    return figure, [figure.add_subplot(down, across, i + 1) for i in range(count)]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)
+    return path
+
+
+def _drawable(values: np.ndarray, scale: str) -> np.ndarray:
+    """Where values can be drawn: finite, and positive on a logarithmic axis; bool[steps]."""
+    finite = np.isfinite(values)
+    return finite & (values > 0) if scale == "log" else finite
+
+
+def _series(panel: Panel, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of a panel that can be drawn, by name."""
+    names: list[str] = []
+    for name in panel.names:
+        if name.endswith("/*"):
+            names += [key for key in columns if key.startswith(name[:-1])]
+        else:
+            names += [name] if name in columns else []
+    return {
+        name: columns[name]
+        for name in names
+        if name not in panel.without and _drawable(columns[name], panel.scale).any()
+    }
+
+
+def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
+    series, step = _series(panel, columns), columns["step"]
+    if panel.kind == "stack":
+        _stack(axes, step, series)
+    elif panel.kind == "range":
+        middle, low, high = (series.get(name) for name in panel.names)
+        if low is not None and high is not None:
+            both = _drawable(low, panel.scale) & _drawable(high, panel.scale)
+            axes.fill_between(
+                step[both], low[both], high[both], color=_COLOURS[4], alpha=0.35, linewidth=0
+            )
+        if middle is not None:
+            _line(axes, step, middle, "mean", 0, panel.scale, pale=False)
+        axes.axhline(1.0, color=_GREY, linewidth=0.8, linestyle="--")
+    else:
+        for index, (name, values) in enumerate(series.items()):
+            label = name.rpartition("/")[2].replace("log_prob_abs_", "")
+            _line(axes, step, values, label, index, panel.scale, pale=len(series) <= 2)
+    if panel.guide is not None and panel.guide in columns:
+        use = np.isfinite(columns[panel.guide])
+        label = panel.guide.replace("/", " ")
+        axes.plot(
+            step[use], columns[panel.guide][use], color=_GREY, lw=1.2, ls=(0, (4, 2)), label=label
+        )
+    _finish(axes, panel.title, panel.unit, panel.scale)
+    if panel.kind == "stack":
+        axes.set_ylim(0, 1)
+        axes.set_xlim(step[0], max(step[-1], step[0] + 1))
+    elif panel.kind == "lines" and panel.scale == "linear":
+        _from_zero(axes, list(series.values()))
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        _legend(axes)
+
+
+def _line(
+    axes: Axes,
+    step: np.ndarray,
+    values: np.ndarray,
+    label: str,
+    index: int,
+    scale: str,
+    *,
+    pale: bool,
+) -> None:
+    """Draws one series: its running mean, and where `pale` its values behind."""
+    use = _drawable(values, scale)
+    x, y = step[use], values[use]
+    colour = _COLOURS[index % len(_COLOURS)]
+    dashes = _DASHES[index // len(_COLOURS) % len(_DASHES)]
+    smooth = _running_mean(y, scale)
+    if pale and smooth is not y:
+        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
+    marker = "o" if len(x) == 1 else None
+    axes.plot(x, smooth, color=colour, linewidth=1.8, linestyle=dashes, label=label, marker=marker)
+
+
+def _running_mean(values: np.ndarray, scale: str) -> np.ndarray:
+    """A centred mean over 1/20 of the run (geometric on a logarithmic axis); same shape."""
+    half = len(values) // 40
+    if half == 0:
+        return values
+    y = np.log(values) if scale == "log" else values
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    index = np.arange(len(y))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(y))
+    mean = (total[high] - total[low]) / (high - low)
+    return np.exp(mean) if scale == "log" else mean
+
+
+def _stack(axes: Axes, step: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
+    """Draws fractions as areas on top of each other (running means), light to dark."""
+    rows = np.nan_to_num(np.stack(list(series.values())), posinf=0.0, neginf=0.0)
+    rows = np.stack([_running_mean(row, "linear") for row in rows])
+    names = [name.rpartition("/")[2] for name in series]
+    # The colour belongs to the name: a regime that is missing must not shift the others'.
+    axes.stackplot(
+        step, rows, labels=names, colors=[_REGIME_COLOURS[name] for name in names], linewidth=0
+    )
+
+
+def _from_zero(axes: Axes, series: Sequence[np.ndarray]) -> None:
+    """Starts the axis at 0 where no value is negative."""
+    if all(np.nanmin(np.where(np.isfinite(v), v, np.nan)) >= 0 for v in series):
+        axes.set_ylim(bottom=0)
+
+
+def _legend(axes: Axes) -> None:
+    """Puts the legend between heading and axes, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    across = len(labels) if sum(len(label) + 4 for label in labels) <= 50 else 3
+    axes.legend(
+        handles,
+        labels,
+        frameon=False,
+        fontsize=8,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 0.99),
+        ncols=across,
+        handlelength=1.2,
+        handletextpad=0.5,
+        columnspacing=1.0,
+        labelspacing=0.3,
+        borderpad=0.1,
+    )
+    rows = math.ceil(len(labels) / across)
+    axes.set_title(axes.get_title(loc="left"), loc="left", pad=5 + 12 * rows, **_HEADING)
+
+
+def _finish(axes: Axes, title: str, unit: str, scale: str) -> None:
+    """Labels an axes that has all its data."""
+    axes.set_title(title, loc="left", **_HEADING)
+    axes.set_xlabel("step", fontsize=9)
+    axes.set_ylabel(unit, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if scale == "log":
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        steps = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+        axes.yaxis.set_major_locator(LogLocator(subs=steps))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.tick_params(labelsize=8.5)
+    axes.grid(visible=True, color="#E4E4E4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

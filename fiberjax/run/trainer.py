@@ -1,0 +1,187 @@
+"""One iteration: rollouts, rewards, advantages, optimizer batches, and the updates on them."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fiberjax import advantages, kl, seeds
+from fiberjax.experiment import Experiment
+from fiberjax.parallel import mesh
+from fiberjax.tasks import PromptStream
+from fiberjax.train.forward import make_log_probs
+from fiberjax.train.minibatches import make_batches
+from fiberjax.train.rollout import Rollouts
+from fiberjax.train.update import Step, TrainState, make_step
+
+
+class Trainer:
+    """One iteration after the other: rollouts, then epochs × minibatches updates on them."""
+
+    def __init__(self, experiment: Experiment, reference: Any):
+        """Prepares the compiled functions.
+
+        Args:
+          experiment: what to run.
+          reference: parameters of the policy that a KL penalty holds to; None without one.
+        """
+        self.experiment = experiment
+        self._reference = reference
+        self._sampler = experiment.sampler(experiment.train)
+        self._step: Step = make_step(
+            experiment.policy,
+            experiment.mesh,
+            experiment.gate,
+            experiment.optimizer,
+            experiment.step,
+            jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state()),
+        )
+        self._log_probs: Callable = make_log_probs(
+            experiment.policy,
+            experiment.mesh,
+            experiment.training.chunk,
+            experiment.training.micro_batches * experiment.training.minibatches,
+        )
+
+    def iterate(
+        self, state: TrainState, stream: PromptStream, iteration: int
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Runs one iteration; the new state, and its metrics as numbers.
+
+        Args:
+          state: donated.
+          stream: gives the prompts and learns their pass rates.
+          iteration: counted from 0; decides every random draw.
+        """
+        began = time.monotonic()
+        target = stream.target
+        rollouts = self._sampler(
+            self._sampler.read(state.params),
+            next(stream),
+            samples=self.experiment.rollout.samples,
+            stream=seeds.TRAINING,
+            step=iteration,
+        )
+        rewards = mesh.gather(self.experiment.mesh, rollouts.reward)
+        stream.observe(
+            mesh.gather(self.experiment.mesh, rollouts.prompts.prompt_index),
+            rewards.reshape(-1, rollouts.group_size),
+        )
+        credited = rewards
+        if self.experiment.rollout.shuffle_rewards:
+            credited = shuffled(rewards, self.experiment.seed, iteration)
+        batches, mismatch = self._batches(state.params, rollouts, credited)
+        sampled = time.monotonic()
+        pending = []
+        order = np.random.default_rng((self.experiment.seed, iteration))
+        for _ in range(self.experiment.training.epochs):
+            for j in order.permutation(len(batches)):
+                state, step_metrics = self._step(state, batches[j], self.experiment.knobs)
+                pending.append(step_metrics)
+        scalars = _reduce(pending)
+        ended = time.monotonic()
+        scalars |= mismatch
+        names = self.experiment.domain_names
+        scalars |= rollout_metrics(self.experiment.mesh, rollouts, rewards, names)
+        tokens = scalars["response_length/mean"] * len(rewards)
+        scalars |= {
+            "curriculum/target": target,
+            "timing/rollout_s": sampled - began,
+            "timing/update_s": ended - sampled,
+            "timing/total_s": ended - began,
+            "perf/tokens_per_s": tokens / (ended - began),
+        }
+        return state, scalars
+
+    def _batches(
+        self, params: Any, rollouts: Rollouts, rewards: np.ndarray
+    ) -> tuple[list, dict[str, float]]:
+        """The optimizer batches of the rollouts, and how far sampler and trainer disagree."""
+        training = self.experiment.training
+        temperature = self.experiment.knobs.temperature
+        rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
+        old = mesh.local_values(self._log_probs(params, rows, rollouts.mask, temperature))
+        reference = np.zeros_like(old)
+        if training.kl_coefficient > 0:
+            reference = mesh.local_values(
+                self._log_probs(self._reference, rows, rollouts.mask, temperature)
+            )
+        weight = np.ones_like(old)
+        if training.mismatch != "none":
+            correct = kl.MISMATCH_WEIGHTS[training.mismatch]
+            weight = np.asarray(correct(old, rollouts.sampler_log_prob, cap=training.mismatch_cap))
+        group = np.arange(len(rewards)) // rollouts.group_size
+        estimate: Callable = advantages.ESTIMATORS[self.experiment.advantage]
+        advantage = np.asarray(estimate(rewards, group, len(rewards) // rollouts.group_size))
+        index, count = mesh.process_share(self.experiment.mesh, len(rewards))
+        size = len(rewards) // count
+        batches = make_batches(
+            self.experiment.mesh,
+            rollouts,
+            advantage=advantage[index * size : (index + 1) * size],
+            old_log_prob=old,
+            reference_log_prob=reference,
+            sample_weight=weight,
+            num_minibatches=training.minibatches,
+            num_domains=len(self.experiment.train),
+            pack_micro_batches=training.micro_batches if training.packing else 0,
+            states=self.experiment.couples_states,
+        )
+        gap = np.where(rollouts.mask, np.abs(old - rollouts.sampler_log_prob), 0.0)
+        largest, total, tokens = (
+            mesh.gather(self.experiment.mesh, of)
+            for of in (gap.max(axis=1), gap.sum(axis=1), rollouts.mask.sum(axis=1))
+        )
+        return batches, {
+            "mismatch/log_prob_abs_max": float(largest.max()),
+            "mismatch/log_prob_abs_mean": float(total.sum() / tokens.sum()),
+        }
+
+
+def shuffled(rewards: np.ndarray, seed: int, iteration: int) -> np.ndarray:
+    """The rewards of all rollouts in random order, [R]: a control that has nothing to teach."""
+    # The 1 keeps this stream apart from the order of the updates.
+    return np.random.default_rng((seed, iteration, 1)).permutation(rewards)
+
+
+def _reduce(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """The metrics of an iteration's updates: extremes of extremes, means of the rest."""
+    read = jax.device_get(pending)
+    reducers: dict[str, Callable] = {"/min": np.min, "/max": np.max, "non_finite": np.sum}
+    scalars = {}
+    for name in read[0]:
+        reduce: Callable = next((f for end, f in reducers.items() if name.endswith(end)), np.mean)
+        scalars[name] = float(reduce([step[name] for step in read]))
+    return scalars
+
+
+def rollout_metrics(
+    device_mesh: Mesh, rollouts: Rollouts, rewards: np.ndarray, domain_names: tuple[str, ...]
+) -> dict[str, float]:
+    """Rewards by domain, answer lengths, and groups that teach nothing; numbers by name.
+
+    Args:
+      device_mesh: joins the processes.
+      rollouts: this process's rows.
+      rewards: float32[R] of all processes.
+      domain_names: in the order that ids count them.
+    """
+    length = mesh.gather(device_mesh, rollouts.mask.sum(axis=1))
+    finished = mesh.gather(device_mesh, rollouts.finished)
+    by_group = rewards.reshape(-1, rollouts.group_size)
+    domain = mesh.gather(device_mesh, rollouts.prompts.domain)
+    scalars = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "frac_reward_zero_std": float(np.mean(np.ptp(by_group, axis=1) == 0)),
+        "response_length/mean": float(length.mean()),
+        "response_length/max": float(length.max()),
+        "response_length/clip_ratio": float(1 - finished.mean()),
+    }
+    for index, name in enumerate(domain_names):
+        if np.any(domain == index):
+            scalars[f"reward/{name}"] = float(by_group[domain == index].mean())
+    return scalars

@@ -1,0 +1,97 @@
+"""From the options of the data to a tokenizer and the domains of a run."""
+
+import string
+
+from fiberjax import options
+from fiberjax.tasks.builders import load
+from fiberjax.tasks.domains import Domain
+from fiberjax.tasks.examples import Split
+from fiberjax.tasks.files import read_file
+from fiberjax.tasks.vocabulary import CharVocabulary, HFVocabulary, Vocabulary
+
+
+def make_vocabulary(tasks: options.Tasks) -> Vocabulary:
+    """The tokenizer: "characters" of the families, printable "ascii", or a tokenizer.json."""
+    name = tasks.vocabulary
+    if name == "characters":
+        return CharVocabulary()
+    if name == "ascii":
+        return CharVocabulary(string.printable[:-3])
+    if not name.endswith(".json"):
+        raise ValueError(
+            f"config.tasks.vocabulary must be 'characters', 'ascii' or the path of a "
+            f"tokenizer.json; got {name!r}"
+        )
+    bos_token = tasks.bos_token if tasks.bos_token else None
+    try:
+        return HFVocabulary(
+            name, pad_token=tasks.pad_token, eos_token=tasks.eos_token, bos_token=bos_token
+        )
+    except ValueError as error:
+        raise ValueError(f"config.tasks: {error}") from None
+
+
+def load_domains(
+    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+    """The training and held-out domains, in one order."""
+    if tasks.file:
+        return _load_file(tasks, window, vocabulary)
+    knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
+    difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
+    if not knobs:
+        raise ValueError("config.tasks.domains names no domain")
+
+    def read(split: Split) -> tuple[Domain, ...]:
+        return load(
+            tuple(knobs),
+            split,
+            tasks.data_dir,
+            difficulty=difficulty,
+            knobs=knobs,
+            num_train=tasks.num_train,
+            num_test=tasks.num_test,
+            seed=tasks.seed,
+        )
+
+    return read("train"), read("test")
+
+
+def named_domains(
+    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+    """The domains of a config without their examples, where their number is all that matters."""
+    if tasks.file:
+        return load_domains(tasks, window, vocabulary)
+    names = [name for name, knobs in tasks.domains.items() if knobs is not None]
+    domains = tuple(Domain(name, (), lambda prompt, answer, completion: 0.0) for name in names)
+    return domains, domains
+
+
+def _load_file(
+    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+    """The domains of a user's file; those without held-out rows are trained on all the same."""
+
+    def read(path: str, split: Split | None) -> tuple[Domain, ...]:
+        return read_file(
+            path,
+            split=split,
+            columns=tasks.columns,
+            verifier=tasks.verifier,
+            vocabulary=vocabulary,
+            max_prompt_tokens=window.prompt,
+        )
+
+    if tasks.test_file:
+        train, test = read(tasks.file, None), read(tasks.test_file, None)
+    else:
+        train, test = read(tasks.file, "train"), read(tasks.file, "test")
+    names = [domain.name for domain in train]
+    by_name = {domain.name: domain for domain in test}
+    if set(by_name) - set(names):
+        raise ValueError(
+            f"held-out rows are of domains {sorted(set(by_name) - set(names))}, which "
+            f"{tasks.file} does not have"
+        )
+    return train, tuple(by_name[name] for name in names if name in by_name)

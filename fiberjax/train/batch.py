@@ -1,0 +1,41 @@
+"""The optimizer batch: whole prompt groups, as the compiled step reads them."""
+
+import dataclasses
+
+import jax
+
+from fiberjax.layout import Layout
+from fiberjax.parallel import mesh, shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One optimizer batch, made of whole prompt groups. B rows, S columns, the last T completions.
+
+    Attributes:
+      tokens: int32[B, S], prompts and completions.
+      positions: int32[B, S], from 0 in each sequence.
+      segment_ids: int32[B, S], 0 at padding.
+      layout: over the completion columns, `[B, T]`.
+      advantage: float32[B, T].
+      old_log_prob: float32[B, T], of the policy before the first update on these rollouts; nats.
+      reference_log_prob: float32[B, T], of the reference policy; nats. Zeros without a KL term.
+      sample_weight: float32[B, T], the correction for sampler and trainer disagreeing; ones
+        without one.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    segment_ids: jax.Array
+    layout: Layout
+    advantage: jax.Array
+    old_log_prob: jax.Array
+    reference_log_prob: jax.Array
+    sample_weight: jax.Array
+
+
+def batch_specs(batch: Batch) -> Batch:
+    """Partition specs of a batch: rows everywhere but in the tables above the trajectories."""
+    rows = jax.tree.map(lambda _: mesh.ROWS, batch)
+    return dataclasses.replace(rows, layout=shardings.layout_specs(batch.layout))

@@ -1,0 +1,160 @@
+"""The policy over the rows of a batch, forward and back, in micro-batches where memory is short.
+
+Old and reference log-probabilities come from here too: by the very program that the updates
+differentiate, at the same temperature.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from fiberjax.layout import Layout, make_layout
+from fiberjax.parallel import mesh, shardings
+from fiberjax.policy import TokenOutputs, TransformerConfig, bind, chunked_token_outputs
+
+Rows = tuple[jax.Array, jax.Array, jax.Array]
+"""Tokens, positions and segment ids of rows, each int32[B, S]."""
+
+Forward = Callable[[Any, Rows], TokenOutputs]
+
+
+def make_forward(
+    config: TransformerConfig, device_mesh: Mesh, layout: Layout, temperature: Any, chunk: int
+) -> Forward:
+    """The policy as a function of parameters and rows, over the layout's completion columns.
+
+    The table of logits is gathered once, and each shard works through its own rows: left to the
+    compiler, every chunk of columns would gather it, and add its gradient over devices, again.
+    """
+
+    def forward(params: Any, rows: Rows) -> TokenOutputs:
+        tokens, positions, segment_ids = rows
+        start = tokens.shape[1] - layout.mask.shape[1]
+        model = bind(
+            config,
+            params,
+            placement=shardings.placement(device_mesh, config),
+        )
+        hidden = model.hidden(tokens, positions, segment_ids)[:, start - 1 : -1]
+        targets = jnp.where(segment_ids[:, start:] != 0, tokens[:, start:], 0)
+
+        def local(hidden: Any, kernel: Any, targets: Any, temperature: Any) -> TokenOutputs:
+            return chunked_token_outputs(
+                hidden, kernel, targets, temperature=temperature, chunk=chunk
+            )
+
+        arguments = (hidden, model.unembedding().astype(hidden.dtype), targets, temperature)
+        if mesh.row_shards(device_mesh) == 1:
+            # The partitioner refuses a loop that is manual over axes of size one alone.
+            return local(*arguments)
+        return jax.shard_map(
+            local,
+            mesh=device_mesh,
+            in_specs=(mesh.ROWS, mesh.REPLICATED, mesh.ROWS, mesh.REPLICATED),
+            out_specs=mesh.ROWS,
+            axis_names=set(mesh.ROW_AXES),
+        )(*arguments)
+
+    return forward
+
+
+def outputs_and_pullback(
+    forward: Forward, params: Any, rows: Rows, num_micro_batches: int
+) -> tuple[TokenOutputs, Callable[[TokenOutputs], Any]]:
+    """The policy's outputs over all rows, and the pullback that gives the *negated* gradient.
+
+    With one micro-batch this is `jax.vjp`: one forward and one backward pass. With more, the
+    outputs are computed without residuals, and the pullback runs forward and backward again one
+    micro-batch at a time, adding gradients: the same result, at the memory of one micro-batch.
+
+    Args:
+      forward: the policy.
+      params: its parameters.
+      rows: arrays of `[B, S]`; micro-batch j takes rows j, n + j, 2n + j, ... so that each device
+        works on rows it holds.
+      num_micro_batches: n, divides B.
+
+    Raises:
+      ValueError: the rows do not divide.
+    """
+    n = num_micro_batches
+    num_rows = rows[0].shape[0]
+    if num_rows % n:
+        raise ValueError(f"{num_rows} rows do not divide into {n} micro-batches")
+
+    def negate(gradient: Any) -> Any:
+        return jax.tree.map(jnp.negative, gradient)
+
+    if n == 1:
+        outputs, pull = jax.vjp(lambda p: forward(p, rows), params)
+        return outputs, lambda cotangents: negate(pull(cotangents)[0])
+
+    parts = jax.tree.map(lambda x: split_rows(x, n), rows)
+    outputs = in_micro_batches(lambda part: forward(params, part), rows, n)
+
+    def pullback(cotangents: TokenOutputs) -> Any:
+        def add(total: Any, part: tuple[Rows, TokenOutputs]) -> tuple[Any, None]:
+            micro_rows, micro_cotangents = part
+            _, pull = jax.vjp(lambda p: forward(p, micro_rows), params)
+            return jax.tree.map(jnp.add, total, pull(micro_cotangents)[0]), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        total, _ = jax.lax.scan(
+            add, zeros, (parts, jax.tree.map(lambda x: split_rows(x, n), cotangents))
+        )
+        return negate(total)
+
+    return outputs, pullback
+
+
+def make_log_probs(
+    config: TransformerConfig, device_mesh: Mesh, chunk: int, num_micro_batches: int
+) -> Callable[[Any, Rows, Any, Any], jax.Array]:
+    """Compiles the policy's own log-probabilities of whole rollouts.
+
+    Args:
+      config: shape of the policy.
+      device_mesh: from `mesh.make_mesh`.
+      chunk: columns whose logits exist at a time.
+      num_micro_batches: into how many parts the rows are cut.
+
+    Returns:
+      `(params, rows, mask, temperature)` -> float32[R, C] on the mesh, nats: of the completions,
+      the last C columns, whose real tokens the mask names. Rows and mask are this process's, on
+      the host.
+    """
+
+    def log_probs(params: Any, rows: Rows, layout: Layout, temperature: Any) -> jax.Array:
+        forward = make_forward(config, device_mesh, layout, temperature, chunk)
+        return in_micro_batches(
+            lambda part: forward(params, part).log_prob, rows, num_micro_batches
+        )
+
+    compiled = jax.jit(log_probs, out_shardings=NamedSharding(device_mesh, mesh.ROWS))
+
+    def of_rollouts(params: Any, rows: Rows, mask: Any, temperature: Any) -> jax.Array:
+        layout = mesh.place(device_mesh, make_layout(mask), mesh.ROWS)
+        return compiled(params, mesh.place(device_mesh, rows, mesh.ROWS), layout, temperature)
+
+    return of_rollouts
+
+
+def split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """`[B, ...]` as `[n, B/n, ...]`; part j takes rows j, n + j, ..., so devices keep theirs."""
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def merge_rows(x: jax.Array) -> jax.Array:
+    """Undoes `split_rows`."""
+    return x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def in_micro_batches(function: Callable[[Any], Any], rows: Any, parts: int) -> Any:
+    """Applies a function of rows to `parts` splits of them, one after the other, and merges."""
+    if parts == 1:
+        return function(rows)
+    split = jax.tree.map(lambda x: split_rows(x, parts), rows)
+    return jax.tree.map(merge_rows, jax.lax.map(function, split))

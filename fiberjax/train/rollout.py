@@ -1,0 +1,182 @@
+"""Rollouts: prompts through the sampler and the verifiers, to completions with their rewards.
+
+Each process does this for the rows that its devices hold; only rewards, lengths and prompt indices,
+a few numbers a row, are exchanged later.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fiberjax import seeds
+from fiberjax.parallel import mesh, shardings
+from fiberjax.policy import Samples, TransformerConfig, cast_kernels, sample
+from fiberjax.tasks import Domain, PromptBatch, Vocabulary, reward_completions
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """Completions of prompts, this process's rows; a prompt's G completions stand together.
+
+    Attributes:
+      tokens: int32[R, P + C], prompt padded on the left, completion padded on the right.
+      positions: int32[R, P + C], from 0 at the first prompt token.
+      segment_ids: int32[R, P + C], 1 at tokens, 0 at padding.
+      mask: bool[R, C], the completion's tokens, end of sequence included.
+      finished: bool[R], whether the completion ended by itself.
+      sampler_log_prob: float32[R, C], of the distribution sampled from; nats.
+      reward: float32[R].
+      prompts: what was asked, one row a group.
+      texts: the completions, decoded.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    segment_ids: np.ndarray
+    mask: np.ndarray
+    finished: np.ndarray
+    sampler_log_prob: np.ndarray
+    reward: np.ndarray
+    prompts: PromptBatch
+    texts: list[str]
+
+    @property
+    def group_size(self) -> int:
+        """G, completions a prompt."""
+        return len(self.tokens) // len(self.prompts.prompts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Samples completions of prompts on a mesh and rewards them.
+
+    Attributes:
+      config: shape of the policy.
+      mesh: where it runs.
+      vocabulary: decodes completions.
+      domains: verify them.
+      max_new_tokens: C.
+      temperature: of the sampler.
+      top_k: 0 for all tokens.
+      top_p: 1.0 for all tokens.
+      max_rows: drawn at a time on each row shard; 0 for all.
+      seed: of every draw.
+    """
+
+    config: TransformerConfig
+    mesh: Mesh
+    vocabulary: Vocabulary
+    domains: Sequence[Domain]
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    max_rows: int
+    seed: int
+
+    def read(self, params: Any) -> Any:
+        """Parameters as the sampler reads them; made once for all calls with the same parameters.
+
+        In the compute dtype and gathered over `fsdp`; what is not split is passed on as it is.
+        """
+        if self.mesh.shape["fsdp"] == 1:
+            return params
+        return _gathered_kernels(params, self.config, self.mesh)
+
+    def __call__(
+        self, params: Any, prompts: PromptBatch, *, samples: int, stream: int, step: int
+    ) -> Rollouts:
+        """Draws `samples` completions of each prompt of this process.
+
+        The draw of a row depends on (seed, stream, step, its place in the global batch) alone.
+
+        Args:
+          params: of `read`.
+          prompts: this process's prompts.
+          samples: G.
+          stream: one of `seeds`.
+          step: which call of that stream.
+        """
+        tokens = np.repeat(prompts.tokens, samples, axis=0)
+        prompt_mask = np.repeat(prompts.mask, samples, axis=0)
+        shards = mesh.local_shards(self.mesh)
+        per_shard = len(tokens) // len(shards)
+        place = per_shard * shards.start + np.arange(len(tokens))
+        parts = np.split(np.arange(len(tokens)), num_parts(per_shard, self.max_rows))
+        pending = []
+        for part in parts:
+            rows, mask, places = mesh.place(
+                self.mesh,
+                (tokens[part], prompt_mask[part], place[part].astype(np.int32)),
+                mesh.ROWS,
+            )
+            keys = seeds.row_keys(self.seed, stream, step, places)
+            pending.append(self.draw(params, rows, mask, keys))
+        drawn = jax.tree.map(
+            lambda *parts: np.concatenate([mesh.local_values(part) for part in parts]), *pending
+        )
+        mask = np.arange(self.max_new_tokens) < drawn.length[:, None]
+        ended = drawn.length - drawn.finished  # Text ends before the end of sequence.
+        texts = [
+            self.vocabulary.decode(row[:end]) for row, end in zip(drawn.tokens, ended, strict=True)
+        ]
+        real = np.concatenate([prompt_mask, mask], axis=1)
+        return Rollouts(
+            tokens=np.concatenate([tokens, drawn.tokens], axis=1),
+            positions=positions_of(real),
+            segment_ids=real.astype(np.int32),
+            mask=mask,
+            finished=drawn.finished,
+            sampler_log_prob=drawn.log_prob,
+            reward=reward_completions(self.domains, prompts, texts).reshape(-1),
+            prompts=prompts,
+            texts=texts,
+        )
+
+    def draw(
+        self, params: Any, prompts: jax.Array, prompt_mask: jax.Array, keys: jax.Array
+    ) -> Samples:
+        """The compiled part of a call: one completion of each row; see `policy.sample`."""
+        return sample(
+            self.config,
+            params,
+            prompts,
+            prompt_mask,
+            keys,
+            max_new_tokens=self.max_new_tokens,
+            eos_id=self.vocabulary.eos_id,
+            pad_id=self.vocabulary.pad_id,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            placement=shardings.placement(self.mesh, self.config),
+        )
+
+
+def num_parts(rows: int, max_rows: int) -> int:
+    """Into how many equal parts the rows of a shard are cut so that none exceeds `max_rows`.
+
+    >>> num_parts(64, 64), num_parts(64, 40), num_parts(64, 0)
+    (1, 2, 1)
+    """
+    fits = (
+        n for n in range(1, rows + 1) if rows % n == 0 and (rows // n <= max_rows or not max_rows)
+    )
+    return next(fits)
+
+
+def positions_of(real: np.ndarray) -> np.ndarray:
+    """Positions of left-padded sequences, from 0 at the first real token; int32[R, S]."""
+    return np.maximum(np.cumsum(real, axis=1, dtype=np.int32) - 1, 0)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "device_mesh"))
+def _gathered_kernels(params: Any, config: TransformerConfig, device_mesh: Mesh) -> Any:
+    """Matrices in the compute dtype, whole over `fsdp`."""
+    kept = shardings.sampling_shardings(device_mesh, params)
+    return jax.lax.with_sharding_constraint(cast_kernels(params, config), kept)

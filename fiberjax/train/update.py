@@ -1,0 +1,220 @@
+"""The single compiled step: log-ratios, gates, objective, gradient, optimizer, metrics.
+
+The objective never sees the policy. The policy gives log-probabilities and entropies of every token
+of the optimizer batch; the gate hierarchy and the objective, under `shard_map`, turn them into one
+cotangent a token; and the policy's pullback turns those into the gradient. Gates couple tokens of
+whole trajectories, groups and domains nonlinearly, so micro-batches may split the policy's two
+passes but never the objective: any split gives the same gradient.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from fiberjax import diagnostics, kl, objective
+from fiberjax.gates import Gate
+from fiberjax.parallel import mesh
+from fiberjax.policy import TokenOutputs, TransformerConfig
+from fiberjax.train.batch import Batch, batch_specs
+from fiberjax.train.forward import make_forward, outputs_and_pullback
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What an update changes, and what a checkpoint holds of the policy.
+
+    Attributes:
+      params: nested dict of float32 arrays.
+      opt_state: the Optax state.
+      step: int32[], updates made.
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+
+
+class Knobs(NamedTuple):
+    """Numbers an experiment sweeps without compiling again; all traced.
+
+    Attributes:
+      budgets: what `gates.from_config` returns beside the gate.
+      temperature: float32[], of the sampler and so of every log-probability.
+      entropy_coefficient: float32[], weight of the entropy bonus.
+      kl_coefficient: float32[], weight of the KL penalty to the reference policy.
+    """
+
+    budgets: Any
+    temperature: Any
+    entropy_coefficient: Any
+    kl_coefficient: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """The static choices of a step; each combination compiles once.
+
+    Attributes:
+      weighting: weighting of the objective, a key of `objective.WEIGHTINGS`.
+      constant_length: tokens, the denominator of the "constant" weighting.
+      kl_estimator: "k2" or "k3"; None leaves the KL term out.
+      entropy_bonus: whether the entropy bonus is computed.
+      num_micro_batches: splits of the policy's passes; divides the rows of a shard.
+      chunk: columns whose logits exist at a time.
+    """
+
+    weighting: str = "trajectory"
+    constant_length: int = 1
+    kl_estimator: str | None = None
+    entropy_bonus: bool = False
+    num_micro_batches: int = 1
+    chunk: int = 128
+
+
+Step = Callable[[TrainState, Batch, Knobs], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_step(
+    config: TransformerConfig,
+    device_mesh: Mesh,
+    gate: Gate,
+    optimizer: optax.GradientTransformation,
+    options: StepOptions,
+    shardings: TrainState,
+) -> Step:
+    """Compiles one update of the policy; returns `(state, batch, knobs) -> (state, metrics)`.
+
+    Args:
+      config: shape of the policy.
+      device_mesh: from `mesh.make_mesh`.
+      gate: from `gates.from_config`.
+      optimizer: Optax transformation of the gradient of the loss `−J`.
+      options: static choices.
+      shardings: of the state, from `shardings.state_shardings`.
+
+    Returns:
+      The jitted step. It donates the state: never read the one passed in again. Metrics are
+      float32[] on devices; read them while the next step runs.
+    """
+
+    def step(
+        state: TrainState, batch: Batch, knobs: Knobs
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        forward = make_forward(config, device_mesh, batch.layout, knobs.temperature, options.chunk)
+        rows = (batch.tokens, batch.positions, batch.segment_ids)
+        # A packed batch has fewer rows than trajectories, and micro-batches of as many rows.
+        num_trajectories = batch.layout.sizes[0].shape[0]
+        parts = max(1, options.num_micro_batches * len(batch.tokens) // num_trajectories)
+        outputs, pullback = outputs_and_pullback(forward, state.params, rows, parts)
+        metrics, cotangents = objective_gradient(device_mesh, gate, options, outputs, batch, knobs)
+        gradient = pullback(cotangents)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        metrics["actor/grad_norm"] = optax.tree.norm(gradient)
+        metrics["actor/update_norm"] = optax.tree.norm(updates)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1), metrics
+
+    replicated = NamedSharding(device_mesh, mesh.REPLICATED)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def objective_gradient(
+    device_mesh: Mesh,
+    gate: Gate,
+    options: StepOptions,
+    outputs: TokenOutputs,
+    batch: Batch,
+    knobs: Knobs,
+) -> tuple[dict[str, jax.Array], TokenOutputs]:
+    """Metrics, and the gradient of J with respect to every log-probability and entropy.
+
+    Runs under `shard_map` over the rows: gates sum locally, and only tables of the levels that span
+    devices, and the scalars, are added over them.
+    """
+
+    def local(
+        outputs: TokenOutputs, batch: Batch, knobs: Knobs
+    ) -> tuple[dict[str, jax.Array], TokenOutputs]:
+        def value(outputs: TokenOutputs) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return local_objective(gate, options, outputs, batch, knobs, mesh.ROW_AXES)
+
+        (_, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(outputs)
+        return metrics, cotangents
+
+    without: Any = {"tokens": None, "positions": None, "segment_ids": None}
+    batch = dataclasses.replace(batch, **without)
+    return jax.shard_map(
+        local,
+        mesh=device_mesh,
+        in_specs=(mesh.ROWS, batch_specs(batch), mesh.REPLICATED),
+        out_specs=(mesh.REPLICATED, mesh.ROWS),
+    )(outputs, batch, knobs)
+
+
+def local_objective(
+    gate: Gate,
+    options: StepOptions,
+    outputs: TokenOutputs,
+    batch: Batch,
+    knobs: Knobs,
+    axis_name: tuple[str, ...],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The objective J to maximise, and the metrics; float32[] and a dict of float32[].
+
+        J = Σᵢ μᵢ wᵢ G(r)ᵢ Âᵢ + c_H · mean entropy − c_KL · mean KL(π_θ ‖ π_ref)
+
+    All means have the objective's own weights. Totals and counts are added over `axis_name` before
+    they are divided.
+
+    Args:
+      gate: the ratio gate.
+      options: static choices.
+      outputs: of the current policy, over this shard's tokens.
+      batch: this shard's rows; tokens and positions are not read.
+      knobs: traced numbers.
+      axis_name: mesh axes that the rows are split over; () outside `shard_map`.
+    """
+    layout = batch.layout
+    weighting: Any = {
+        "weighting": options.weighting,
+        "constant_length": options.constant_length,
+    }
+
+    def value(reduction: objective.Reduction) -> jax.Array:
+        return objective.add_over(reduction, axis_name).value
+
+    # Padding may hold anything; masking results alone would leave gradients of `0 · inf`.
+    log_prob, old_log_prob, reference_log_prob, advantage, sample_weight = (
+        jnp.where(layout.mask, x, 0)
+        for x in (
+            *(outputs.log_prob, batch.old_log_prob, batch.reference_log_prob),
+            *(batch.advantage, batch.sample_weight),
+        )
+    )
+    log_ratio = log_prob - old_log_prob
+    gated = gate(log_ratio, advantage, layout, knobs.budgets, old_log_prob=old_log_prob)
+    credit = advantage * sample_weight
+    surrogate = value(objective.surrogate(gated, credit, layout, **weighting))
+    total = surrogate
+    metrics = {"actor/pg_loss": -surrogate}
+    if options.entropy_bonus:
+        bonus = value(objective.mean(outputs.entropy, layout, **weighting))
+        total += knobs.entropy_coefficient * bonus
+    if options.kl_estimator is not None:
+        estimate = kl.LOSSES[options.kl_estimator](log_prob, reference_log_prob)
+        penalty = value(objective.mean(estimate, layout, **weighting))
+        total -= knobs.kl_coefficient * penalty
+        metrics["actor/kl_reference"] = penalty
+    entropy = objective.mean(jax.lax.stop_gradient(outputs.entropy), layout, weighting="token")
+    metrics["actor/entropy"] = value(entropy)
+    frozen = jax.lax.stop_gradient(log_ratio)
+    logged = diagnostics.gate_metrics(
+        gate, frozen, advantage, layout, knobs.budgets, old_log_prob=old_log_prob
+    )
+    return total, metrics | {name: value(reduction) for name, reduction in logged.items()}

@@ -1,0 +1,218 @@
+"""Real processes on loopback: the same run as in one, and checkpoints that change hosts."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from fiberjax import experiment
+from fiberjax.parallel import distributed
+from fiberjax.run import loop
+from fiberjax.tasks import loading
+
+ROOT = Path(__file__).parents[2]
+# The first run trains it, the others read it, on whatever processes they are.
+_folder = tempfile.TemporaryDirectory()
+WARM_STARTS = _folder.name
+# What a run is compared by: not its speed, nor differences of almost equal numbers.
+SKIPPED = ("timing/", "perf/", "mismatch/")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start(workdir: Path, processes: int, devices: int, *options: str) -> list[subprocess.Popen]:
+    """Starts a tiny run on so many processes, each with so many virtual devices."""
+    port = free_port()
+    started = []
+    for index in range(processes):
+        command = [sys.executable, "experiments/train.py", "--config=tests/tiny.py"]
+        command += [f"--workdir={workdir}", f"--config.tasks.data_dir={workdir.parent / 'data'}"]
+        command += [f"--config.warm_start.directory={WARM_STARTS}", "--config.warm_start.steps=150"]
+        command += ["--config.iterations=2", "--config.mesh.data=-1"]
+        command += ["--config.policy.vocab_size=64", "--config.policy.num_kv_heads=2"]
+        command += ["--config.rollout.prompts=16", "--config.rollout.samples=2"]
+        command += ["--config.evaluation.prompts=2", "--config.evaluation.batch=8", *options]
+        if processes > 1:
+            command += [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
+            command += [f"--process_id={index}"]
+        environment = dict(os.environ) | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return started
+
+
+def finish(started: list[subprocess.Popen]) -> list[str]:
+    """What each process printed; all must have ended well."""
+    outputs = [process.communicate(timeout=900)[0] for process in started]
+    for process, output in zip(started, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]
+    return outputs
+
+
+def metrics(workdir: Path) -> list[dict[str, float]]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if isinstance(value, int | float) and not name.startswith(SKIPPED)
+        }
+        for line in lines
+    ]
+
+
+def parameters(workdir: Path) -> np.ndarray:
+    """All parameters of the newest checkpoint of a run, in one row."""
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+    built = experiment.from_config(config, jax.devices()[:1], loading.named_domains)
+    _, params = loop.newest_params(built, workdir)
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    a, b = metrics(found), metrics(expected)
+    assert len(a) == len(b) == 2
+    for left, right in zip(a, b, strict=True):
+        assert left.keys() == right.keys()
+        for name in left:
+            np.testing.assert_allclose(left[name], right[name], 1e-3, 1e-5, err_msg=name)
+    # Something was learned, by rewards that differ within a group.
+    assert all(row["actor/grad_norm"] > 0.01 and row["reward/mean"] > 0 for row in a)
+    # After eight updates by up to 3e-3 each.
+    np.testing.assert_allclose(parameters(found), parameters(expected), rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("single") / "run"
+    finish(start(workdir, 1, 8))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("four") / "run"
+    finish(start(workdir, 4, 2))
+    return workdir
+
+
+@pytest.mark.slow
+def test_four_processes_agree_with_one(four, single):
+    assert_same_run(four, single)
+    # Written once, by the first process.
+    assert len(list(four.glob("events.*"))) == 1
+
+
+@pytest.mark.slow
+def test_processes_that_share_rows_agree_with_one(tmp_path, single):
+    """The tensor axis spans two processes, which then hold the same rows."""
+    options = ("--config.mesh.tensor=2", "--config.rollout.max_rows=8")  # In four parts.
+    finish(start(tmp_path / "run", 2, 1, *options))
+    assert_same_run(tmp_path / "run", single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_checkpoint_of_four_processes_resumes_elsewhere(tmp_path, four, devices):
+    workdir = tmp_path / "run"
+    shutil.copytree(four, workdir)
+    shutil.copytree(four.parent / "data", tmp_path / "data")
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    # The data folder is part of the config that a run folder is checked against.
+    config = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(config.replace(str(four.parent), str(tmp_path)))
+    finish(start(workdir, 1, devices))
+    assert_same_run(workdir, four)
+
+
+def wait_for_iterations(started: list[subprocess.Popen], workdir: Path) -> None:
+    """Until two iterations have ended, or the first process has."""
+    metrics_file = workdir / "metrics.jsonl"
+    for _ in range(600):
+        if metrics_file.exists() and metrics_file.read_text().count("\n") >= 2:
+            return
+        try:
+            started[0].wait(1)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+@pytest.mark.slow
+def test_processes_save_and_stop_together_where_one_is_asked_to_end(tmp_path):
+    workdir = tmp_path / "run"
+    options = ("--config.iterations=1000000", "--config.checkpoint.every=1000000")
+    started = start(workdir, 2, 1, *options)
+    try:
+        wait_for_iterations(started, workdir)
+        started[1].terminate()
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    done = len((workdir / "metrics.jsonl").read_text().splitlines())
+    assert [entry.name for entry in (workdir / "checkpoints").iterdir()] == [str(done)]
+    for index, (process, output) in enumerate(zip(started, outputs, strict=True)):
+        assert process.returncode == 1
+        expected = f"host {index} of 2 stops: asked to end; iteration {done} is saved"
+        assert expected in output, output[-3000:]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_stops_the_others(tmp_path):
+    started = start(tmp_path / "run", 2, 1, "--config.iterations=1000000")
+    wait_for_iterations(started, tmp_path / "run")
+    started[1].kill()
+    output, _ = started[0].communicate(timeout=180)
+    started[1].communicate()
+    assert started[0].returncode != 0
+    assert "host 0 of 2 stops" in output or "distributed service" in output, output[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("on", "a:1", None, None), "go together"),
+        (("on", "a:1", 2, 2), "must be from 0 to 1"),
+        (("off", "a:1", 2, 0), "--distributed=off"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        distributed.start(*given)
+
+
+def test_one_host_joins_nobody(monkeypatch):
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: joined.append(args))
+    monkeypatch.setattr(distributed, "on_cluster", lambda: False)
+    distributed.start("auto", None, None, None)
+    assert not joined and not distributed.asked_to_end(1)
+    distributed.start("auto", "localhost:1", 2, 0)
+    assert joined == [("localhost:1", 2, 0)]

@@ -1,0 +1,266 @@
+"""One update agrees on every mesh; the compiled program exchanges tables, never tokens."""
+
+import dataclasses
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from small_step import (
+    BUDGETS,
+    CONFIG,
+    GATE,
+    KNOBS,
+    OPTIONS,
+    build,
+    make_batch,
+)
+
+from fiberjax.layout import make_layout
+from fiberjax.parallel import mesh
+from fiberjax.parallel.shardings import (
+    param_shardings,
+    placement,
+    sampling_shardings,
+)
+from fiberjax.plans import costs, hlo
+from fiberjax.policy import TokenOutputs, init, sample
+from fiberjax.train.batch import batch_specs
+from fiberjax.train.update import objective_gradient
+
+SHAPES = [
+    (8, 1, 1),
+    (1, 8, 1),
+    (2, 2, 2),
+    (1, 1, 4),
+    *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(4, 1, 2), (2, 4, 1)]),
+    *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 4, 2), (1, 2, 4)]),
+]
+
+
+def run(shape, options=OPTIONS, config=CONFIG):
+    """Metrics, and the state after two updates, on the host."""
+    step, state, batch = build(shape, options, config)
+    state, first = step(state, batch, KNOBS)
+    state, second = step(state, batch, KNOBS)
+    return jax.device_get((state, first, second))
+
+
+@pytest.fixture(scope="module")
+def single():
+    return run((1, 1, 1))
+
+
+def assert_agrees(found, expected):
+    chex.assert_trees_all_close(found[1:], expected[1:], rtol=2e-4, atol=2e-5)
+    # The first moment after two updates holds both gradients. A parameter whose gradient is almost
+    # nothing may move by the learning rate either way, so parameters agree to a fraction of it.
+    chex.assert_trees_all_close(found[0].opt_state, expected[0].opt_state, rtol=5e-3, atol=1e-6)
+    chex.assert_trees_all_close(found[0].params, expected[0].params, atol=5e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_update_agrees_with_one_device(single, shape):
+    assert_agrees(run(shape), single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_on_a_mesh_agree_with_one_device(single, parts):
+    options = dataclasses.replace(OPTIONS, num_micro_batches=parts)
+    assert_agrees(run((2, 2, 2), options), single)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kv_heads"),
+    [((2, 2, 2), 4), pytest.param((1, 2, 4), 2, marks=pytest.mark.slow)],
+    ids=["heads divide", "heads shared"],
+)
+def test_kernel_on_a_mesh_agrees_with_dense_attention(shape, kv_heads):
+    """Also where two parts of the mesh read the same key-value head."""
+    config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads)
+    splash = dataclasses.replace(config, attention="splash", remat="full")
+    assert_agrees(run(shape, config=splash), run((1, 1, 1), config=config))
+
+
+class Device:
+    """Enough of a device to choose attention for."""
+
+    def __init__(self, platform):
+        self.platform = platform
+
+
+def takes_kernel(platform: str, tensor: int, **changes) -> bool:
+    config = dataclasses.replace(CONFIG, **changes)
+    devices = np.array([Device(platform) for _ in range(tensor)]).reshape(1, 1, tensor)
+    stub = type("Mesh", (), {"devices": devices, "shape": {"tensor": tensor}})()
+    return placement(stub, config).splash
+
+
+def test_auto_takes_the_kernel_on_tpus_where_heads_divide():
+    assert takes_kernel("tpu", 1)
+    assert takes_kernel("tpu", 4, num_kv_heads=2)
+    assert not takes_kernel("tpu", 8)
+    assert not takes_kernel("tpu", 4, attention="dense")
+    assert not takes_kernel("cpu", 1) and not takes_kernel("gpu", 1)
+    assert takes_kernel("cpu", 1, attention="splash")
+
+
+def test_kernels_that_cannot_run_are_refused():
+    with pytest.raises(ValueError, match=r"'splash' runs on TPUs.*the mesh is of gpu"):
+        takes_kernel("gpu", 1, attention="splash")
+    with pytest.raises(ValueError, match=r"tensor=8: num_heads = 4 must divide by lcm.* = 4, 8\)"):
+        takes_kernel("tpu", 8, attention="splash")
+
+
+def test_gate_exchanges_tables_only():
+    shape = (2, 2, 2)
+    device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)))
+    batch = make_batch()
+    placed = mesh.place(device_mesh, batch, batch_specs(batch))
+    outputs = TokenOutputs(placed.old_log_prob + 0.01, placed.old_log_prob)
+    compiled = jax.jit(
+        lambda outputs, batch, knobs: objective_gradient(
+            device_mesh, GATE, OPTIONS, outputs, batch, knobs
+        )
+    ).lower(outputs, placed, KNOBS)
+    exchanged = costs.collectives(hlo.parse(compiled.compile().as_text()))
+    assert exchanged
+    assert {collective.kind for collective in exchanged} == {"all-reduce"}
+    # The widest table: 5 groups with two channels. Scalars are joined into one exchange.
+    for collective in exchanged:
+        assert all(size <= 5 * 2 for size in array_sizes(collective.shapes)), collective
+
+
+def array_sizes(shapes: str) -> list[int]:
+    return [
+        int(np.prod([int(n) for n in dims.split(",") if n]))
+        for dims in re.findall(r"\[([\d,]*)\]", shapes)
+    ]
+
+
+def test_sampler_keeps_split_logits_where_they_are():
+    """Drawing a token over `tensor` exchanges sums of blocks, never the logits."""
+    rows, vocab = 16, 2112  # 33 blocks of 64: four parts would cut some of them.
+    config = dataclasses.replace(CONFIG, vocab_size=vocab)
+    device_mesh = mesh.make_mesh({"data": 1, "fsdp": 2, "tensor": 4})
+    params = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    params = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        params,
+        sampling_shardings(device_mesh, params),
+    )
+
+    def draw(params, prompts, keys):
+        return sample(
+            config,
+            params,
+            prompts,
+            prompts > 0,
+            keys,
+            max_new_tokens=4,
+            eos_id=1,
+            pad_id=0,
+            placement=placement(device_mesh, config),
+        )
+
+    inputs = mesh.place(device_mesh, np.ones((rows, 3), np.int32), mesh.ROWS)
+    keys = jax.random.split(jax.random.key(0), rows)
+    compiled = jax.jit(draw).lower(params, inputs, keys).compile()
+    exchanged = costs.collectives(hlo.parse(compiled.as_text()), default_trips=3)
+    drawing = [c for c in exchanged if "dot_general" not in c.source]
+    assert drawing
+    assert all(c.num_bytes <= rows // 2 * vocab * 4 // 8 for c in drawing), drawing
+
+
+def test_donated_state_is_reused():
+    step, state, batch = build((2, 2, 2))
+    module = hlo.parse(step.lower(state, batch, KNOBS).compile().as_text())
+    assert module.aliased == len(jax.tree.leaves(state))
+
+
+def test_trajectory_may_span_shards():
+    """Columns of one sequence on four shards: the same gate, summed over their axis."""
+    rng = np.random.default_rng(0)
+    rows, columns = 4, 8
+    mask = np.arange(columns) < np.array([8, 3, 1, 6])[:, None]
+    log_ratio = np.where(mask, rng.normal(0, 0.2, mask.shape), np.nan).astype(np.float32)
+    advantage = np.repeat(rng.normal(size=(rows, 1)), columns, 1).astype(np.float32)
+    parents = {"group": np.array([0, 0, 1, 1]), "domain": np.array([0, 1])}
+    cell = np.repeat(np.arange(rows)[:, None], columns, 1)
+    whole = make_layout(mask, parents, cell_id=cell)
+    split = dataclasses.replace(whole, axis_names=(("data",), (), ()))
+    device_mesh = mesh.make_mesh({"data": 4, "fsdp": 1, "tensor": 1}, jax.devices()[:4])
+    columns_spec, everywhere = P(None, "data"), P()
+    specs = dataclasses.replace(
+        split,
+        mask=columns_spec,
+        cell_id=columns_spec,
+        parents=(everywhere,) * 2,
+        sizes=(everywhere,) * 3,
+    )
+
+    def value(log_ratio, advantage, layout):
+        return jnp.sum(jnp.where(layout.mask, GATE(log_ratio, advantage, layout, BUDGETS), 0.0))
+
+    def local(log_ratio, advantage, layout):
+        def total(log_ratio):
+            return jax.lax.psum(value(log_ratio, advantage, layout), "data")
+
+        return jax.value_and_grad(total)(log_ratio)
+
+    found = jax.jit(
+        jax.shard_map(
+            local,
+            mesh=device_mesh,
+            in_specs=(columns_spec, columns_spec, specs),
+            out_specs=(everywhere, columns_spec),
+        )
+    )(log_ratio, advantage, split)
+    expected = jax.value_and_grad(value)(log_ratio, advantage, whole)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    # Without the axis name each shard would gate its own columns: another answer.
+    alone = jax.value_and_grad(value)(
+        log_ratio[:, :2], advantage[:, :2], make_layout(mask[:, :2], parents, cell_id=cell[:, :2])
+    )
+    assert not np.allclose(np.asarray(found[1])[:, :2], alone[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 3, "fsdp": 1, "tensor": 1}, "data=3, fsdp=1, tensor=1 does not fit 8 devices"),
+        ({"data": -1, "fsdp": 3, "tensor": 1}, "fsdp=3, tensor=1 does not fit 8 devices"),
+        ({"data": -1, "fsdp": -1, "tensor": 1}, "at most one of them"),
+        ({"data": 0, "fsdp": 1, "tensor": 1}, "must be positive"),
+        ({"data": 8}, "a size for each of"),
+    ],
+    ids=str,
+)
+def test_wrong_sizes_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        mesh.make_mesh(sizes)
+
+
+def test_rows_that_do_not_divide_are_refused():
+    device_mesh = mesh.make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
+    with pytest.raises(ValueError, match="12 rows do not divide over 8 row shards"):
+        mesh.local_rows(device_mesh, 12)
+
+
+def test_parameters_that_do_not_divide_are_refused():
+    device_mesh = mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 8})
+    params = jax.eval_shape(
+        lambda: init(dataclasses.replace(CONFIG, mlp_dim=36), jax.random.key(0))
+    )
+    with pytest.raises(ValueError, match=r"mlp/down/kernel.*36 over 8 parts"):
+        param_shardings(device_mesh, params)
+
+
+def test_parameter_without_a_rule_is_refused():
+    device_mesh = mesh.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
+    with pytest.raises(ValueError, match="no partition rule matches parameter 'router/kernels'"):
+        param_shardings(device_mesh, {"router": {"kernels": np.zeros((8, 8))}})

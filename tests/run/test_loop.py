@@ -1,0 +1,311 @@
+"""The whole run: what it leaves, what it repeats, and what it survives."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from fiberjax import advantages, experiment
+from fiberjax.run import checkpoints, evaluation, loop, warm_start
+from fiberjax.run.metrics import read_metrics
+from fiberjax.run.trainer import Trainer
+from fiberjax.train.rollout import Sampler
+from fiberjax.train.update import make_step
+
+ROOT = pathlib.Path(__file__).parents[2]
+ITERATIONS = 4
+UPDATES = 4  # 2 epochs of 2 minibatches.
+
+
+def command(folder, scratch, *arguments):
+    """Starts `experiments/train.py` on the tiny config as a user does; the process."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "experiments/train.py", "--config=tests/tiny.py"),
+            f"--config.tasks.data_dir={scratch / 'data'}",
+            f"--config.warm_start.directory={scratch / 'warm_starts'}",
+            "--config.gate.levels.trajectory.budget=(0.1,0.08)",
+            f"--workdir={folder}",
+            *arguments,
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+
+
+def finish(process):
+    """Waits for a process; what it printed."""
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="session")
+def finished(scratch):
+    """The folder of a run from the command line that nothing interrupted, and what it printed."""
+    folder = scratch / "finished"
+    return folder, finish(command(folder, scratch, "--trace_iteration=3"))
+
+
+def untimed(folder):
+    """A run's metrics, timings aside."""
+    columns = read_metrics(folder)
+    return {
+        name: values
+        for name, values in columns.items()
+        if not name.startswith(("timing/", "perf/"))
+    }
+
+
+def assert_same_run(a, b):
+    first, second = untimed(a), untimed(b)
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name], err_msg=name)
+    assert (a / "evaluation.json").read_text() == (b / "evaluation.json").read_text()
+    config = json.loads((a / "config.json").read_text())
+    built = experiment.from_config(_as_config(config), jax.devices()[:1])
+    last = [newest(built, folder) for folder in (a, b)]
+    assert last[0].iteration == last[1].iteration == ITERATIONS
+    assert last[0].host == last[1].host
+    assert_equal(last[0].state, last[1].state)
+
+
+def _as_config(values):
+    from ml_collections import ConfigDict
+
+    return ConfigDict(values)
+
+
+def newest(built, folder):
+    """The newest checkpoint of a run."""
+    with checkpoints.Checkpoints(folder / "checkpoints", keep=9) as saved:
+        return saved.restore(built.abstract_state())
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves(finished):
+    folder, printed = finished
+    rows = untimed(folder)
+    np.testing.assert_array_equal(rows["step"], np.arange(1, ITERATIONS + 1))
+    for name in ("reward/mean", "actor/grad_norm", "actor/entropy", "mismatch/log_prob_abs_max"):
+        assert np.isfinite(rows[name]).all(), name
+    assert (rows["mismatch/log_prob_abs_max"] < 1e-4).all()
+    assert rows["reward/mean"].max() > 0 and rows["actor/grad_norm"].max() > 0
+    for level in ("trajectory", "group", "domain", "token"):
+        assert f"gate/clip_fraction/{level}" in rows
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert len(list(folder.glob("trace/plugins/profile/*/*.xplane.pb"))) == 1
+    assert len(list((folder / "plots").glob("*.png"))) > 5
+    table = (folder / "evaluation.md").read_text()
+    for name in ("modular", "reverse", "sort", "overall", "mean@2", "pass@2"):
+        assert name in table and name in printed
+    assert "\r" not in printed and "\x1b" not in printed  # No bars where nobody watches.
+    config = json.loads((folder / "config.json").read_text())
+    assert config["gate"]["levels"]["trajectory"]["budget"] == [0.1, 0.08]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_where_the_other_did(finished, scratch):
+    folder = scratch / "killed"
+    process = command(folder, scratch)
+    rows = folder / "metrics.jsonl"
+    while process.poll() is None and not (rows.exists() and rows.read_text().count("\n") >= 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "evaluation.json").exists()
+    finish(command(folder, scratch))
+    assert_same_run(folder, finished[0])
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is(finished, scratch):
+    folder, printed = finished
+    before = {path: path.read_bytes() for path in folder.glob("*.json*")}
+    again = finish(command(folder, scratch))
+    assert {path: path.read_bytes() for path in folder.glob("*.json*")} == before
+    assert "training" not in again
+    assert again.splitlines()[-10:] == printed.splitlines()[-10:]
+
+
+def export(*arguments):
+    return subprocess.run(
+        [sys.executable, "experiments/export.py", *arguments],
+        cwd=ROOT,
+        env=dict(os.environ) | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_and_another_starts_from_it(finished, tmp_path):
+    folder, _ = finished
+    written = tmp_path / "exported"
+    done = export(f"--workdir={folder}", f"--output={written}", "--dtype=float32")
+    assert done.returncode == 0, done.stderr
+    assert f"after iteration {ITERATIONS} is in {written}" in done.stdout
+    config = _as_config(json.loads((folder / "config.json").read_text()))
+    trained = newest(experiment.from_config(config, jax.devices()[:1]), folder).state.params
+    config.warm_start.weights = str(written)
+    config.warm_start.steps = 0
+    start = warm_start.starting_params(experiment.from_config(config, jax.devices()[:1]))
+    assert_equal(start, trained)
+
+
+@pytest.mark.slow
+def test_a_folder_without_a_run_is_not_exported(finished, tmp_path):
+    done = export(f"--workdir={tmp_path}", f"--output={tmp_path / 'new'}")
+    assert done.returncode == 1
+    assert "error: " in done.stderr and "config.json" in done.stderr
+    (tmp_path / "config.json").write_text((finished[0] / "config.json").read_text())
+    done = export(f"--workdir={tmp_path}", f"--output={tmp_path / 'new'}")
+    assert done.returncode == 1
+    assert "holds no checkpoint of a run" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_another_config_is_refused_in_the_same_folder(finished, scratch):
+    process = command(finished[0], scratch, "--config.seed=1", "--config.rollout.temperature=0.5")
+    _, err = process.communicate()
+    assert process.returncode == 1 and len(err.splitlines()) == 1
+    assert "config.rollout.temperature (1.0 there, 0.5 here)" in err
+    assert "config.seed (0 there, 1 here)" in err
+    assert "config.iterations" not in err
+
+
+def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
+    steps = []
+
+    def recorded(*arguments):
+        steps.append(make_step(*arguments))
+        return steps[-1]
+
+    monkeypatch.setattr("fiberjax.run.trainer.make_step", recorded)
+    built = build(curriculum__profile_samples=2)
+    before, whole = loop.train(built, tmp_path / "whole")
+
+    iterate = Trainer.iterate
+
+    def interrupted(self, state, stream, iteration):
+        if iteration == 2:
+            raise KeyboardInterrupt
+        return iterate(self, state, stream, iteration)
+
+    monkeypatch.setattr(Trainer, "iterate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(built, tmp_path / "parts")
+    assert len(read_metrics(tmp_path / "parts")["step"]) == 2
+    monkeypatch.setattr(Trainer, "iterate", iterate)
+    # What is in the checkpoint is not made again.
+    for name in ("initial_params", "evaluate", "profile"):
+        monkeypatch.setattr(loop, name, None)
+    remembered, parts = loop.train(built, tmp_path / "parts")
+    np.testing.assert_equal(remembered.by_name, before.by_name)
+    np.testing.assert_array_equal(remembered.domain, before.domain)
+
+    # Also on a restored state; a size of 0 is a program that jax has forgotten since.
+    assert len(steps) == 3 and all(step._cache_size() <= 1 for step in steps)
+    assert_equal(whole, parts)
+    assert int(parts.step) == ITERATIONS * UPDATES
+    first, second = untimed(tmp_path / "whole"), untimed(tmp_path / "parts")
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name], err_msg=name)
+    # The curriculum's table of pass rates too: every prompt was profiled, and some have moved.
+    states = [newest(built, tmp_path / name).host["stream"] for name in ("whole", "parts")]
+    assert states[0] == states[1]
+    assert len(states[0]["profiled"]) == 3 * 40
+
+
+def test_one_iteration_is_traced(build, tmp_path, monkeypatch):
+    traced = []
+
+    def recorded(self, state, stream, iteration):
+        traced.append((tmp_path / "trace").exists())
+        return iterate(self, state, stream, iteration)
+
+    iterate = Trainer.iterate
+    monkeypatch.setattr(Trainer, "iterate", recorded)
+    monkeypatch.setattr(jax.profiler, "trace", lambda folder: _Trace(folder))
+    loop.train(build(iterations=3), tmp_path, trace_iteration=2)
+    assert traced == [False, True, False]
+
+
+class _Trace:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __enter__(self):
+        self.folder.mkdir()
+
+    def __exit__(self, *error):
+        self.folder.rmdir()
+
+
+def test_an_update_that_is_not_finite_stops_the_run(build, tmp_path, monkeypatch):
+    def broken(reward, group_id, num_groups):
+        return reward * np.nan
+
+    monkeypatch.setitem(advantages.ESTIMATORS, "grpo", broken)
+    built = build()
+    with pytest.raises(FloatingPointError, match=r"step 1 is not finite: .*actor/grad_norm = nan"):
+        loop.train(built, tmp_path)
+    rows = read_metrics(tmp_path)
+    assert list(rows["step"]) == [1] and np.isnan(rows["actor/grad_norm"][0])
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_file_of_ones_own_runs_by_one_override(make_config, one_device, tmp_path):
+    rows = [
+        {"prompt": f"{a}+{b}=", "answer": str(a + b), "domain": "even" if a % 2 else "odd"}
+        for a in range(10)
+        for b in range(8)
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config()
+    config.update_from_flattened_dict(
+        {"tasks.file": str(path), "iterations": 1, "warm_start.steps": 3}
+    )
+    built = experiment.from_config(config, one_device)
+    table = loop.run(built, tmp_path / "run", config.to_json_best_effort())
+    assert {row["domain"] for row in json.loads(table.to_json())["rows"]} == {
+        *("even", "odd", "overall")
+    }
+    assert (tmp_path / "run" / "plots" / "evaluation.png").exists()
+
+
+def test_evaluation_names_the_domains_it_has(build, monkeypatch):
+    built = build()
+    _, *rest = built.test
+    monkeypatch.setattr(Sampler, "__call__", fake_rollouts)
+    scores = evaluation.evaluate(dataclasses.replace(built, test=tuple(rest)), None, "held out")
+    assert set(scores.domain) == {0, 1}
+    np.testing.assert_array_equal(scores.by_name["mean@2"], 1)
+    assert len(scores.domain) == 2 * 4
+
+
+def fake_rollouts(self, params, prompts, *, samples, stream, step):
+    """Rollouts that are all right."""
+    from types import SimpleNamespace
+
+    return SimpleNamespace(reward=np.ones(len(prompts.prompts) * samples, np.float32))

@@ -1,0 +1,111 @@
+import math
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from fiberjax import diagnostics
+from fiberjax.run import evaluation, metrics, plots
+
+
+def _write(folder, rows):
+    with metrics.MetricWriter(folder, resume_step=None) as writer:
+        for step, row in enumerate(rows, start=1):
+            writer.write(step, row)
+    return folder
+
+
+def _rows(steps, seed=0):
+    rng = np.random.default_rng(seed)
+    names = [name for name in metrics.METRICS if "<" not in name]
+    names += ["reward/sort", "reward/addition"]
+    names += [f"gate/clip_fraction/{level}" for level in ("token", "trajectory")]
+    names += [f"gate/regime/{r}" for r in diagnostics.GLOBAL_REGIMES + diagnostics.LOCAL_REGIMES]
+    return [{name: rng.random() for name in names} for _ in range(steps)]
+
+
+def _is_picture(path):
+    """Whether there is something coloured beside the grey and black of empty axes."""
+    pixels = matplotlib.image.imread(path)[..., :3]
+    coloured = np.ptp(pixels, axis=-1) > 0.1
+    return min(pixels.shape[:2]) > 200 and coloured.mean() > 1e-3
+
+
+def test_a_full_run_gives_every_panel_and_the_overview(tmp_path):
+    files = plots.plot_run(_write(tmp_path / "run", _rows(45)), tmp_path / "plots")
+    expected = [f"{panel.file}.png" for panel in plots.PANELS] + ["overview.png"]
+    assert [file.name for file in files] == expected
+    assert all(_is_picture(file) for file in files)
+
+
+def test_missing_metrics_leave_their_panels_out(tmp_path):
+    rows = [{"reward/mean": 0.2, "gate/regime/G-II": 0.5}, {"is_ratio/mean": 1.1, "other": 1.0}]
+    files = plots.plot_run(_write(tmp_path, rows), tmp_path / "plots")
+    assert [file.stem for file in files] == [
+        "reward",
+        "importance_ratio",
+        "regimes_global",
+        "overview",
+    ]
+
+
+def test_values_that_cannot_be_drawn_are_skipped(tmp_path):
+    rows = _rows(4)
+    for name in rows[0]:
+        rows[0][name], rows[1][name] = math.nan, math.inf
+    rows[2]["actor/grad_norm"], rows[2]["is_ratio/min"] = 0.0, 0.0
+    for row in rows:
+        row["mismatch/log_prob_abs_mean"] = row["mismatch/log_prob_abs_max"] = 0.0
+    files = plots.plot_run(_write(tmp_path, rows), tmp_path / "plots")
+    assert "mismatch" not in [file.stem for file in files]
+    assert len(files) == len(plots.PANELS)
+
+
+def test_one_step_is_enough(tmp_path):
+    assert plots.plot_run(_write(tmp_path, _rows(1)), tmp_path / "plots")
+
+
+def test_pass_rate_panel_shows_domains_only(tmp_path):
+    panel = next(panel for panel in plots.PANELS if panel.file == "pass_rate")
+    columns = metrics.read_metrics(_write(tmp_path, _rows(2)))
+    assert list(plots._series(panel, columns)) == ["reward/sort", "reward/addition"]
+
+
+def test_running_mean():
+    values = np.random.default_rng(0).random(100)
+    smooth = plots._running_mean(values, "linear")
+    assert smooth[50] == pytest.approx(values[48:53].mean())
+    assert smooth[0] == pytest.approx(values[:3].mean())
+    log = plots._running_mean(values, "log")
+    assert log[50] == pytest.approx(np.exp(np.log(values[48:53]).mean()))
+    assert plots._running_mean(values[:10], "linear") is not None
+    np.testing.assert_array_equal(plots._running_mean(values[:10], "linear"), values[:10])
+
+
+def test_a_run_without_anything_to_show_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no metrics at"):
+        plots.plot_run(tmp_path, tmp_path / "plots")
+    _write(tmp_path, [{"other": 1.0}])
+    with pytest.raises(ValueError, match="no metrics to plot"):
+        plots.plot_run(tmp_path, tmp_path / "plots")
+
+
+def test_compare_lays_runs_side_by_side(tmp_path):
+    runs = {name: _write(tmp_path / name, _rows(5, seed)) for seed, name in enumerate("abc")}
+    out = plots.plot_compare(runs, ["reward/mean", "actor/grad_norm"], tmp_path / "new" / "c.png")
+    assert _is_picture(out)
+    assert _is_picture(plots.plot_compare(runs, "actor/entropy", tmp_path / "one.png"))
+    with pytest.raises(ValueError, match="'actor/entropi'"):
+        plots.plot_compare(runs, "actor/entropi", tmp_path / "no.png")
+    with pytest.raises(ValueError, match="expected runs"):
+        plots.plot_compare({}, "actor/entropy", tmp_path / "no.png")
+
+
+def test_evaluation_bars(tmp_path):
+    rng = np.random.default_rng(0)
+    scores = [{"mean@1": rng.random(40), "pass@4": rng.random(40)} for _ in range(2)]
+    domain = np.arange(40) % 3
+    table = evaluation.compare(*scores, domain, names=("a", "b", "c"))
+    assert _is_picture(plots.plot_evaluation(table, tmp_path / "evaluation.png"))
+    with pytest.raises(ValueError, match="no rows"):
+        plots.plot_evaluation(evaluation.EvaluationTable(()), tmp_path / "no.png")
