@@ -1,4 +1,4 @@
-"""Imports follow the data: no module reads from a station further along the way, and none a circle."""
+"""Imports follow the data: none leads to a later station of the way, and none closes a circle."""
 
 import ast
 import graphlib
