@@ -45,6 +45,9 @@ class Trainer:
             experiment.training.chunk,
             experiment.training.micro_batches * experiment.training.minibatches,
         )
+        self._estimate: Callable = jax.jit(
+            advantages.ESTIMATORS[experiment.advantage], static_argnums=2
+        )
 
     def iterate(
         self, state: TrainState, stream: PromptStream, iteration: int
@@ -114,8 +117,7 @@ class Trainer:
             correct = kl.MISMATCH_WEIGHTS[training.mismatch]
             weight = np.asarray(correct(old, rollouts.sampler_log_prob, cap=training.mismatch_cap))
         group = np.arange(len(rewards)) // rollouts.group_size
-        estimate: Callable = advantages.ESTIMATORS[self.experiment.advantage]
-        advantage = np.asarray(estimate(rewards, group, len(rewards) // rollouts.group_size))
+        advantage = np.asarray(self._estimate(rewards, group, len(rewards) // rollouts.group_size))
         index, count = mesh.process_share(self.experiment.mesh, len(rewards))
         size = len(rewards) // count
         batches = make_batches(

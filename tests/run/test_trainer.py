@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from compilations import compilations
 
-from fiberjax import advantages
-from fiberjax.run import warm_start
+from fiberjax.run import evaluation, warm_start
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.trainer import shuffled as shuffled_rewards
 
@@ -49,6 +49,33 @@ def test_the_schedule_reuses_every_minibatch_in_every_epoch(build):
     assert step._cache_size() == 1
 
 
+def test_a_second_iteration_and_a_second_batch_compile_nothing(build):
+    built = build(
+        "apc",  # States too.
+        training__kl_coefficient=0.1,
+        training__mismatch="truncate",
+        evaluation__batch=2,
+    )
+    trainer, state = trainer_of(built)
+    stream = built.prompt_stream()
+    with compilations() as first:
+        state, _ = trainer.iterate(state, stream, 0)
+    assert first.count("jit(step)") == 1
+    with compilations() as second:
+        state, _ = trainer.iterate(state, stream, 1)
+    assert second == []
+    with compilations() as evaluated:
+        table = evaluation.evaluate(built, state.params, "held out")
+    assert len(table.domain) > 2 * built.evaluation.batch
+    # Its first batch may find what earlier tests have compiled.
+    assert len(set(evaluated)) == len(evaluated) and set(evaluated) <= {
+        *("jit(_sample)", "jit(row_keys)")
+    }
+    with compilations() as again:
+        evaluation.evaluate(built, state.params, "held out")
+    assert again == []
+
+
 def test_a_group_of_one_learns_nothing(build):
     built = build(rollout__samples=1)
     trainer, state = trainer_of(built)
@@ -56,19 +83,18 @@ def test_a_group_of_one_learns_nothing(build):
     assert scalars["actor/grad_norm"] == 0 and scalars["frac_reward_zero_std"] == 1
 
 
-def test_shuffled_rewards_reach_the_updates_and_nothing_else(build, monkeypatch):
-    credited = []
-    estimate = advantages.ESTIMATORS["dr_grpo"]
-
-    def watched(reward, group_id, num_groups):
-        credited.append(np.asarray(reward))
-        return estimate(reward, group_id, num_groups)
-
-    monkeypatch.setitem(advantages.ESTIMATORS, "dr_grpo", watched)
-    scalars = []
+def test_shuffled_rewards_reach_the_updates_and_nothing_else(build):
+    credited, scalars = [], []
     for shuffle in (False, True, True):
         built = build(rollout__shuffle_rewards=shuffle, advantage="dr_grpo")
         trainer, state = trainer_of(built)
+        estimate = trainer._estimate
+
+        def watched(reward, *of, estimate=estimate):
+            credited.append(np.asarray(reward))
+            return estimate(reward, *of)
+
+        trainer._estimate = watched
         stream = built.prompt_stream()
         scalars.append(trainer.iterate(state, stream, 0)[1] | {"stream": stream.get_state()})
     true, shuffled, again = credited
