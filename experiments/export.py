@@ -23,6 +23,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     import jax
 
+    from fiberjax.parallel import distributed
+
+    distributed.leave_out_absent_tpus()
     from fiberjax import experiment
     from fiberjax.policy import weights
     from fiberjax.run import loop

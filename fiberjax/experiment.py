@@ -11,22 +11,31 @@ import optax
 from jax.sharding import Mesh
 
 from fiberjax import advantages, gates, optimizers, options
-from fiberjax.layout import STATE
+from fiberjax.layout import STATE, TRAJECTORY
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, init, weights
 from fiberjax.tasks import Domain, PromptStream, Vocabulary, supervised_batches
 from fiberjax.tasks.domains import check_prompt
+from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels
 from fiberjax.tasks.loading import load_domains, make_vocabulary
 from fiberjax.train.rollout import Sampler
 from fiberjax.train.update import Knobs, StepOptions, TrainState
-
-LEVELS = ("trajectory", "group", "domain")
 
 # `reward/<domain>` and the rows of the evaluation table share their names with these.
 RESERVED = ("mean", "std", "overall")
 
 SECTIONS = (
-    *("seed", "iterations", "tasks", "window", "policy", "warm_start", "rollout", "training"),
+    *(
+        "seed",
+        "iterations",
+        "tasks",
+        "levels",
+        "window",
+        "policy",
+        "warm_start",
+        "rollout",
+        "training",
+    ),
     *("gate", "advantage", "optimizer", "curriculum", "evaluation", "checkpoint", "mesh"),
 )
 
@@ -57,6 +66,7 @@ class Experiment:
       vocabulary: tokenizer.
       train: domains trained on.
       test: the same domains, held-out prompts.
+      levels: which training prompts share a cell, level by level above the trajectory.
       policy: shape of the policy.
       mesh: the devices.
       gate: the ratio gate.
@@ -79,6 +89,7 @@ class Experiment:
     vocabulary: Vocabulary
     train: tuple[Domain, ...]
     test: tuple[Domain, ...]
+    levels: Levels
     policy: TransformerConfig
     mesh: Mesh
     gate: gates.Gate
@@ -182,7 +193,8 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
             f"got {config.advantage!r}"
         )
     optimizer = _optimizer(config.optimizer, config.iterations, training)
-    gate, budgets = gates.from_config(config.gate, LEVELS)
+    levels = check_names(config.levels)
+    gate, budgets = gates.from_config(config.gate, (TRAJECTORY, *(name for name, _ in levels)))
     device_mesh = mesh.make_mesh(config.mesh.to_dict(), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
@@ -192,7 +204,10 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if warm_start.weights and load_data is None:
         check_weights(warm_start.weights, policy)
-    train, test = (load_data or load_domains)(tasks, window, vocabulary)
+    if load_data is None:
+        train, test = load_domains(tasks, window, vocabulary, keep=columns_of(levels))
+    else:
+        train, test = load_data(tasks, window, vocabulary)
     built = Experiment(
         seed=config.seed,
         iterations=config.iterations,
@@ -208,6 +223,7 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
         vocabulary=vocabulary,
         train=train,
         test=test,
+        levels=make_levels(levels, train),
         policy=policy,
         mesh=device_mesh,
         gate=gate,

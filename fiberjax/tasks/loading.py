@@ -1,6 +1,7 @@
 """From the options of the data to a tokenizer and the domains of a run."""
 
 import string
+from collections.abc import Sequence
 
 from fiberjax import options
 from fiberjax.tasks.builders import load
@@ -32,11 +33,14 @@ def make_vocabulary(tasks: options.Tasks) -> Vocabulary:
 
 
 def load_domains(
-    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+    tasks: options.Tasks,
+    window: options.Window,
+    vocabulary: Vocabulary,
+    keep: Sequence[str] = (),
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
-    """The training and held-out domains, in one order."""
+    """The training and held-out domains, in one order; `keep` names further columns of a file."""
     if tasks.file:
-        return _load_file(tasks, window, vocabulary)
+        return _load_file(tasks, window, vocabulary, keep)
     knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
     difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
     if not knobs:
@@ -69,7 +73,7 @@ def named_domains(
 
 
 def _load_file(
-    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary, keep: Sequence[str]
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
     """The domains of a user's file; those without held-out rows are trained on all the same."""
 
@@ -81,6 +85,7 @@ def _load_file(
             verifier=tasks.verifier,
             vocabulary=vocabulary,
             max_prompt_tokens=window.prompt,
+            keep=keep,
         )
 
     if tasks.test_file:
