@@ -71,7 +71,8 @@ class Experiment:
       mesh: the devices.
       gate: the ratio gate.
       knobs: what may change without compiling again.
-      optimizer: of the updates.
+      schedule: the learning rate by update.
+      optimizer: of the updates, at that rate.
       step: static choices of the compiled step.
     """
 
@@ -94,6 +95,7 @@ class Experiment:
     mesh: Mesh
     gate: gates.Gate
     knobs: Knobs
+    schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     step: StepOptions
 
@@ -124,7 +126,7 @@ class Experiment:
             vocabulary=self.vocabulary,
             domains=domains,
             max_new_tokens=self.window.completion,
-            temperature=self.rollout.temperature,
+            temperature=float(self.knobs.temperature),
             top_k=self.rollout.top_k,
             top_p=self.rollout.top_p,
             max_rows=self.rollout.max_rows,
@@ -192,7 +194,7 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
             f"config.advantage must be one of {', '.join(advantages.ESTIMATORS)}; "
             f"got {config.advantage!r}"
         )
-    optimizer = _optimizer(config.optimizer, config.iterations, training)
+    schedule, optimizer = _optimizer(config.optimizer, config.iterations, training)
     levels = check_names(config.levels)
     gate, budgets = gates.from_config(config.gate, (TRAJECTORY, *(name for name, _ in levels)))
     device_mesh = mesh.make_mesh(config.mesh.to_dict(), devices)
@@ -233,11 +235,13 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
             entropy_coefficient=np.float32(training.entropy_coefficient),
             kl_coefficient=np.float32(training.kl_coefficient),
         ),
+        schedule=schedule,
         optimizer=optimizer,
         step=StepOptions(
             weighting=training.weighting,
             constant_length=window.completion,
             kl_estimator=training.kl_estimator if training.kl_coefficient > 0 else None,
+            kl_ratio_weight=training.kl_ratio_weight,
             entropy_bonus=training.entropy_coefficient != 0,
             num_micro_batches=training.micro_batches,
             chunk=training.chunk,
@@ -250,7 +254,8 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
 
 def _optimizer(
     config: Any, iterations: int, training: options.Training
-) -> optax.GradientTransformation:
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The learning rate by update, and the optimizer."""
     chosen = options.parse(options.Optimizer, config, "config.optimizer")
     schedule = optimizers.make_schedule(
         chosen.schedule,
@@ -258,7 +263,7 @@ def _optimizer(
         warmup_steps=chosen.warmup_steps,
         total_steps=max(iterations * training.epochs * training.minibatches, chosen.warmup_steps),
     )
-    return optimizers.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         chosen.name,
         schedule,
         b1=chosen.b1,
@@ -267,6 +272,7 @@ def _optimizer(
         clip_norm=chosen.clip_norm,
         moment_dtype=chosen.moment_dtype,
     )
+    return schedule, optimizer
 
 
 def check_rows(

@@ -133,7 +133,12 @@ def gradient_of(device_mesh, gate, params, batch, **options):
     """The gradient of the loss as one vector, and the metrics."""
     step, state, knobs = started(device_mesh, gate, params, **options)
     state, metrics = step(state, place(device_mesh, batch), knobs)
-    return flat(state.opt_state["gradient"]), jax.device_get(metrics)
+    return flat(state.opt_state["gradient"]), values(metrics)
+
+
+def values(metrics):
+    """The metrics of a step as numbers."""
+    return {name: float(of.value) for name, of in jax.device_get(metrics).items()}
 
 
 def place(device_mesh, batch):
@@ -204,7 +209,7 @@ def test_no_step_and_no_budget_compiles_again(device_mesh, params, gate):
         budgets = jax.tree.map(lambda b, factor=factor: (b * factor).astype(b.dtype), knobs.budgets)
         given, (state, metrics) = state, step(state, batch, knobs._replace(budgets=budgets))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.params))
-        losses.append(float(metrics["actor/pg_loss"]))
+        losses.append(values(metrics)["actor/pg_loss"])
     assert step._cache_size() == 1  # Also over the tests above that share the step.
     assert losses[0] != losses[-1]
     assert state.step == 4
@@ -253,7 +258,7 @@ def test_clip_fraction_rises_from_zero_with_the_policy(device_mesh, params):
         fractions = []
         for _ in range(3):
             state, metrics = step(state, place(device_mesh, batch), knobs)
-            fractions.append(float(metrics["actor/pg_clipfrac"]))
+            fractions.append(values(metrics)["actor/pg_clipfrac"])
         assert fractions[0] == 0 and fractions[-1] > 0, (gate, fractions)
 
 
@@ -266,7 +271,7 @@ def test_entropy_and_kl_terms_have_their_signs(device_mesh, params):
         step, state, knobs = started(device_mesh, "ppo", params, rate=0.5, **options)
         for _ in range(5):
             state, metrics = step(state, place(device_mesh, batch), knobs)
-        return metrics
+        return values(metrics)
 
     still = after()
     assert still["actor/grad_norm"] == 0
