@@ -8,11 +8,41 @@ there: with `sign(0) = 0` the tokens would belong to neither channel, and the fi
 two or three times too large.
 """
 
+from collections.abc import Mapping
+
+import chex
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 PLUS, MINUS = 0, 1
+
+LARGEST = 1e18
+"""Nats. Log ratios beyond, infinite ones too, are taken as this far out: `∞ − ∞` is NaN."""
+
+
+def assert_tokens(arrays: Mapping[str, jax.Array | None], mask: jax.Array) -> None:
+    """Asserts, while tracing, that arrays hold one value a token and would not be broadcast.
+
+    Shapes are all that is seen: with as many rows as columns, a transposed array passes.
+
+    Args:
+      arrays: by the name of the argument; None where a gate was given none.
+      mask: bool[...], of the layout.
+
+    Raises:
+      AssertionError: naming the argument, its shape and the mask's.
+    """
+    for name, array in arrays.items():
+        if array is not None:
+            chex.assert_shape(
+                array,
+                jnp.shape(mask),
+                custom_message=(
+                    f"{name} has shape {jnp.shape(array)}; expected one value a token, the shape "
+                    f"{jnp.shape(mask)} of the layout's mask"
+                ),
+            )
 
 
 def prepare(
@@ -26,13 +56,32 @@ def prepare(
       mask: bool[...], True at real tokens.
 
     Returns:
-      Both in float32 or wider, and exactly 0 at padding, so that nothing there is ever seen. The
-      gradient is 1 at real tokens, 0 at padding; advantages are constants.
+      Both in float32 or wider, and exactly 0 at padding, so that nothing there is ever seen. Log
+      ratios are within ±`LARGEST`; NaN stays NaN. The gradient is 1 at real tokens, 0 at padding;
+      advantages are constants.
+
+    Raises:
+      AssertionError: shapes differ (see `assert_tokens`).
     """
+    assert_tokens({"log_ratio": log_ratio, "advantage": advantage}, mask)
     dtype = jnp.promote_types(log_ratio.dtype, jnp.float32)
-    log_ratio = jnp.where(mask, log_ratio.astype(dtype), 0)
+    log_ratio = _finite(jnp.where(mask, log_ratio.astype(dtype), 0))
     advantage = jnp.where(mask, jax.lax.stop_gradient(advantage).astype(dtype), 0)
     return log_ratio, advantage
+
+
+@jax.custom_jvp
+def _finite(log_ratio: jax.Array) -> jax.Array:
+    """The log ratio within ±`LARGEST`, with gradient 1 also beyond; same shape."""
+    return jnp.clip(log_ratio, -LARGEST, LARGEST)
+
+
+@_finite.defjvp
+def _finite_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Value and directional derivative of `_finite`."""
+    return _finite(*primals), tangents[0]
 
 
 def channel(log_ratio: jax.Array) -> jax.Array:
@@ -45,6 +94,6 @@ def sign(log_ratio: jax.Array) -> jax.Array:
     return jnp.where(log_ratio < 0, -1.0, 1.0).astype(log_ratio.dtype)
 
 
-def per_channel(budget: ArrayLike, dtype: jnp.dtype) -> jax.Array:
+def per_channel(budget: ArrayLike | tuple[ArrayLike, ...], dtype: jnp.dtype) -> jax.Array:
     """A budget as a pair `[2]`, plus and minus; one number stands for both."""
     return jnp.broadcast_to(jnp.asarray(budget, dtype).reshape(-1), (2,))
