@@ -127,7 +127,8 @@ class Gate:
           old_log_prob: float of the same shape, nats; needed by gates that say so.
 
         Returns:
-          The gated ratio, differentiable in `log_ratio`. Finite where the log ratio is no NaN.
+          The gated ratio, differentiable in `log_ratio`. The gates of `GATES` give finite numbers
+          unless a log ratio is NaN.
 
         Raises:
           AssertionError: while tracing, shapes differ from that of the layout's mask.
