@@ -18,6 +18,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -367,6 +368,30 @@ def state_ids(
     ids = np.full(tokens.shape, -1, np.int32)
     ids[mask] = np.unique(states, return_inverse=True)[1]
     return ids
+
+
+def assert_tokens(arrays: Mapping[str, jax.Array | None], mask: jax.Array) -> None:
+    """Asserts, while tracing, that arrays hold one value a token and would not be broadcast.
+
+    Shapes are all that is seen: with as many rows as columns, a transposed array passes.
+
+    Args:
+      arrays: by the name of the argument; None where a gate was given none.
+      mask: bool[...], of the layout.
+
+    Raises:
+      AssertionError: naming the argument, its shape and the mask's.
+    """
+    for name, array in arrays.items():
+        if array is not None:
+            chex.assert_shape(
+                array,
+                jnp.shape(mask),
+                custom_message=(
+                    f"{name} has shape {jnp.shape(array)}; expected one value a token, the shape "
+                    f"{jnp.shape(mask)} of the layout's mask"
+                ),
+            )
 
 
 def _by_block(cell_id: np.ndarray, padding: int, block_size: int) -> np.ndarray:
