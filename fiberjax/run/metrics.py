@@ -56,13 +56,13 @@ METRICS: Mapping[str, Metric] = {
     "gate/log_ratio_non_finite": Metric("count", "tokens whose log ratio is NaN or infinite"),
     "gate/regime/<name>": Metric("fraction", "trajectories in a regime, global or local"),
     "mismatch/log_prob_abs_max": Metric(
-        "nats", "|sampler - trainer| log-probability, before truncation, largest"
+        "nats", "|sampler - trainer| log-probability before truncation, largest"
     ),
-    "mismatch/log_prob_abs_mean": Metric("nats", "the same, mean"),
-    "rollout/kept_mass/mean": Metric(
-        "probability", "mass that top-k and top-p kept of the sampler's distribution, mean"
+    "mismatch/log_prob_abs_mean": Metric(
+        "nats", "|sampler - trainer| log-probability before truncation, mean"
     ),
-    "rollout/kept_mass/min": Metric("probability", "the same, smallest"),
+    "rollout/kept_mass/mean": Metric("probability", "mass kept by top-k and top-p, mean"),
+    "rollout/kept_mass/min": Metric("probability", "mass kept by top-k and top-p, smallest"),
     "curriculum/target": Metric("probability", "pass rate the curriculum aims at"),
     "timing/rollout_s": Metric("s", "time to sample and verify a rollout batch"),
     "timing/update_s": Metric("s", "time of the updates on a rollout batch"),
