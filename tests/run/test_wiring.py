@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import reference
 
+from fiberjax import experiment
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.warm_start import random_params
 
@@ -31,25 +32,25 @@ WINDOW, MINIBATCHES, EPOCHS = 24, 2, 2
 BUDGETS = ((0.02, 0.015), (0.015, 0.01), (0.01, 0.008))
 GATES = {
     "grpo": (
-        {"gate__clip_low": 0.05, "gate__clip_high": 0.08},
+        {"gate.clip_low": 0.05, "gate.clip_high": 0.08},
         functools.partial(reference.ppo, clip_low=0.05, clip_high=0.08),
     ),
     "gspo": (
-        {"gate__clip_low": 0.02, "gate__clip_high": 0.03},
+        {"gate.clip_low": 0.02, "gate.clip_high": 0.03},
         functools.partial(reference.gspo, clip_low=0.02, clip_high=0.03),
     ),
     "fiberpo_domain": (
         {
-            "gate__epsilon": 0.05,
+            "gate.epsilon": 0.05,
             **{
-                f"gate__levels__{level}__budget": budget
+                f"gate.levels.{level}.budget": budget
                 for level, budget in zip(("trajectory", "group", "domain"), BUDGETS, strict=True)
             },
         },
         functools.partial(reference.fgh, budgets=BUDGETS, epsilon=0.05),
     ),
     "dppo_tv": (
-        {"gate__delta_low": 0.01, "gate__delta_high": 0.015},
+        {"gate.delta_low": 0.01, "gate.delta_high": 0.015},
         functools.partial(reference.dppo_tv, delta_low=0.01, delta_high=0.015, weight_cap=20.0),
     ),
 }
@@ -261,38 +262,45 @@ def norm_of(tree):
 
 
 @pytest.mark.parametrize(
-    ("gate", "weighting", "mismatch", "packing"),
+    ("gate", "weighting", "mismatch", "packing", "devices"),
     [
-        ("grpo", "trajectory", "truncate", False),
-        ("grpo", "token", "mask", True),
-        ("gspo", "trajectory", "mask", True),
-        ("fiberpo_domain", "trajectory", "mask", False),
-        ("fiberpo_domain", "token", "truncate", True),
-        ("dppo_tv", "trajectory", "truncate", True),
+        ("grpo", "trajectory", "truncate", False, 1),
+        ("grpo", "token", "mask", True, 1),
+        ("gspo", "trajectory", "mask", True, 1),
+        ("fiberpo_domain", "trajectory", "mask", False, 1),
+        ("fiberpo_domain", "token", "truncate", True, 4),
+        ("dppo_tv", "trajectory", "truncate", True, 1),
     ],
 )
-def test_an_iteration_is_the_one_written_out(build, gate, weighting, mismatch, packing):
+def test_an_iteration_is_the_one_written_out(
+    make_config, gate, weighting, mismatch, packing, devices
+):
     options, plain_gate = GATES[gate]
-    built = build(
-        gate,
-        **options,
-        warm_start__steps=0,
-        rollout__temperature=TEMPERATURE,
-        rollout__top_p=0.9,
-        training__weighting=weighting,
-        training__mismatch=mismatch,
-        training__mismatch_cap=CAP,
-        training__packing=packing,
-        training__micro_batches=2,
-        training__entropy_coefficient=ENTROPY,
-        training__kl_coefficient=KL,
-        optimizer__name="sgd",
-        optimizer__schedule="linear",
-        optimizer__learning_rate=RATE,
-        optimizer__b1=MOMENTUM,
-        optimizer__weight_decay=DECAY,
-        optimizer__clip_norm=0.0,
+    config = make_config(gate)
+    config.update_from_flattened_dict(
+        {
+            **options,
+            "warm_start.steps": 0,
+            "rollout.temperature": TEMPERATURE,
+            "rollout.top_p": 0.9,
+            "training.weighting": weighting,
+            "training.mismatch": mismatch,
+            "training.mismatch_cap": CAP,
+            "training.packing": packing,
+            "training.micro_batches": 2,
+            "training.entropy_coefficient": ENTROPY,
+            "training.kl_coefficient": KL,
+            "optimizer.name": "sgd",
+            "optimizer.schedule": "linear",
+            "optimizer.learning_rate": RATE,
+            "optimizer.b1": MOMENTUM,
+            "optimizer.weight_decay": DECAY,
+            "optimizer.clip_norm": 0.0,
+            "mesh.fsdp": min(devices, 2),
+            "mesh.data": max(devices // 2, 1),
+        }
     )
+    built = experiment.from_config(config, jax.devices()[:devices])
     start, anchor = (random_params(built.policy, built.mesh, seed=seed) for seed in (0, 1))
     trainer, given = Trainer(built, anchor), []
     sampler, rng = trainer._sampler, np.random.default_rng(0)
