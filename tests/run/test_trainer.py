@@ -198,6 +198,27 @@ def test_shuffled_rewards_reach_the_updates_and_nothing_else(build):
     assert not np.array_equal(later, shuffled)
 
 
+def test_the_curriculum_learns_the_true_pass_rates(build):
+    built = build(rollout__shuffle_rewards=True)
+    trainer, state = trainer_of(built)
+    sampler, drawn = trainer._sampler, []
+
+    class Watched:
+        read = staticmethod(sampler.read)
+
+        def __call__(self, *arguments, **options):
+            drawn.append(sampler(*arguments, **options))
+            return drawn[-1]
+
+    trainer._sampler = Watched()
+    stream = built.prompt_stream()
+    trainer.iterate(state, stream, 0)
+    seen, rewards = drawn[0].prompts.prompt_index, drawn[0].reward.reshape(-1, 4)
+    assert len(set(seen)) == len(seen) and np.ptp(rewards) > 0
+    np.testing.assert_allclose(stream.pass_rate[seen], rewards.mean(axis=1))
+    assert np.isnan(np.delete(stream.pass_rate, seen)).all()
+
+
 @pytest.mark.parametrize("mismatch", ["truncate", "mask"])
 def test_all_terms_run_together(build, mismatch):
     built = build(
