@@ -657,8 +657,8 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-def run_tests(root: Path, tests: tuple[str, ...]) -> str:
-    """Runs tests in a tree: "pass", "fail", or what kept them from running."""
+def run_tests(root: Path, tests: tuple[str, ...]) -> tuple[str, str]:
+    """Runs tests in a tree: "pass", "fail" or another status, and the end of what they said."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -666,9 +666,9 @@ def run_tests(root: Path, tests: tuple[str, ...]) -> str:
             command, cwd=root, env=environment, capture_output=True, text=True, timeout=LIMIT
         )
     except subprocess.TimeoutExpired:
-        return "fail"
-    told = {0: "pass", 1: "fail"}
-    return told.get(done.returncode, f"status {done.returncode}: {done.stdout[-2000:]}")
+        return "fail", f"no end within {LIMIT} s"
+    status = {0: "pass", 1: "fail"}.get(done.returncode, f"status {done.returncode}")
+    return status, done.stdout[-2000:]
 
 
 def try_mutant(mutant: Mutant, root: Path) -> str:
@@ -677,12 +677,12 @@ def try_mutant(mutant: Mutant, root: Path) -> str:
     before = path.read_text(encoding="utf-8")
     try:
         path.write_text(edited(mutant, root), encoding="utf-8")
-        outcome = run_tests(root, mutant.tests)
+        outcome, told = run_tests(root, mutant.tests)
     except ValueError as error:
         return f"DOES NOT APPLY: {error}"
     finally:
         path.write_text(before, encoding="utf-8")
-    return {"fail": "caught", "pass": "SURVIVED"}.get(outcome, f"DID NOT RUN: {outcome}")
+    return {"fail": "caught", "pass": "SURVIVED"}.get(outcome, f"DID NOT RUN: {outcome} {told}")
 
 
 def main(arguments: list[str]) -> int:
@@ -696,9 +696,9 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = copy_tree(Path(folder))
         needed = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
-        outcome = run_tests(root, needed)
+        outcome, told = run_tests(root, needed)
         if outcome != "pass":
-            print(f"the tests do not pass as they are: {outcome}")
+            print(f"the tests do not pass as they are: {outcome}\n{told}")
             return 1
         print("| file | fault | tests | result | s |\n|---|---|---|---|---:|", flush=True)
         results = []
