@@ -68,7 +68,7 @@ MUTANTS = (
         "fiberjax/gates/channels.py",
         "return jnp.where(log_ratio < 0, MINUS, PLUS)",
         "return jnp.where(log_ratio <= 0, MINUS, PLUS)",
-        (f"{THEOREMS}::test_on_policy_the_jacobian_is_the_identity",),
+        AGREES,
     ),
     Mutant(
         "the parent's drift stays in the residual",
@@ -408,10 +408,10 @@ MUTANTS = (
     ),
     # Rollouts, minibatches, packing.
     Mutant(
-        "the end of sequence is a part of the text",
+        "the last token is no part of the text",
         "fiberjax/train/rollout.py",
-        "ended = drawn.length - drawn.finished",
-        "ended = drawn.length",
+        "self.vocabulary.decode(row[:length])",
+        "self.vocabulary.decode(row[: length - 1])",
         (f"{ROLLOUT}::test_texts_end_before_the_end_of_sequence",),
     ),
     Mutant(
@@ -440,7 +440,7 @@ MUTANTS = (
         "fiberjax/run/evaluation.py",
         "samples=wanted.samples, stream=seeds.EVALUATION",
         "samples=wanted.samples, stream=seeds.TRAINING",
-        ("tests/run/test_evaluation.py",),
+        (f"{TRAINER}::test_every_phase_draws_from_a_stream_of_its_own",),
     ),
     Mutant(
         "a minibatch has the cells of another one",
@@ -533,6 +533,13 @@ MUTANTS = (
         "float(functools.reduce(objective.add, [step[name] for step in read]).value)",
         "float(np.mean([step[name].value for step in read]))",
         GRPO,
+    ),
+    Mutant(
+        "every process takes the first one's advantages",
+        "fiberjax/run/trainer.py",
+        "advantage=advantage[index * size : (index + 1) * size]",
+        "advantage=advantage[:size]",
+        ("tests/parallel/test_distributed.py::test_four_processes_agree_with_one",),
     ),
     Mutant(
         "the learning rate logged is that of iterations",

@@ -124,9 +124,9 @@ class Sampler:
             lambda *parts: np.concatenate([mesh.local_values(part) for part in parts]), *pending
         )
         mask = np.arange(self.max_new_tokens) < drawn.length[:, None]
-        ended = drawn.length - drawn.finished  # Text ends before the end of sequence.
         texts = [
-            self.vocabulary.decode(row[:end]) for row, end in zip(drawn.tokens, ended, strict=True)
+            self.vocabulary.decode(row[:length])
+            for row, length in zip(drawn.tokens, drawn.length, strict=True)
         ]
         real = np.concatenate([prompt_mask, mask], axis=1)
         return Rollouts(

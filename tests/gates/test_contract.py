@@ -1,5 +1,6 @@
 """One contract that every gate keeps."""
 
+import dataclasses
 import re
 
 import chex
@@ -78,8 +79,12 @@ def test_every_gate_of_the_table_has_a_case():
 
 @every_gate
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_agrees_with_the_loop_written_reference(name, seed):
+@pytest.mark.parametrize("zeros", [False, True])
+def test_agrees_with_the_loop_written_reference(name, seed, zeros):
     p = problem(seed)
+    if zeros:  # Tokens that have not moved: those of the first update, and then of any.
+        at_zero = np.random.default_rng(seed).random(p.log_ratio.shape) < 0.4
+        p = dataclasses.replace(p, log_ratio=np.where(at_zero, 0.0, p.log_ratio))
     with jax.enable_x64(True):
         gate, budgets = CASES[name].build()
         # Budgets in float64, as the reference has them.

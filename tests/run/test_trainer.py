@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from compilations import compilations
 
-from fiberjax import experiment
+from fiberjax import experiment, seeds
 from fiberjax.diagnostics import GLOBAL_REGIMES
 from fiberjax.objective import Max, Mean, Min, Sum
 from fiberjax.run import evaluation, warm_start
 from fiberjax.run.metrics import METRICS, describe
 from fiberjax.run.trainer import Trainer, joined
 from fiberjax.run.trainer import shuffled as shuffled_rewards
+from fiberjax.train.rollout import Sampler
 
 
 def trainer_of(built):
@@ -161,6 +162,28 @@ def test_one_temperature_is_sampled_and_scored_with(build):
     trainer, state = trainer_of(dataclasses.replace(built, knobs=knobs))
     _, scalars = trainer.iterate(state, built.prompt_stream(), 0)
     assert scalars["mismatch/log_prob_abs_max"] < 1e-4
+
+
+def test_every_phase_draws_from_a_stream_of_its_own(build, monkeypatch):
+    built = build(curriculum__profile_samples=1, warm_start__steps=0)
+    trainer, state = trainer_of(built)
+    stream, seen, draw = built.prompt_stream(), [], Sampler.__call__
+
+    def watched(self, *arguments, stream, step, **options):
+        seen.append((stream, step))
+        return draw(self, *arguments, stream=stream, step=step, **options)
+
+    monkeypatch.setattr(Sampler, "__call__", watched)
+    evaluation.evaluate(built, state.params, "held out")
+    evaluation.profile(built, state.params, stream)
+    for iteration in range(2):
+        state, _ = trainer.iterate(state, stream, iteration)
+    steps = {of: [step for which, step in seen if which == of] for of, _ in seen}
+    assert steps == {
+        seeds.EVALUATION: list(range(12 // 4)),  # Held-out prompts by the batch,
+        seeds.PROFILE: list(range(120 // 8)),  # and prompts to train on.
+        seeds.TRAINING: [0, 1],
+    }
 
 
 def test_a_group_of_one_learns_nothing(build):
