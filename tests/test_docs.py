@@ -62,9 +62,30 @@ def test_examples_in_docstrings_run(name):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_documents_exist(page):
-    folder = (ROOT / page).parent
-    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
-        assert (folder / link).exists(), f"{page} links to {link}"
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^):]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page} links to {link}"
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page} links to {link}"
+
+
+def anchors(text: str) -> set[str]:
+    """What links to a page's headings end in."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/gates.md"])
+def test_files_that_are_named_exist(page):
+    named = re.findall(
+        r"`((?:fiberjax|configs|docs|experiments|tests|benchmarks|notebooks)/[\w/.]*)`",
+        (ROOT / page).read_text(encoding="utf-8"),
+    )
+    assert named
+    for name in named:
+        assert (ROOT / name).exists(), f"{page} names {name}"
 
 
 @pytest.mark.slow

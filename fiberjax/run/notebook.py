@@ -1,4 +1,4 @@
-"""A run in this process, such as a notebook's: from a config to folder and table by one call."""
+"""A run in this process, such as a notebook's: from a config to its folder by one call."""
 
 import dataclasses
 import inspect
