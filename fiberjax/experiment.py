@@ -1,7 +1,7 @@
 """An experiment: everything a config describes, built and validated before anything compiles."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,13 +10,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fiberjax import advantages, gates, optimizers, options
+from fiberjax import gates, optimizers, options, plugins
+from fiberjax.advantages import ESTIMATORS, Estimator
+from fiberjax.gates import GATES, GateSpec
 from fiberjax.layout import STATE
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, init, weights
-from fiberjax.tasks import Domain, PromptStream, Vocabulary, supervised_batches
+from fiberjax.tasks import VERIFIERS, Domain, PromptStream, Vocabulary, supervised_batches
 from fiberjax.tasks.domains import check_prompt
 from fiberjax.tasks.loading import load_domains, make_vocabulary
+from fiberjax.tasks.verifiers import Verifier
 from fiberjax.train.rollout import Sampler
 from fiberjax.train.update import Knobs, StepOptions, TrainState
 
@@ -28,6 +31,7 @@ RESERVED = ("mean", "std", "overall")
 SECTIONS = (
     *("seed", "iterations", "tasks", "window", "policy", "warm_start", "rollout", "training"),
     *("gate", "advantage", "optimizer", "curriculum", "evaluation", "checkpoint", "mesh"),
+    *("plugins", "writers"),
 )
 
 POLICY = tuple(field.name for field in dataclasses.fields(TransformerConfig))
@@ -53,7 +57,8 @@ class Experiment:
       curriculum: options of the prompt stream.
       evaluation: options of the held-out measurement.
       checkpoint: options of saving.
-      advantage: name of the estimator, a key of `advantages.ESTIMATORS`.
+      plugin_digests: of the user's own files, by name.
+      writers: where metrics go, names of `options.WRITERS`.
       vocabulary: tokenizer.
       train: domains trained on.
       test: the same domains, held-out prompts.
@@ -61,6 +66,7 @@ class Experiment:
       mesh: the devices.
       gate: the ratio gate.
       knobs: what may change without compiling again.
+      estimate: advantages from rewards.
       optimizer: of the updates.
       step: static choices of the compiled step.
     """
@@ -75,7 +81,8 @@ class Experiment:
     curriculum: options.Curriculum
     evaluation: options.Evaluation
     checkpoint: options.Checkpoint
-    advantage: str
+    plugin_digests: Mapping[str, str]
+    writers: tuple[str, ...]
     vocabulary: Vocabulary
     train: tuple[Domain, ...]
     test: tuple[Domain, ...]
@@ -83,6 +90,7 @@ class Experiment:
     mesh: Mesh
     gate: gates.Gate
     knobs: Knobs
+    estimate: Estimator
     optimizer: optax.GradientTransformation
     step: StepOptions
 
@@ -155,18 +163,33 @@ class Experiment:
         )
 
 
-def from_config(config: Any, devices: Any = None, load_data: LoadData | None = None) -> Experiment:
+def from_config(
+    config: Any,
+    devices: Any = None,
+    load_data: LoadData | None = None,
+    *,
+    gate_table: Mapping[str, GateSpec] = GATES,
+    reward_table: Mapping[str, Verifier] = VERIFIERS,
+    estimator_table: Mapping[str, Estimator] = ESTIMATORS,
+) -> Experiment:
     """Builds an experiment from a ConfigDict, data sets included.
 
     Args:
       config: as `configs/` makes it.
       devices: of the mesh; all by default.
       load_data: gives the training and held-out domains, unchecked; `load_domains` by default.
+      gate_table: what `config.gate.name` chooses from, beside the gates of `config.plugins`.
+      reward_table: what `config.tasks.verifier` chooses from, beside the plugins' rewards.
+      estimator_table: what `config.advantage` chooses from, beside the plugins' estimators.
 
     Raises:
       ValueError: anything wrong in it, named by its path.
     """
     options.check_keys(config, SECTIONS, "config")
+    loaded = plugins.load_all(config.plugins)
+    gate_table = plugins.merge(gate_table, loaded, "GATES")
+    reward_table = plugins.merge(reward_table, loaded, "REWARDS")
+    estimator_table = plugins.merge(estimator_table, loaded, "ESTIMATORS")
     tasks = options.parse(options.Tasks, config.tasks, "config.tasks")
     window = options.parse(options.Window, config.window, "config.window")
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
@@ -176,13 +199,13 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
             raise ValueError(
                 f"config.{name} must be a whole number ≥ {least}; got {config[name]!r}"
             )
-    if config.advantage not in advantages.ESTIMATORS:
+    if config.advantage not in estimator_table:
         raise ValueError(
-            f"config.advantage must be one of {', '.join(advantages.ESTIMATORS)}; "
+            f"config.advantage must be one of {', '.join(estimator_table)}; "
             f"got {config.advantage!r}"
         )
     optimizer = _optimizer(config.optimizer, config.iterations, training)
-    gate, budgets = gates.from_config(config.gate, LEVELS)
+    gate, budgets = gates.from_config(config.gate, LEVELS, table=gate_table)
     device_mesh = mesh.make_mesh(config.mesh.to_dict(), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
@@ -192,7 +215,10 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if warm_start.weights and load_data is None:
         check_weights(warm_start.weights, policy)
-    train, test = (load_data or load_domains)(tasks, window, vocabulary)
+    if load_data is None:
+        train, test = load_domains(tasks, window, vocabulary, verifiers=reward_table)
+    else:
+        train, test = load_data(tasks, window, vocabulary)
     built = Experiment(
         seed=config.seed,
         iterations=config.iterations,
@@ -204,7 +230,8 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
         curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
         evaluation=evaluation,
         checkpoint=options.parse(options.Checkpoint, config.checkpoint, "config.checkpoint"),
-        advantage=config.advantage,
+        plugin_digests={plugin.name: plugin.digest for plugin in loaded},
+        writers=options.check_writers(config.writers),
         vocabulary=vocabulary,
         train=train,
         test=test,
@@ -217,6 +244,7 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
             entropy_coefficient=np.float32(training.entropy_coefficient),
             kl_coefficient=np.float32(training.kl_coefficient),
         ),
+        estimate=estimator_table[config.advantage],
         optimizer=optimizer,
         step=StepOptions(
             weighting=training.weighting,

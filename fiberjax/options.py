@@ -15,6 +15,9 @@ from fiberjax.optimizers import OPTIMIZERS
 
 Section = TypeVar("Section")
 
+WRITERS = ("jsonl", "tensorboard", "wandb")
+"""Where metrics can go; see `run.writers`."""
+
 
 def parse(
     section: type[Section], config: Any, path: str, given: Mapping[str, Any] | None = None
@@ -57,6 +60,22 @@ def check_keys(config: Any, expected: tuple[str, ...], path: str) -> None:
     for name in expected:
         if name not in config:
             raise ValueError(f"{path}.{name} is missing")
+
+
+def check_writers(names: Any) -> tuple[str, ...]:
+    """`config.writers` as a tuple: names of `WRITERS`, each once, "jsonl" among them.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if not isinstance(names, tuple | list) or any(name not in WRITERS for name in names):
+        raise ValueError(f"config.writers must be names of {', '.join(WRITERS)}; got {names!r}")
+    if len(set(names)) < len(names) or "jsonl" not in names:
+        raise ValueError(
+            f"config.writers must name 'jsonl', which resuming and plots read, and each once; "
+            f"got {names!r}"
+        )
+    return tuple(names)
 
 
 def _typed(value: Any, kind: Any, path: str) -> Any:

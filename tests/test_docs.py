@@ -19,14 +19,20 @@ MODULES = sorted(
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
+def own_gate():
+    """The guide's file of a gate of one's own."""
+    text = (ROOT / "docs" / "gates.md").read_text(encoding="utf-8")
+    return next(block for block in BLOCK.findall(text) if "def log_clip" in block)
+
+
 def test_the_guide_to_gates_runs():
     text = (ROOT / "docs" / "gates.md").read_text(encoding="utf-8")
     blocks = BLOCK.findall(text)
     scope: dict[str, object] = {}
     for number, block in enumerate(blocks):
         exec(compile(block, f"docs/gates.md, block {number}", "exec"), scope)
-    own = next(block for block in blocks if "def log_clip" in block)
-    assert len(own.strip().splitlines()) < 30
+    assert len(own_gate().strip().splitlines()) < 30
+    assert scope["get_config"]().gate.bound == 0.25
 
 
 @pytest.mark.parametrize("name", [*MODULES, "fiberjax.gates"])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fiberjax import advantages, kl, seeds
+from fiberjax import kl, seeds
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.tasks import PromptStream
@@ -114,7 +114,7 @@ class Trainer:
             correct = kl.MISMATCH_WEIGHTS[training.mismatch]
             weight = np.asarray(correct(old, rollouts.sampler_log_prob, cap=training.mismatch_cap))
         group = np.arange(len(rewards)) // rollouts.group_size
-        estimate: Callable = advantages.ESTIMATORS[self.experiment.advantage]
+        estimate: Callable = self.experiment.estimate
         advantage = np.asarray(estimate(rewards, group, len(rewards) // rollouts.group_size))
         index, count = mesh.process_share(self.experiment.mesh, len(rewards))
         size = len(rewards) // count

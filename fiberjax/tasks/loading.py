@@ -1,12 +1,15 @@
 """From the options of the data to a tokenizer and the domains of a run."""
 
 import string
+from collections.abc import Mapping
 
 from fiberjax import options
 from fiberjax.tasks.builders import load
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import Split
+from fiberjax.tasks.families import VERIFIERS
 from fiberjax.tasks.files import read_file
+from fiberjax.tasks.verifiers import Verifier
 from fiberjax.tasks.vocabulary import CharVocabulary, HFVocabulary, Vocabulary
 
 
@@ -32,11 +35,14 @@ def make_vocabulary(tasks: options.Tasks) -> Vocabulary:
 
 
 def load_domains(
-    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+    tasks: options.Tasks,
+    window: options.Window,
+    vocabulary: Vocabulary,
+    verifiers: Mapping[str, Verifier] = VERIFIERS,
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
-    """The training and held-out domains, in one order."""
+    """The training and held-out domains, in one order; a file's `verifier` is of `verifiers`."""
     if tasks.file:
-        return _load_file(tasks, window, vocabulary)
+        return _load_file(tasks, window, vocabulary, verifiers)
     knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
     difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
     if not knobs:
@@ -69,7 +75,10 @@ def named_domains(
 
 
 def _load_file(
-    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+    tasks: options.Tasks,
+    window: options.Window,
+    vocabulary: Vocabulary,
+    verifiers: Mapping[str, Verifier],
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
     """The domains of a user's file; those without held-out rows are trained on all the same."""
 
@@ -81,6 +90,7 @@ def _load_file(
             verifier=tasks.verifier,
             vocabulary=vocabulary,
             max_prompt_tokens=window.prompt,
+            verifiers=verifiers,
         )
 
     if tasks.test_file:
