@@ -6,7 +6,6 @@ What vLLM, transformers and others read; and what `config.warm_start.weights` of
 One process reads the whole model; the run may have been trained on any mesh.
 """
 
-import json
 from pathlib import Path
 
 from absl import app, flags
@@ -25,14 +24,17 @@ def main(argv: list[str]) -> None:
 
     from fiberjax import experiment
     from fiberjax.policy import weights
-    from fiberjax.run import loop
+    from fiberjax.run import identity, loop
     from fiberjax.tasks import loading
 
     workdir = Path(WORKDIR.value)
     try:
-        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        config = identity.read_config(workdir)
         config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
-        # The policy's shape is all that is needed; no data set is built.
+        # The shapes of policy and optimizer are all that is needed: no data set is built, and
+        # what plugins bring is left out.
+        config.gate = ConfigDict({"name": "importance"})
+        config.update({"plugins": (), "advantage": "grpo"})
         built = experiment.from_config(config, jax.devices()[:1], loading.named_domains)
         iteration, params = loop.newest_params(built, workdir)
         weights.save(OUTPUT.value, built.policy, params, dtype=DTYPE.value)
