@@ -36,7 +36,6 @@ def one_run(devices: int, axis: str, repeats: int) -> list[float]:
 
     from configs.gates import get_gate
     from fiberjax import gates
-    from fiberjax.experiment import LEVELS
     from fiberjax.parallel import mesh
     from fiberjax.parallel.shardings import state_shardings
     from fiberjax.policy import init
@@ -44,7 +43,8 @@ def one_run(devices: int, axis: str, repeats: int) -> list[float]:
     from fiberjax.train.update import Knobs, StepOptions, TrainState, make_step
 
     device_mesh = mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 1} | {axis: devices})
-    gate, budgets = gates.from_config(get_gate("fiberpo_domain"), LEVELS)
+    levels = ("trajectory", "group", "domain")
+    gate, budgets = gates.from_config(get_gate("fiberpo_domain"), levels)
     optimizer = optax.adamw(1e-5)
     knobs = Knobs(budgets, np.float32(1), np.float32(0), np.float32(0))
 

@@ -24,7 +24,6 @@ import optax
 
 from configs.gates import get_gate
 from fiberjax import gates
-from fiberjax.experiment import LEVELS
 from fiberjax.layout import make_layout
 from fiberjax.parallel import mesh
 from fiberjax.parallel.shardings import state_shardings
@@ -103,7 +102,8 @@ def time_steps(repeats: int) -> list[dict[str, Any]]:
     """Seconds of a step on one device, padded and packed in turns, two of each to warm up."""
     total, prompt, completion = 64, 128, 384
     device_mesh = mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    gate, budgets = gates.from_config(get_gate("fiberpo_domain"), LEVELS)
+    levels = ("trajectory", "group", "domain")
+    gate, budgets = gates.from_config(get_gate("fiberpo_domain"), levels)
     optimizer = optax.adamw(1e-5)
     knobs = Knobs(budgets, np.float32(1), np.float32(0), np.float32(0))
     options = StepOptions(num_micro_batches=8, chunk=128)

@@ -37,7 +37,6 @@ import optax
 
 from configs.gates import get_gate
 from fiberjax import gates
-from fiberjax.experiment import LEVELS
 from fiberjax.layout import make_layout
 from fiberjax.parallel import mesh
 from fiberjax.parallel.shardings import state_shardings
@@ -124,7 +123,8 @@ def timed(function: Callable[[], int]) -> Timing:
 def our_side(params: Any, data: dict[str, np.ndarray]) -> dict[str, Callable[[], Timing]]:
     """What we measure by name: the full step, the ragged one, the same packed, the sampler."""
     device_mesh = mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    gate, budgets = gates.from_config(get_gate("fiberpo_domain"), LEVELS)
+    levels = ("trajectory", "group", "domain")
+    gate, budgets = gates.from_config(get_gate("fiberpo_domain"), levels)
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     start = jax.tree.map(jnp.copy, params)
     state = TrainState(start, optimizer.init(start), jnp.zeros((), jnp.int32))

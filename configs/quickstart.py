@@ -40,6 +40,10 @@ def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
     config.tasks.eos_token = ""
     config.tasks.bos_token = ""
 
+    # Above the trajectory, finest first: a name, and the column of the data that says who belongs
+    # together. The empty column is the prompt.
+    config.levels = (("group", ""), ("domain", "domain"))
+
     config.window = ConfigDict({"prompt": 16, "completion": 52})
 
     config.policy = ConfigDict()

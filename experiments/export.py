@@ -22,6 +22,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     import jax
 
+    from fiberjax.parallel import distributed
+
+    distributed.leave_out_absent_tpus()
     from fiberjax import experiment
     from fiberjax.policy import weights
     from fiberjax.run import identity, loop
@@ -31,10 +34,10 @@ def main(argv: list[str]) -> None:
     try:
         config = identity.read_config(workdir)
         config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
-        # The shapes of policy and optimizer are all that is needed: no data set is built, and
-        # what plugins bring is left out.
+        # The shapes of policy and optimizer are all that is needed: no data set is built, and no
+        # plugin is imported for the gate or the advantages that it brings.
         config.gate = ConfigDict({"name": "importance"})
-        config.update({"plugins": (), "advantage": "grpo"})
+        config.update({"levels": (("group", ""),), "plugins": (), "advantage": "grpo"})
         built = experiment.from_config(config, jax.devices()[:1], loading.named_domains)
         iteration, params = loop.newest_params(built, workdir)
         weights.save(OUTPUT.value, built.policy, params, dtype=DTYPE.value)

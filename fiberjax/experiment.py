@@ -13,23 +13,32 @@ from jax.sharding import Mesh
 from fiberjax import gates, optimizers, options, plugins
 from fiberjax.advantages import ESTIMATORS, Estimator
 from fiberjax.gates import GATES, GateSpec
-from fiberjax.layout import STATE
+from fiberjax.layout import STATE, TRAJECTORY
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, init, weights
 from fiberjax.tasks import VERIFIERS, Domain, PromptStream, Vocabulary, supervised_batches
 from fiberjax.tasks.domains import check_prompt
+from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels
 from fiberjax.tasks.loading import load_domains, make_vocabulary
 from fiberjax.tasks.verifiers import Verifier
 from fiberjax.train.rollout import Sampler
 from fiberjax.train.update import Knobs, StepOptions, TrainState
 
-LEVELS = ("trajectory", "group", "domain")
-
 # `reward/<domain>` and the rows of the evaluation table share their names with these.
 RESERVED = ("mean", "std", "overall")
 
 SECTIONS = (
-    *("seed", "iterations", "tasks", "window", "policy", "warm_start", "rollout", "training"),
+    *(
+        "seed",
+        "iterations",
+        "tasks",
+        "levels",
+        "window",
+        "policy",
+        "warm_start",
+        "rollout",
+        "training",
+    ),
     *("gate", "advantage", "optimizer", "curriculum", "evaluation", "checkpoint", "mesh"),
     *("plugins", "writers"),
 )
@@ -62,6 +71,7 @@ class Experiment:
       vocabulary: tokenizer.
       train: domains trained on.
       test: the same domains, held-out prompts.
+      levels: which training prompts share a cell, level by level above the trajectory.
       policy: shape of the policy.
       mesh: the devices.
       gate: the ratio gate.
@@ -86,6 +96,7 @@ class Experiment:
     vocabulary: Vocabulary
     train: tuple[Domain, ...]
     test: tuple[Domain, ...]
+    levels: Levels
     policy: TransformerConfig
     mesh: Mesh
     gate: gates.Gate
@@ -205,7 +216,9 @@ def from_config(
             f"got {config.advantage!r}"
         )
     optimizer = _optimizer(config.optimizer, config.iterations, training)
-    gate, budgets = gates.from_config(config.gate, LEVELS, table=gate_table)
+    levels = check_names(config.levels)
+    names = (TRAJECTORY, *(name for name, _ in levels))
+    gate, budgets = gates.from_config(config.gate, names, table=gate_table)
     device_mesh = mesh.make_mesh(config.mesh.to_dict(), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
@@ -216,7 +229,9 @@ def from_config(
     if warm_start.weights and load_data is None:
         check_weights(warm_start.weights, policy)
     if load_data is None:
-        train, test = load_domains(tasks, window, vocabulary, verifiers=reward_table)
+        train, test = load_domains(
+            tasks, window, vocabulary, keep=columns_of(levels), verifiers=reward_table
+        )
     else:
         train, test = load_data(tasks, window, vocabulary)
     built = Experiment(
@@ -235,6 +250,7 @@ def from_config(
         vocabulary=vocabulary,
         train=train,
         test=test,
+        levels=make_levels(levels, train),
         policy=policy,
         mesh=device_mesh,
         gate=gate,

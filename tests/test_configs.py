@@ -11,8 +11,9 @@ import tiny
 
 from configs import gates as presets
 from fiberjax import gates
-from fiberjax.experiment import LEVELS, SECTIONS
+from fiberjax.experiment import SECTIONS
 
+LEVELS = ("trajectory", "group", "domain")
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")

@@ -53,6 +53,8 @@ BAD = [
     ),
     ("gate.name", "fibrepo", r"config\.gate\.name = 'fibrepo' is not a gate; choose from"),
     ("gate.variant", "newest", r"config\.gate\.variant = 'newest': choose from"),
+    ("levels", (("city", ""),), r"config\.gate\.order names 'group'.*choose from"),
+    ("levels", (("group", ""), ("domain", "zone")), r"column 'zone', which domain .* row 1 does"),
     # Rows.
     ("rollout.prompts", 7, r"config\.rollout\.prompts = 7 does not divide into 2 minibatches"),
     ("training.micro_batches", 3, r"config\.training\.micro_batches = 3 does not divide the 16"),

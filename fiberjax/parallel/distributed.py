@@ -1,6 +1,7 @@
 """Several hosts under one program: joining them, and stopping together."""
 
 import contextlib
+import importlib.util
 import os
 import sys
 import traceback
@@ -24,10 +25,27 @@ def on_cluster() -> bool:
     return tpu_devices or slurm or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
 
 
+def leave_out_absent_tpus() -> None:
+    """Keeps jax from looking for TPUs on a machine that has none, before any backend starts.
+
+    With libtpu installed, to plan for slices, it would look, and say at length that it found none.
+    Whoever set `JAX_PLATFORMS` is obeyed, and where jax has a plugin for GPUs it chooses by itself.
+    """
+    google = "0x1ae0"
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    if jax.config.values["jax_platforms"] or any(
+        path.read_text().strip() == google for path in vendors
+    ):
+        return
+    installed = {name for name in ("libtpu", "jax_plugins") if importlib.util.find_spec(name)}
+    if installed == {"libtpu"}:
+        jax.config.update("jax_platforms", "cpu")
+
+
 def start(
     mode: str, coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Joins the hosts, before anything else of jax runs.
+    """Chooses the platforms and joins the hosts, before anything else of jax runs.
 
     Args:
       mode: "auto" joins where `on_cluster`, "on" always, "off" never; a coordinator means "on".
@@ -38,6 +56,7 @@ def start(
     Raises:
       ValueError: some of the three are given, or do not fit together.
     """
+    leave_out_absent_tpus()
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given):
         if coordinator is None or num_processes is None or process_id is None:

@@ -119,15 +119,14 @@ def abstract_batch(experiment: Experiment, packed: int | None = None) -> Batch:
     rows, samples = batch_rows(experiment), experiment.rollout.samples
     window = experiment.window
     width, columns = window.prompt + window.completion, window.completion
-    num_domains = len(experiment.train)
+    groups = rows // samples
+    # Any cells will do: only the shapes of the tables are read.
+    levels = dataclasses.replace(experiment.levels, cell=np.zeros(groups, np.int32))
     layout: Any = make_layout(
         np.ones((rows, columns), bool),
-        {
-            "group": np.arange(rows) // samples,
-            "domain": np.arange(rows // samples) % num_domains,
-        },
-        num_cells={"domain": num_domains},
-        axis_names={"group": mesh.ROW_AXES, STATE: mesh.ROW_AXES},
+        levels.tables(np.arange(groups), samples),
+        num_cells=levels.num_cells,
+        axis_names={name: mesh.ROW_AXES for name in (*levels.names[:1], STATE)},
         state_id=np.zeros((rows, columns), np.int32) if experiment.couples_states else None,
     )
 

@@ -28,7 +28,11 @@ class Migration:
 
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(
-        added={"plugins": [], "writers": ["jsonl", "tensorboard"]},
+        added={
+            "levels": [["group", ""], ["domain", "domain"]],
+            "plugins": [],
+            "writers": ["jsonl", "tensorboard"],
+        },
         renamed={"advantage": {"pass_at_k": "leave_one_out_max"}},
     ),
 )

@@ -126,7 +126,7 @@ class Trainer:
             reference_log_prob=reference,
             sample_weight=weight,
             num_minibatches=training.minibatches,
-            num_domains=len(self.experiment.train),
+            levels=self.experiment.levels,
             pack_micro_batches=training.micro_batches if training.packing else 0,
             states=self.experiment.couples_states,
         )

@@ -26,12 +26,14 @@ class Example:
       answer: final answer, what the verifier compares with.
       solution: worked completion that earns reward 1; the target of the supervised warm start.
       domain: name of the domain, e.g. ``"sort"``.
+      columns: further columns of the data, name and text; what ``config.levels`` may read.
     """
 
     prompt: str
     answer: str
     solution: str
     domain: str
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A user's own prompts: one JSONL or Parquet file, checked row by row before anything compiles."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ def read_file(
     verifier: str | Mapping[str, str] = "exact",
     vocabulary: Vocabulary | None = None,
     max_prompt_tokens: int | None = None,
+    keep: Sequence[str] = (),
     verifiers: Mapping[str, Verifier] = VERIFIERS,
 ) -> tuple[Domain, ...]:
     r"""Returns the domains of a file, in order of first appearance.
@@ -46,6 +48,7 @@ def read_file(
         ``"numeric"`` reads GSM8K and SVAMP answers.
       vocabulary: if given, every prompt must be encodable.
       max_prompt_tokens: if given with a vocabulary, every prompt must fit.
+      keep: columns kept as ``Example.columns``: texts, whole numbers or truth values.
       verifiers: the table of names; ``tasks.VERIFIERS`` by default.
 
     Raises:
@@ -62,6 +65,8 @@ def read_file(
         num_rows += 1
         where = f"{path.name}, row {number}"
         example = _example(row, fields, default_domain=path.stem, where=where)
+        kept = tuple((column, _label(row, column, where)) for column in keep)
+        example = dataclasses.replace(example, columns=kept)
         if example.domain not in verify_of:
             verify_of[example.domain] = _verifier(verifier, verifiers, example.domain)
         _check_answer(example, verify_of[example.domain], where=where)
@@ -173,6 +178,16 @@ def _text(row: dict, name: str, sources: tuple[str, ...], where: str) -> str | N
         parts.append(value)
     text = " ".join(parts)
     return text if text.strip() else None
+
+
+def _label(row: dict, column: str, where: str) -> str:
+    """Returns what a row says in a column that groups rows, as text."""
+    value = row.get(column)
+    if not isinstance(value, str | int) or value == "":
+        raise ValueError(
+            f"{where}: column {column!r} is {_shown(value)}, expected a text or a whole number"
+        )
+    return str(value)
 
 
 def _check_answer(example: Example, verify: Verifier, *, where: str) -> None:

@@ -1,7 +1,7 @@
 """From the options of the data to a tokenizer and the domains of a run."""
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fiberjax import options
 from fiberjax.tasks.builders import load
@@ -38,11 +38,16 @@ def load_domains(
     tasks: options.Tasks,
     window: options.Window,
     vocabulary: Vocabulary,
+    *,
+    keep: Sequence[str] = (),
     verifiers: Mapping[str, Verifier] = VERIFIERS,
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
-    """The training and held-out domains, in one order; a file's `verifier` is of `verifiers`."""
+    """The training and held-out domains, in one order.
+
+    Of a file, `keep` names further columns, and `verifiers` is what its verifier is a name of.
+    """
     if tasks.file:
-        return _load_file(tasks, window, vocabulary, verifiers)
+        return _load_file(tasks, window, vocabulary, keep, verifiers)
     knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
     difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
     if not knobs:
@@ -78,6 +83,7 @@ def _load_file(
     tasks: options.Tasks,
     window: options.Window,
     vocabulary: Vocabulary,
+    keep: Sequence[str],
     verifiers: Mapping[str, Verifier],
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
     """The domains of a user's file; those without held-out rows are trained on all the same."""
@@ -90,6 +96,7 @@ def _load_file(
             verifier=tasks.verifier,
             vocabulary=vocabulary,
             max_prompt_tokens=window.prompt,
+            keep=keep,
             verifiers=verifiers,
         )
 

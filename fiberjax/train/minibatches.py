@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from fiberjax.layout import STATE, Layout, make_layout, state_ids
 from fiberjax.parallel import mesh, shardings
+from fiberjax.tasks.levels import Levels
 from fiberjax.train import packing
 from fiberjax.train.batch import Batch, batch_specs
 from fiberjax.train.rollout import Rollouts
@@ -24,7 +25,7 @@ def make_batches(
     reference_log_prob: np.ndarray,
     sample_weight: np.ndarray,
     num_minibatches: int,
-    num_domains: int,
+    levels: Levels,
     states: bool = False,
     pack_micro_batches: int = 0,
 ) -> list[Batch]:
@@ -41,7 +42,7 @@ def make_batches(
       reference_log_prob: float32[R, C], nats.
       sample_weight: float32[R, C].
       num_minibatches: n, divides the groups of a process.
-      num_domains: size of the table of the domain level.
+      levels: which prompts share a cell.
       pack_micro_batches: packs several trajectories into a row; a micro-batch keeps the rows it
         has when the unpacked batch is split into this many. 0 leaves one trajectory a row.
       states: whether the gate couples the tokens of a state, so that the layout must name them.
@@ -51,14 +52,14 @@ def make_batches(
     """
     size = rollouts.group_size
     group = np.arange(len(rollouts.tokens)) // size
-    domain = mesh.gather(device_mesh, rollouts.prompts.domain)
+    prompt_index = mesh.gather(device_mesh, rollouts.prompts.prompt_index)
     batches = []
     for j in range(num_minibatches):
         chosen = group % num_minibatches == j
         mask = rollouts.mask[chosen]
         completion = rollouts.tokens[chosen, -mask.shape[1] :] if states else None
         layout = _batch_layout(
-            device_mesh, mask, completion, size, domain, num_minibatches, j, num_domains
+            device_mesh, mask, completion, size, levels, prompt_index, num_minibatches, j
         )
         by_token: Any = np.repeat(advantage[chosen, None], mask.shape[1], axis=1)
         batch = Batch(
@@ -97,18 +98,18 @@ def _batch_layout(
     mask: np.ndarray,
     completion: np.ndarray | None,
     group_size: int,
-    domain: np.ndarray,
+    levels: Levels,
+    prompt_index: np.ndarray,
     num_minibatches: int,
     j: int,
-    num_domains: int,
 ) -> Layout:
     """The layout of minibatch j: this process's rows, and the tables that all processes share.
 
     Given the completions' tokens, it names the states they were sampled in.
     """
-    processes = len(domain) * group_size // (len(mask) * num_minibatches)
-    per_process = len(domain) // processes
-    in_batch = np.arange(len(domain)) % per_process % num_minibatches == j
+    groups = len(prompt_index)
+    processes = groups * group_size // (len(mask) * num_minibatches)
+    in_batch = np.arange(groups) % (groups // processes) % num_minibatches == j
     mask = mesh.gather(device_mesh, mask)
     row = np.arange(len(mask))
     states = None
@@ -118,9 +119,10 @@ def _batch_layout(
         states = state_ids(completion, mask, row // group_size, trajectory)
     layout = make_layout(
         mask,
-        {"group": row // group_size, "domain": domain[in_batch]},
-        num_cells={"domain": num_domains},
-        axis_names={"group": mesh.ROW_AXES, STATE: mesh.ROW_AXES},
+        levels.tables(prompt_index[in_batch], group_size),
+        num_cells=levels.num_cells,
+        # Above the trajectory tables are whole on every device: only its own sums cross them.
+        axis_names={name: mesh.ROW_AXES for name in (*levels.names[:1], STATE)},
         state_id=states,
     )
     return shardings.local_layout(device_mesh, layout)

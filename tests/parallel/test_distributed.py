@@ -1,5 +1,6 @@
 """Real processes on loopback: the same run as in one, and checkpoints that change hosts."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -216,3 +217,18 @@ def test_one_host_joins_nobody(monkeypatch):
     assert not joined and not distributed.asked_to_end(1)
     distributed.start("auto", "localhost:1", 2, 0)
     assert joined == [("localhost:1", 2, 0)]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="only libtpu has anything to say"
+)
+def test_a_machine_without_tpus_is_not_told_so():
+    code = (
+        "from fiberjax.parallel import distributed; distributed.start('off', None, None, None);"
+        "import jax; print(jax.devices()[0].platform)"
+    )
+    without = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=without, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cpu\n", "")

@@ -60,7 +60,7 @@ def test_a_plan_compiles_for_the_batches_of_a_run(build, gate, packing):
         reference_log_prob=table,
         sample_weight=table,
         num_minibatches=2,
-        num_domains=len(built.train),
+        levels=built.levels,
         states=built.couples_states,
         pack_micro_batches=4 if packing else 0,
     )

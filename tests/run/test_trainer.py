@@ -1,10 +1,13 @@
 """One iteration: what is reused, what is credited, and that every option runs beside the others."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
-from fiberjax import advantages
+from fiberjax import advantages, experiment
+from fiberjax.diagnostics import GLOBAL_REGIMES
 from fiberjax.run import warm_start
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.trainer import shuffled as shuffled_rewards
@@ -102,3 +105,29 @@ def test_all_terms_run_together(build, mismatch):
     _, second = trainer.iterate(state, stream, 1)
     assert np.isfinite(list(second.values())).all()
     assert first["actor/kl_reference"] > 0 and second["actor/kl_reference"] > 0
+
+
+def test_a_nesting_of_ones_own_is_trained_and_logged(make_config, one_device, tmp_path):
+    rows = [
+        {"prompt": f"{a}+{b}=", "answer": str(a + b), "topic": f"by {a % 3}", "domain": "sums"}
+        for a in range(10)
+        for b in range(8)
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config("fiberpo_group")
+    config.tasks.file = str(path)
+    config.warm_start.steps = 0
+    config.levels = (("prompt", ""), ("topic", "topic"), ("domain", "domain"))
+    config.gate.order = ("trajectory", "topic")
+    config.gate.levels = {level: {"budget": 0.01} for level in config.gate.order}
+    built = experiment.from_config(config, one_device)
+    assert built.levels.num_cells == {"topic": 3, "domain": 1}
+    trainer, state = trainer_of(built)
+    _, scalars = trainer.iterate(state, built.prompt_stream(), 0)
+    assert {name for name in scalars if name.startswith("gate/channel/")} == {
+        f"gate/channel/{level}/{sign}"
+        for level in ("trajectory", "topic")
+        for sign in ("plus", "minus")
+    }
+    assert sum(scalars[f"gate/regime/{name}"] for name in GLOBAL_REGIMES) == pytest.approx(1)

@@ -60,7 +60,7 @@ def cut(built, rollouts, minibatches, states=False, **overrides):
         rollouts,
         **arrays | overrides,
         num_minibatches=minibatches,
-        num_domains=len(built.train),
+        levels=built.levels,
         states=states,
     )
 
@@ -148,6 +148,7 @@ def test_permuting_the_groups_permutes_the_batches(build):
         rollouts.prompts,
         tokens=rollouts.prompts.tokens[order],
         domain=rollouts.prompts.domain[order],
+        prompt_index=rollouts.prompts.prompt_index[order],
     )
     permuted = dataclasses.replace(
         rollouts,

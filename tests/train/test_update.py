@@ -15,7 +15,6 @@ import pytest
 
 from configs.gates import PRESETS, get_gate
 from fiberjax import gates
-from fiberjax.experiment import LEVELS
 from fiberjax.layout import make_layout, state_ids
 from fiberjax.parallel import mesh
 from fiberjax.parallel.shardings import state_shardings
@@ -37,6 +36,8 @@ recording = optax.GradientTransformation(
         {"gradient": gradient, "rate": state["rate"]},
     ),
 )
+
+LEVELS = ("trajectory", "group", "domain")
 
 
 @pytest.fixture(scope="module")
