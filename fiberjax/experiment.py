@@ -205,16 +205,7 @@ def from_config(
     window = options.parse(options.Window, config.window, "config.window")
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
     training = options.parse(options.Training, config.training, "config.training")
-    for name, least in (("seed", 0), ("iterations", 1)):
-        if type(config[name]) is not int or not least <= config[name] < 2**31:
-            raise ValueError(
-                f"config.{name} must be a whole number ≥ {least}; got {config[name]!r}"
-            )
-    if config.advantage not in estimator_table:
-        raise ValueError(
-            f"config.advantage must be one of {', '.join(estimator_table)}; "
-            f"got {config.advantage!r}"
-        )
+    _check_values(config, estimator_table)
     optimizer = _optimizer(config.optimizer, config.iterations, training)
     levels = check_names(config.levels)
     names = (TRAJECTORY, *(name for name, _ in levels))
@@ -274,6 +265,19 @@ def from_config(
     if load_data is None:
         check_data(built)
     return built
+
+
+def _check_values(config: Any, estimators: Mapping[str, Estimator]) -> None:
+    """Refuses what stands in no section."""
+    for name, least in (("seed", 0), ("iterations", 1)):
+        if type(config[name]) is not int or not least <= config[name] < 2**31:
+            raise ValueError(
+                f"config.{name} must be a whole number ≥ {least}; got {config[name]!r}"
+            )
+    if config.advantage not in estimators:
+        raise ValueError(
+            f"config.advantage must be one of {', '.join(estimators)}; got {config.advantage!r}"
+        )
 
 
 def _optimizer(

@@ -243,7 +243,7 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
     assert len(read_metrics(tmp_path / "parts")["step"]) == 2
     monkeypatch.setattr(Trainer, "iterate", iterate)
     # What is in the checkpoint is not made again.
-    for name in ("initial_params", "evaluate", "profile"):
+    for name in ("starting_params", "evaluate", "profile"):
         monkeypatch.setattr(loop, name, None)
     remembered, parts = loop.train(built, tmp_path / "parts")
     np.testing.assert_equal(remembered.by_name, before.by_name)
