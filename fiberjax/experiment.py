@@ -197,7 +197,9 @@ def from_config(
       ValueError: anything wrong in it, named by its path.
     """
     options.check_keys(config, SECTIONS, "config")
-    loaded = plugins.load_all(config.plugins)
+    names = tuple(field.name for field in dataclasses.fields(options.Run))
+    run = options.parse(options.Run, {name: config[name] for name in names}, "config")
+    loaded = plugins.load_all(run.plugins)
     gate_table = plugins.merge(gate_table, loaded, "GATES")
     reward_table = plugins.merge(reward_table, loaded, "REWARDS")
     estimator_table = plugins.merge(estimator_table, loaded, "ESTIMATORS")
@@ -205,12 +207,17 @@ def from_config(
     window = options.parse(options.Window, config.window, "config.window")
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
     training = options.parse(options.Training, config.training, "config.training")
-    _check_values(config, estimator_table)
-    optimizer = _optimizer(config.optimizer, config.iterations, training)
-    levels = check_names(config.levels)
-    names = (TRAJECTORY, *(name for name, _ in levels))
-    gate, budgets = gates.from_config(config.gate, names, table=gate_table)
-    device_mesh = mesh.make_mesh(config.mesh.to_dict(), devices)
+    if run.advantage not in estimator_table:
+        raise ValueError(
+            f"config.advantage must be one of {', '.join(estimator_table)}; got {run.advantage!r}"
+        )
+    optimizer = _optimizer(config.optimizer, run.iterations, training)
+    levels = check_names(run.levels)
+    gate, budgets = gates.from_config(
+        config.gate, (TRAJECTORY, *(name for name, _ in levels)), table=gate_table
+    )
+    sizes = options.parse(options.Mesh, config.mesh, "config.mesh")
+    device_mesh = mesh.make_mesh(dataclasses.asdict(sizes), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
@@ -226,8 +233,8 @@ def from_config(
     else:
         train, test = load_data(tasks, window, vocabulary)
     built = Experiment(
-        seed=config.seed,
-        iterations=config.iterations,
+        seed=run.seed,
+        iterations=run.iterations,
         tasks=tasks,
         window=window,
         warm_start=warm_start,
@@ -237,7 +244,7 @@ def from_config(
         evaluation=evaluation,
         checkpoint=options.parse(options.Checkpoint, config.checkpoint, "config.checkpoint"),
         plugin_digests={plugin.name: plugin.digest for plugin in loaded},
-        writers=options.check_writers(config.writers),
+        writers=run.writers,
         vocabulary=vocabulary,
         train=train,
         test=test,
@@ -251,7 +258,7 @@ def from_config(
             entropy_coefficient=np.float32(training.entropy_coefficient),
             kl_coefficient=np.float32(training.kl_coefficient),
         ),
-        estimate=estimator_table[config.advantage],
+        estimate=estimator_table[run.advantage],
         optimizer=optimizer,
         step=StepOptions(
             weighting=training.weighting,
@@ -265,19 +272,6 @@ def from_config(
     if load_data is None:
         check_data(built)
     return built
-
-
-def _check_values(config: Any, estimators: Mapping[str, Estimator]) -> None:
-    """Refuses what stands in no section."""
-    for name, least in (("seed", 0), ("iterations", 1)):
-        if type(config[name]) is not int or not least <= config[name] < 2**31:
-            raise ValueError(
-                f"config.{name} must be a whole number ≥ {least}; got {config[name]!r}"
-            )
-    if config.advantage not in estimators:
-        raise ValueError(
-            f"config.advantage must be one of {', '.join(estimators)}; got {config.advantage!r}"
-        )
 
 
 def _optimizer(

@@ -46,19 +46,18 @@ class Plugin:
     tables: Mapping[str, Mapping[str, Any]]
 
 
-def load_all(names: Any) -> tuple[Plugin, ...]:
+def load_all(names: tuple[str, ...]) -> tuple[Plugin, ...]:
     """Loads the plugins that a config names, in its order.
 
     Args:
-      names: a tuple or list of files ending in `.py`, from the current folder, or dotted modules.
+      names: files ending in `.py`, from the current folder, or dotted modules.
 
     Raises:
-      ValueError: it is something else, names one twice, or as `load`.
+      ValueError: one of them is something else, or named twice, or as `load`.
     """
-    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str) for name in names):
         raise ValueError(
-            f"config.plugins must be a tuple of files or modules, such as ('my_gate.py',); "
-            f"got {names!r}"
+            f"config.plugins must be files or modules, such as ('my_gate.py',); got {names!r}"
         )
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:

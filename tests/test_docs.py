@@ -1,16 +1,20 @@
 """The code in the documentation runs: guides block by block, examples in docstrings."""
 
+import dataclasses
 import doctest
 import importlib
 import pathlib
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 
 import pytest
 
 import fiberjax
+from fiberjax.experiment import SECTIONS
+from fiberjax.options import Run
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = sorted(
@@ -39,6 +43,18 @@ def test_the_guide_to_gates_runs():
 def test_examples_in_docstrings_run(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
+
+
+def test_the_page_of_options_is_what_the_code_says():
+    script = runpy.run_path(str(ROOT / "docs" / "make_options.py"))
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert page == script["page"](), "run: python docs/make_options.py"
+    assert "| `samples` | int | `16` |  | G, completions a prompt; they are its group. |" in page
+    outside = {"gate", *script["meanings"](Run)}
+    assert set(script["SECTIONS"]) - {""} == set(SECTIONS) - outside
+    undocumented = dataclasses.make_dataclass("Undocumented", [("depth", int)])
+    with pytest.raises(ValueError, match=r"Undocumented\.depth has no line under Attributes"):
+        script["meanings"](undocumented)
 
 
 def test_links_between_documents_exist():

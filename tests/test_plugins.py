@@ -168,9 +168,9 @@ def test_a_name_of_another_module_is_refused(write):
         plugins.load(write("REWARDS = {'a': len}\n", "json.py"))
 
 
-@pytest.mark.parametrize("names", ["own.py", None, (1,), ("a.py", "a.py")])
+@pytest.mark.parametrize("names", [(1,), ("a.py", "a.py")])
 def test_what_is_no_list_of_plugins_is_refused(names):
-    with pytest.raises(ValueError, match=r"config\.plugins (must be a tuple|names 'a\.py' twice)"):
+    with pytest.raises(ValueError, match=r"config\.plugins (must be files|names 'a\.py' twice)"):
         plugins.load_all(names)
 
 

@@ -128,14 +128,6 @@ def test_only_the_writers_named_write(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [metrics.METRICS_FILE]
 
 
-@pytest.mark.parametrize(
-    "names", ["jsonl", (), ("tensorboard",), ("jsonl", "jsonl"), ("jsonl", "csv"), ("jsonl", 1)]
-)
-def test_writers_that_cannot_be_are_refused(names):
-    with pytest.raises(ValueError, match=r"config\.writers must .*; got"):
-        options.check_writers(names)
-
-
 class FakeWandb(types.ModuleType):
     """Records what `wandb` is asked for."""
 
