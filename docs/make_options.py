@@ -13,12 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import FieldReference
-
-from configs.gates import PRESETS
 from fiberjax import options
 from fiberjax.gates import GATES, config
 from fiberjax.policy import TransformerConfig
+from fiberjax.presets import PRESETS
 from fiberjax.tasks import FAMILIES
 
 PAGE = Path(__file__).with_name("options.md")
@@ -197,8 +195,7 @@ def _flat(values: Any, above: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value without the config's own types; a placeholder is None."""
-    value = value.get() if isinstance(value, FieldReference) else value
+    """A value without the config's own types."""
     return value.to_dict() if hasattr(value, "to_dict") else value
 
 

@@ -5,5 +5,7 @@ trainer        one iteration
 loop           the run
 evaluation     held-out prompts, before and after
 statistics     what an evaluation can claim
-checkpoints, metrics, progress, plots
+identity       whose a run folder is: config, version and plugins; `migrations` of older ones
+notebook       a run by one call, in this process
+checkpoints, metrics, writers, progress, interrupts, plots
 """
