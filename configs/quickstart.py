@@ -91,6 +91,7 @@ def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
     config.training.entropy_coefficient = 0.0
     config.training.kl_coefficient = 0.0
     config.training.kl_estimator = "k3"
+    config.training.kl_ratio_weight = True
     config.training.mismatch = "none"
     config.training.mismatch_cap = 2.0
     config.training.chunk = 128

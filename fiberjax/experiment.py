@@ -77,7 +77,8 @@ class Experiment:
       gate: the ratio gate.
       knobs: what may change without compiling again.
       estimate: advantages from rewards.
-      optimizer: of the updates.
+      schedule: the learning rate by update.
+      optimizer: of the updates, at that rate.
       step: static choices of the compiled step.
     """
 
@@ -102,6 +103,7 @@ class Experiment:
     gate: gates.Gate
     knobs: Knobs
     estimate: Estimator
+    schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     step: StepOptions
 
@@ -132,7 +134,7 @@ class Experiment:
             vocabulary=self.vocabulary,
             domains=domains,
             max_new_tokens=self.window.completion,
-            temperature=self.rollout.temperature,
+            temperature=float(self.knobs.temperature),
             top_k=self.rollout.top_k,
             top_p=self.rollout.top_p,
             max_rows=self.rollout.max_rows,
@@ -211,7 +213,7 @@ def from_config(
         raise ValueError(
             f"config.advantage must be one of {', '.join(estimator_table)}; got {run.advantage!r}"
         )
-    optimizer = _optimizer(config.optimizer, run.iterations, training)
+    schedule, optimizer = _optimizer(config.optimizer, run.iterations, training)
     levels = check_names(run.levels)
     gate, budgets = gates.from_config(
         config.gate, (TRAJECTORY, *(name for name, _ in levels)), table=gate_table
@@ -259,11 +261,13 @@ def from_config(
             kl_coefficient=np.float32(training.kl_coefficient),
         ),
         estimate=estimator_table[run.advantage],
+        schedule=schedule,
         optimizer=optimizer,
         step=StepOptions(
             weighting=training.weighting,
             constant_length=window.completion,
             kl_estimator=training.kl_estimator if training.kl_coefficient > 0 else None,
+            kl_ratio_weight=training.kl_ratio_weight,
             entropy_bonus=training.entropy_coefficient != 0,
             num_micro_batches=training.micro_batches,
             chunk=training.chunk,
@@ -276,7 +280,8 @@ def from_config(
 
 def _optimizer(
     config: Any, iterations: int, training: options.Training
-) -> optax.GradientTransformation:
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The learning rate by update, and the optimizer."""
     chosen = options.parse(options.Optimizer, config, "config.optimizer")
     schedule = optimizers.make_schedule(
         chosen.schedule,
@@ -284,7 +289,7 @@ def _optimizer(
         warmup_steps=chosen.warmup_steps,
         total_steps=max(iterations * training.epochs * training.minibatches, chosen.warmup_steps),
     )
-    return optimizers.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         chosen.name,
         schedule,
         b1=chosen.b1,
@@ -293,6 +298,7 @@ def _optimizer(
         clip_norm=chosen.clip_norm,
         moment_dtype=chosen.moment_dtype,
     )
+    return schedule, optimizer
 
 
 def check_rows(

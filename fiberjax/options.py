@@ -265,6 +265,9 @@ class Training:
       entropy_coefficient: weight of the entropy bonus; 0 leaves it out.
       kl_coefficient: weight of the KL penalty to the warm start; 0 leaves it out.
       kl_estimator: "k2" or "k3".
+      kl_ratio_weight: whether the KL penalty weighs each token by its ratio, as its gradient needs
+        from the second update on a batch; False takes tokens as if the current policy had drawn
+        them.
       mismatch: correction for sampler and trainer disagreeing: "none", "truncate" (weights capped)
         or "mask" (tokens beyond the cap dropped).
       mismatch_cap: the cap, a ratio above 1.
@@ -279,6 +282,7 @@ class Training:
     entropy_coefficient: float
     kl_coefficient: float
     kl_estimator: str
+    kl_ratio_weight: bool
     mismatch: str
     mismatch_cap: float
     chunk: int

@@ -29,9 +29,13 @@ METRICS: Mapping[str, Metric] = {
     "actor/ppo_kl_k3": Metric(
         "nats/token", "the same, estimate k3: ratio - 1 - log ratio, never < 0"
     ),
+    "actor/kl_reference": Metric(
+        "nats/token", "KL(current ‖ reference policy) as the penalty estimates it"
+    ),
     "actor/entropy": Metric("nats/token", "entropy of the next-token distribution"),
-    "actor/grad_norm": Metric("norm", "global norm of the gradient, before any clipping"),
-    "actor/update_norm": Metric("norm", "global norm of the optimizer's change of the parameters"),
+    "actor/grad_norm": Metric("norm", "global norm of the gradient before any clipping, mean"),
+    "actor/update_norm": Metric("norm", "global norm of the change of the parameters, mean"),
+    "actor/learning_rate": Metric("rate", "learning rate, mean over the updates"),
     "actor/pg_clipfrac": Metric("fraction", "tokens whose gradient the gate changed"),
     "is_ratio/mean": Metric("ratio", "importance ratio of tokens, mean"),
     "is_ratio/min": Metric("ratio", "importance ratio of tokens, smallest"),
@@ -48,15 +52,25 @@ METRICS: Mapping[str, Metric] = {
     "gate/fiber_residual": Metric("nats/token", "mean of |u|, what the levels above leave a token"),
     "gate/log_ratio_non_finite": Metric("count", "tokens whose log ratio is NaN or infinite"),
     "gate/regime/<name>": Metric("fraction", "trajectories in a regime, global or local"),
-    "mismatch/log_prob_abs_max": Metric("nats", "|sampler - trainer| log-probability, largest"),
-    "mismatch/log_prob_abs_mean": Metric("nats", "|sampler - trainer| log-probability, mean"),
+    "mismatch/log_prob_abs_max": Metric(
+        "nats", "|sampler - trainer| log-probability before truncation, largest"
+    ),
+    "mismatch/log_prob_abs_mean": Metric(
+        "nats", "|sampler - trainer| log-probability before truncation, mean"
+    ),
+    "rollout/kept_mass/mean": Metric("probability", "mass kept by top-k and top-p, mean"),
+    "rollout/kept_mass/min": Metric("probability", "mass kept by top-k and top-p, smallest"),
     "curriculum/target": Metric("probability", "pass rate the curriculum aims at"),
     "timing/rollout_s": Metric("s", "time to sample and verify a rollout batch"),
     "timing/update_s": Metric("s", "time of the updates on a rollout batch"),
     "timing/total_s": Metric("s", "time of the whole step"),
     "perf/tokens_per_s": Metric("tokens/s", "response tokens sampled a second of the whole step"),
 }
-"""Every metric the framework writes; `<...>` stands for the name of a domain, level or regime."""
+"""Every metric the framework writes; `<...>` stands for the name of a domain, level or regime.
+
+What is of updates is over all tokens, cells or updates of an iteration's updates, one as much as
+another: totals and counts of minibatches are added first and divided last.
+"""
 
 
 def describe(name: str) -> Metric:

@@ -31,6 +31,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         added={
             "levels": [["group", ""], ["domain", "domain"]],
             "plugins": [],
+            "training.kl_ratio_weight": False,
             "writers": ["jsonl", "tensorboard"],
         },
         renamed={"advantage": {"pass_at_k": "leave_one_out_max"}},

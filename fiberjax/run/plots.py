@@ -78,6 +78,7 @@ PANELS = (
     Panel(
         "kl", "KL, sampling to current policy", "nats / token", ("actor/ppo_kl", "actor/ppo_kl_k3")
     ),
+    Panel("kl_reference", "KL, current to reference", "nats / token", ("actor/kl_reference",)),
     Panel(
         "importance_ratio",
         "Importance ratio: mean, range",
@@ -87,9 +88,11 @@ PANELS = (
         scale="log",
     ),
     Panel("grad_norm", "Gradient norm", "norm (log scale)", ("actor/grad_norm",), scale="log"),
+    Panel("learning_rate", "Learning rate", "learning rate", ("actor/learning_rate",)),
     Panel(
         "clip_fraction", "Clipped tokens by level", "fraction of tokens", ("gate/clip_fraction/*",)
     ),
+    Panel("fiber_residual", "Fiber residual", "nats / token", ("gate/fiber_residual",)),
     Panel(
         "regimes_global",
         "Global regimes",
@@ -114,6 +117,23 @@ PANELS = (
     ),
 )
 """What `plot_run` draws, in the order of the overview."""
+
+NOT_DRAWN: Mapping[str, str] = {
+    "actor/pg_loss": "near 0 whatever a policy learns: advantages of a group sum to 0",
+    "actor/update_norm": "follows the learning rate where the optimizer normalises",
+    "actor/pg_clipfrac": "the largest and more of gate/clip_fraction/<level>, which are drawn",
+    "reward/std": "follows from the mean where rewards are 0 or 1",
+    "response_length/clip_ratio": "seen where the longest response meets the window",
+    "rollout/kept_mass/mean": "set by top_k and top_p; 1 without them",
+    "rollout/kept_mass/min": "set by top_k and top_p; 1 without them",
+    "gate/channel/<level>/<sign>": "nats to set budgets by: read for a level, not followed",
+    "gate/log_ratio_non_finite": "stops the run where it is not 0",
+    "timing/rollout_s": "of the machine, not of the policy",
+    "timing/update_s": "of the machine, not of the policy",
+    "timing/total_s": "of the machine, not of the policy",
+    "perf/tokens_per_s": "of the machine, not of the policy",
+}
+"""The metrics without a panel, and why."""
 
 
 def plot_run(

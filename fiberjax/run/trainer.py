@@ -1,5 +1,6 @@
 """One iteration: rollouts, rewards, advantages, optimizer batches, and the updates on them."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +9,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fiberjax import kl, seeds
+from fiberjax import kl, objective, seeds
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.tasks import PromptStream
 from fiberjax.train.forward import make_log_probs
 from fiberjax.train.minibatches import make_batches
 from fiberjax.train.rollout import Rollouts
-from fiberjax.train.update import Step, TrainState, make_step
+from fiberjax.train.update import Metrics, Step, TrainState, make_step
 
 
 class Trainer:
@@ -45,6 +46,8 @@ class Trainer:
             experiment.training.chunk,
             experiment.training.micro_batches * experiment.training.minibatches,
         )
+        self._estimate: Callable = jax.jit(experiment.estimate, static_argnums=2)
+        self._learning_rate: Callable = jax.jit(jax.vmap(experiment.schedule))
 
     def iterate(
         self, state: TrainState, stream: PromptStream, iteration: int
@@ -81,11 +84,13 @@ class Trainer:
             for j in order.permutation(len(batches)):
                 state, step_metrics = self._step(state, batches[j], self.experiment.knobs)
                 pending.append(step_metrics)
-        scalars = _reduce(pending)
+        scalars = joined(pending)
         ended = time.monotonic()
         scalars |= mismatch
         names = self.experiment.domain_names
         scalars |= rollout_metrics(self.experiment.mesh, rollouts, rewards, names)
+        updates = iteration * len(pending) + np.arange(len(pending))
+        scalars["actor/learning_rate"] = float(np.mean(self._learning_rate(updates)))
         tokens = scalars["response_length/mean"] * len(rewards)
         scalars |= {
             "curriculum/target": target,
@@ -109,13 +114,14 @@ class Trainer:
             reference = mesh.local_values(
                 self._log_probs(self._reference, rows, rollouts.mask, temperature)
             )
+        # Before truncation, as the trainer's are: what truncation left out is no disagreement.
+        sampler = rollouts.sampler_log_prob + rollouts.log_kept
         weight = np.ones_like(old)
         if training.mismatch != "none":
             correct = kl.MISMATCH_WEIGHTS[training.mismatch]
-            weight = np.asarray(correct(old, rollouts.sampler_log_prob, cap=training.mismatch_cap))
+            weight = np.asarray(correct(old, sampler, cap=training.mismatch_cap))
         group = np.arange(len(rewards)) // rollouts.group_size
-        estimate: Callable = self.experiment.estimate
-        advantage = np.asarray(estimate(rewards, group, len(rewards) // rollouts.group_size))
+        advantage = np.asarray(self._estimate(rewards, group, len(rewards) // rollouts.group_size))
         index, count = mesh.process_share(self.experiment.mesh, len(rewards))
         size = len(rewards) // count
         batches = make_batches(
@@ -130,15 +136,7 @@ class Trainer:
             pack_micro_batches=training.micro_batches if training.packing else 0,
             states=self.experiment.couples_states,
         )
-        gap = np.where(rollouts.mask, np.abs(old - rollouts.sampler_log_prob), 0.0)
-        largest, total, tokens = (
-            mesh.gather(self.experiment.mesh, of)
-            for of in (gap.max(axis=1), gap.sum(axis=1), rollouts.mask.sum(axis=1))
-        )
-        return batches, {
-            "mismatch/log_prob_abs_max": float(largest.max()),
-            "mismatch/log_prob_abs_mean": float(total.sum() / tokens.sum()),
-        }
+        return batches, mismatch_metrics(self.experiment.mesh, old, sampler, rollouts.mask)
 
 
 def shuffled(rewards: np.ndarray, seed: int, iteration: int) -> np.ndarray:
@@ -147,21 +145,40 @@ def shuffled(rewards: np.ndarray, seed: int, iteration: int) -> np.ndarray:
     return np.random.default_rng((seed, iteration, 1)).permutation(rewards)
 
 
-def _reduce(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """The metrics of an iteration's updates: extremes of extremes, means of the rest."""
+def joined(pending: list[Metrics]) -> dict[str, float]:
+    """The metrics of an iteration's updates, over all their tokens; numbers by name."""
     read = jax.device_get(pending)
-    reducers: dict[str, Callable] = {"/min": np.min, "/max": np.max, "non_finite": np.sum}
-    scalars = {}
-    for name in read[0]:
-        reduce: Callable = next((f for end, f in reducers.items() if name.endswith(end)), np.mean)
-        scalars[name] = float(reduce([step[name] for step in read]))
-    return scalars
+    return {
+        name: float(functools.reduce(objective.add, [step[name] for step in read]).value)
+        for name in read[0]
+    }
+
+
+def mismatch_metrics(
+    device_mesh: Mesh, log_prob: np.ndarray, sampler_log_prob: np.ndarray, mask: np.ndarray
+) -> dict[str, float]:
+    """How far apart trainer and sampler stand on the same tokens; numbers by name.
+
+    Args:
+      device_mesh: joins the processes.
+      log_prob: float32[R, C], of the trainer; this process's rows, nats.
+      sampler_log_prob: float32[R, C], of the same distribution by the sampler; nats.
+      mask: bool[R, C], the real tokens.
+    """
+    gap = np.where(mask, np.abs(log_prob - sampler_log_prob), 0.0)
+    largest, total, tokens = (
+        mesh.gather(device_mesh, of) for of in (gap.max(axis=1), gap.sum(axis=1), mask.sum(axis=1))
+    )
+    return {
+        "mismatch/log_prob_abs_max": float(largest.max()),
+        "mismatch/log_prob_abs_mean": float(total.sum() / tokens.sum()),
+    }
 
 
 def rollout_metrics(
     device_mesh: Mesh, rollouts: Rollouts, rewards: np.ndarray, domain_names: tuple[str, ...]
 ) -> dict[str, float]:
-    """Rewards by domain, answer lengths, and groups that teach nothing; numbers by name.
+    """Rewards by domain, answer lengths, truncation, and groups that teach nothing; by name.
 
     Args:
       device_mesh: joins the processes.
@@ -171,6 +188,9 @@ def rollout_metrics(
     """
     length = mesh.gather(device_mesh, rollouts.mask.sum(axis=1))
     finished = mesh.gather(device_mesh, rollouts.finished)
+    kept = np.where(rollouts.mask, np.exp(rollouts.log_kept), 1.0)
+    least = mesh.gather(device_mesh, kept.min(axis=1))
+    left_out = mesh.gather(device_mesh, (1.0 - kept).sum(axis=1))
     by_group = rewards.reshape(-1, rollouts.group_size)
     domain = mesh.gather(device_mesh, rollouts.prompts.domain)
     scalars = {
@@ -180,6 +200,8 @@ def rollout_metrics(
         "response_length/mean": float(length.mean()),
         "response_length/max": float(length.max()),
         "response_length/clip_ratio": float(1 - finished.mean()),
+        "rollout/kept_mass/mean": float(1 - left_out.sum() / length.sum()),
+        "rollout/kept_mass/min": float(least.min()),
     }
     for index, name in enumerate(domain_names):
         if np.any(domain == index):

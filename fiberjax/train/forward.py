@@ -22,12 +22,26 @@ Forward = Callable[[Any, Rows], TokenOutputs]
 
 
 def make_forward(
-    config: TransformerConfig, device_mesh: Mesh, layout: Layout, temperature: Any, chunk: int
+    config: TransformerConfig,
+    device_mesh: Mesh,
+    layout: Layout,
+    temperature: Any,
+    chunk: int,
+    *,
+    entropy_gradient: bool,
 ) -> Forward:
     """The policy as a function of parameters and rows, over the layout's completion columns.
 
     The table of logits is gathered once, and each shard works through its own rows: left to the
     compiler, every chunk of columns would gather it, and add its gradient over devices, again.
+
+    Args:
+      config: shape of the policy.
+      device_mesh: from `mesh.make_mesh`.
+      layout: its mask says how many columns are completions.
+      temperature: divides the logits; float32[].
+      chunk: columns whose logits exist at a time.
+      entropy_gradient: whether entropies have a gradient, or are constants.
     """
 
     def forward(params: Any, rows: Rows) -> TokenOutputs:
@@ -43,7 +57,12 @@ def make_forward(
 
         def local(hidden: Any, kernel: Any, targets: Any, temperature: Any) -> TokenOutputs:
             return chunked_token_outputs(
-                hidden, kernel, targets, temperature=temperature, chunk=chunk
+                hidden,
+                kernel,
+                targets,
+                temperature=temperature,
+                chunk=chunk,
+                entropy_gradient=entropy_gradient,
             )
 
         arguments = (hidden, model.unembedding().astype(hidden.dtype), targets, temperature)
@@ -128,7 +147,9 @@ def make_log_probs(
     """
 
     def log_probs(params: Any, rows: Rows, layout: Layout, temperature: Any) -> jax.Array:
-        forward = make_forward(config, device_mesh, layout, temperature, chunk)
+        forward = make_forward(
+            config, device_mesh, layout, temperature, chunk, entropy_gradient=False
+        )
         return in_micro_batches(
             lambda part: forward(params, part).log_prob, rows, num_micro_batches
         )

@@ -30,6 +30,8 @@ class Rollouts:
       mask: bool[R, C], the completion's tokens, end of sequence included.
       finished: bool[R], whether the completion ended by itself.
       sampler_log_prob: float32[R, C], of the distribution sampled from; nats.
+      log_kept: float32[R, C], log of the mass that truncated sampling kept, at most 0; nats. Added
+        to `sampler_log_prob` it gives the log-probability before truncation.
       reward: float32[R].
       prompts: what was asked, one row a group.
       texts: the completions, decoded.
@@ -41,6 +43,7 @@ class Rollouts:
     mask: np.ndarray
     finished: np.ndarray
     sampler_log_prob: np.ndarray
+    log_kept: np.ndarray
     reward: np.ndarray
     prompts: PromptBatch
     texts: list[str]
@@ -133,6 +136,7 @@ class Sampler:
             mask=mask,
             finished=drawn.finished,
             sampler_log_prob=drawn.log_prob,
+            log_kept=drawn.log_kept,
             reward=reward_completions(self.domains, prompts, texts).reshape(-1),
             prompts=prompts,
             texts=texts,

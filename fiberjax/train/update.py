@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from fiberjax import diagnostics, kl, objective
 from fiberjax.gates import Gate
+from fiberjax.objective import Mean, Reduction
 from fiberjax.parallel import mesh
 from fiberjax.policy import TokenOutputs, TransformerConfig
 from fiberjax.train.batch import Batch, batch_specs
@@ -64,7 +65,8 @@ class StepOptions:
       weighting: weighting of the objective, a key of `objective.WEIGHTINGS`.
       constant_length: tokens, the denominator of the "constant" weighting.
       kl_estimator: "k2" or "k3"; None leaves the KL term out.
-      entropy_bonus: whether the entropy bonus is computed.
+      kl_ratio_weight: whether the KL term weighs tokens by their ratio; see `kl.loss`.
+      entropy_bonus: whether the entropy bonus is computed, and so the entropy differentiated.
       num_micro_batches: splits of the policy's passes; divides the rows of a shard.
       chunk: columns whose logits exist at a time.
     """
@@ -72,12 +74,16 @@ class StepOptions:
     weighting: str = "trajectory"
     constant_length: int = 1
     kl_estimator: str | None = None
+    kl_ratio_weight: bool = True
     entropy_bonus: bool = False
     num_micro_batches: int = 1
     chunk: int = 128
 
 
-Step = Callable[[TrainState, Batch, Knobs], tuple[TrainState, dict[str, jax.Array]]]
+Metrics = dict[str, Reduction]
+"""By name, joined over micro-batches and devices; `objective.add` joins those of several steps."""
+
+Step = Callable[[TrainState, Batch, Knobs], tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -99,14 +105,19 @@ def make_step(
       shardings: of the state, from `shardings.state_shardings`.
 
     Returns:
-      The jitted step. It donates the state: never read the one passed in again. Metrics are
-      float32[] on devices; read them while the next step runs.
+      The jitted step. It donates the state: never read the one passed in again. Metrics are on
+      devices; read them while the next step runs.
     """
 
-    def step(
-        state: TrainState, batch: Batch, knobs: Knobs
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        forward = make_forward(config, device_mesh, batch.layout, knobs.temperature, options.chunk)
+    def step(state: TrainState, batch: Batch, knobs: Knobs) -> tuple[TrainState, Metrics]:
+        forward = make_forward(
+            config,
+            device_mesh,
+            batch.layout,
+            knobs.temperature,
+            options.chunk,
+            entropy_gradient=options.entropy_bonus,
+        )
         rows = (batch.tokens, batch.positions, batch.segment_ids)
         # A packed batch has fewer rows than trajectories, and micro-batches of as many rows.
         num_trajectories = batch.layout.sizes[0].shape[0]
@@ -115,8 +126,9 @@ def make_step(
         metrics, cotangents = objective_gradient(device_mesh, gate, options, outputs, batch, knobs)
         gradient = pullback(cotangents)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        metrics["actor/grad_norm"] = optax.tree.norm(gradient)
-        metrics["actor/update_norm"] = optax.tree.norm(updates)
+        one = jnp.ones(())  # Of a step: several have the mean of their norms.
+        metrics["actor/grad_norm"] = Mean(optax.tree.norm(gradient), one)
+        metrics["actor/update_norm"] = Mean(optax.tree.norm(updates), one)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1), metrics
 
@@ -131,17 +143,15 @@ def objective_gradient(
     outputs: TokenOutputs,
     batch: Batch,
     knobs: Knobs,
-) -> tuple[dict[str, jax.Array], TokenOutputs]:
+) -> tuple[Metrics, TokenOutputs]:
     """Metrics, and the gradient of J with respect to every log-probability and entropy.
 
     Runs under `shard_map` over the rows: gates sum locally, and only tables of the levels that span
     devices, and the scalars, are added over them.
     """
 
-    def local(
-        outputs: TokenOutputs, batch: Batch, knobs: Knobs
-    ) -> tuple[dict[str, jax.Array], TokenOutputs]:
-        def value(outputs: TokenOutputs) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def local(outputs: TokenOutputs, batch: Batch, knobs: Knobs) -> tuple[Metrics, TokenOutputs]:
+        def value(outputs: TokenOutputs) -> tuple[jax.Array, Metrics]:
             return local_objective(gate, options, outputs, batch, knobs, mesh.ROW_AXES)
 
         (_, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(outputs)
@@ -164,13 +174,13 @@ def local_objective(
     batch: Batch,
     knobs: Knobs,
     axis_name: tuple[str, ...],
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The objective J to maximise, and the metrics; float32[] and a dict of float32[].
+) -> tuple[jax.Array, Metrics]:
+    """The objective J to maximise, float32[], and the metrics.
 
         J = Σᵢ μᵢ wᵢ G(r)ᵢ Âᵢ + c_H · mean entropy − c_KL · mean KL(π_θ ‖ π_ref)
 
     All means have the objective's own weights. Totals and counts are added over `axis_name` before
-    they are divided.
+    they are divided; metrics keep both.
 
     Args:
       gate: the ratio gate.
@@ -186,7 +196,7 @@ def local_objective(
         "constant_length": options.constant_length,
     }
 
-    def value(reduction: objective.Reduction) -> jax.Array:
+    def value(reduction: Reduction) -> jax.Array:
         return objective.add_over(reduction, axis_name).value
 
     # Padding may hold anything; masking results alone would leave gradients of `0 · inf`.
@@ -200,21 +210,22 @@ def local_objective(
     log_ratio = log_prob - old_log_prob
     gated = gate(log_ratio, advantage, layout, knobs.budgets, old_log_prob=old_log_prob)
     credit = advantage * sample_weight
-    surrogate = value(objective.surrogate(gated, credit, layout, **weighting))
-    total = surrogate
-    metrics = {"actor/pg_loss": -surrogate}
+    surrogate = objective.surrogate(gated, credit, layout, **weighting)
+    total = value(surrogate)
+    metrics: Metrics = {"actor/pg_loss": Mean(-surrogate.total, surrogate.count)}
     if options.entropy_bonus:
-        bonus = value(objective.mean(outputs.entropy, layout, **weighting))
-        total += knobs.entropy_coefficient * bonus
+        bonus = objective.mean(outputs.entropy, layout, **weighting)
+        total += knobs.entropy_coefficient * value(bonus)
     if options.kl_estimator is not None:
-        estimate = kl.LOSSES[options.kl_estimator](log_prob, reference_log_prob)
-        penalty = value(objective.mean(estimate, layout, **weighting))
-        total -= knobs.kl_coefficient * penalty
+        drift = log_ratio if options.kl_ratio_weight else None
+        estimate = kl.LOSSES[options.kl_estimator](log_prob, reference_log_prob, drift)
+        penalty = objective.mean(estimate, layout, **weighting)
+        total -= knobs.kl_coefficient * value(penalty)
         metrics["actor/kl_reference"] = penalty
-    entropy = objective.mean(jax.lax.stop_gradient(outputs.entropy), layout, weighting="token")
-    metrics["actor/entropy"] = value(entropy)
+    entropy = jax.lax.stop_gradient(outputs.entropy)
+    metrics["actor/entropy"] = objective.mean(entropy, layout, weighting="token")
     frozen = jax.lax.stop_gradient(log_ratio)
-    logged = diagnostics.gate_metrics(
+    metrics |= diagnostics.gate_metrics(
         gate, frozen, advantage, layout, knobs.budgets, old_log_prob=old_log_prob
     )
-    return total, metrics | {name: value(reduction) for name, reduction in logged.items()}
+    return total, {name: objective.add_over(of, axis_name) for name, of in metrics.items()}

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -34,12 +35,18 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(workdir: Path, processes: int, devices: int, *options: str) -> list[subprocess.Popen]:
+def start(
+    workdir: Path,
+    processes: int,
+    devices: int,
+    *options: str,
+    program: str = "experiments/train.py",
+) -> list[subprocess.Popen]:
     """Starts a tiny run on so many processes, each with so many virtual devices."""
     port = free_port()
     started = []
     for index in range(processes):
-        command = [sys.executable, "experiments/train.py", "--config=tests/tiny.py"]
+        command = [sys.executable, program, "--config=tests/tiny.py"]
         command += [f"--workdir={workdir}", f"--config.tasks.data_dir={workdir.parent / 'data'}"]
         command += [f"--config.warm_start.directory={WARM_STARTS}", "--config.warm_start.steps=150"]
         command += ["--config.iterations=2", "--config.mesh.data=-1"]
@@ -136,6 +143,23 @@ def test_processes_that_share_rows_agree_with_one(tmp_path, single):
     options = ("--config.mesh.tensor=2", "--config.rollout.max_rows=8")  # In four parts.
     finish(start(tmp_path / "run", 2, 1, *options))
     assert_same_run(tmp_path / "run", single)
+
+
+@pytest.mark.slow
+def test_two_processes_compile_every_program_once(tmp_path):
+    options = (
+        "--config.iterations=3",
+        "--config.evaluation.batch=2",
+        "--config.warm_start.steps=2",
+    )
+    started = start(tmp_path / "run", 2, 1, *options, program="tests/compilations.py")
+    for output in finish(started):
+        told = re.findall(r"before (\w+): (\d+) compiled", output)
+        kinds, counts = [kind for kind, _ in told], [int(count) for _, count in told]
+        evaluation, iterations = ["draw"] * 3, ["iteration", "draw"] * 3
+        assert kinds == [*evaluation, *iterations, *evaluation, "end"], output
+        assert counts[1] > 0 and counts[5] > 0  # By the first batch, and the first iteration.
+        assert counts[2] == 0 and counts[6:] == [0] * 7, output
 
 
 @pytest.mark.slow

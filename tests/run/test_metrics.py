@@ -45,6 +45,7 @@ def test_finite_or_raise_names_step_and_terms():
 
 
 def test_every_documented_metric_has_unit_and_meaning():
+    assert len(set(metrics.METRICS.values())) == len(metrics.METRICS)
     for name, metric in metrics.METRICS.items():
         assert metric.unit and metric.meaning, name
     assert (

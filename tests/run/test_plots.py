@@ -38,6 +38,14 @@ def test_a_full_run_gives_every_panel_and_the_overview(tmp_path):
     assert all(_is_picture(file) for file in files)
 
 
+def test_every_metric_is_drawn_or_has_a_reason_not_to_be():
+    drawn = {name for panel in plots.PANELS for name in (*panel.names, panel.guide) if name}
+    drawn = {metrics.describe(name.replace("*", "any")) for name in drawn}
+    for name, metric in metrics.METRICS.items():
+        assert (metric in drawn) != (name in plots.NOT_DRAWN), name
+    assert plots.NOT_DRAWN.keys() <= metrics.METRICS.keys() and all(plots.NOT_DRAWN.values())
+
+
 def test_missing_metrics_leave_their_panels_out(tmp_path):
     rows = [{"reward/mean": 0.2, "gate/regime/G-II": 0.5}, {"is_ratio/mean": 1.1, "other": 1.0}]
     files = plots.plot_run(_write(tmp_path, rows), tmp_path / "plots")

@@ -1,15 +1,19 @@
 """One iteration: what is reused, what is credited, and that every option runs beside the others."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+from compilations import compilations
 
-from fiberjax import advantages, experiment
+from fiberjax import experiment
 from fiberjax.diagnostics import GLOBAL_REGIMES
-from fiberjax.run import warm_start
-from fiberjax.run.trainer import Trainer
+from fiberjax.objective import Max, Mean, Min, Sum
+from fiberjax.run import evaluation, warm_start
+from fiberjax.run.metrics import METRICS, describe
+from fiberjax.run.trainer import Trainer, joined
 from fiberjax.run.trainer import shuffled as shuffled_rewards
 
 
@@ -28,7 +32,7 @@ def test_the_schedule_reuses_every_minibatch_in_every_epoch(build):
 
     def watched(state, batch, knobs):
         state, metrics = step(state, batch, knobs)
-        seen.append((id(batch), jax.device_get(metrics)))
+        seen.append((id(batch), {name: of.value for name, of in jax.device_get(metrics).items()}))
         return state, metrics
 
     trainer._step = watched
@@ -52,6 +56,113 @@ def test_the_schedule_reuses_every_minibatch_in_every_epoch(build):
     assert step._cache_size() == 1
 
 
+def test_a_second_iteration_and_a_second_batch_compile_nothing(build):
+    built = build(
+        "apc",  # States too.
+        training__kl_coefficient=0.1,
+        training__mismatch="truncate",
+        evaluation__batch=2,
+    )
+    trainer, state = trainer_of(built)
+    stream = built.prompt_stream()
+    with compilations() as first:
+        state, _ = trainer.iterate(state, stream, 0)
+    assert first.count("jit(step)") == 1
+    with compilations() as second:
+        state, _ = trainer.iterate(state, stream, 1)
+    assert second == []
+    with compilations() as evaluated:
+        table = evaluation.evaluate(built, state.params, "held out")
+    assert len(table.domain) > 2 * built.evaluation.batch
+    # Its first batch may find what earlier tests have compiled.
+    assert len(set(evaluated)) == len(evaluated) and set(evaluated) <= {
+        *("jit(_sample)", "jit(row_keys)")
+    }
+    with compilations() as again:
+        evaluation.evaluate(built, state.params, "held out")
+    assert again == []
+
+
+def test_every_metric_is_written_and_described(build):
+    built = build(
+        training__kl_coefficient=0.1,
+        training__entropy_coefficient=0.01,
+        training__mismatch="truncate",
+        rollout__top_p=0.9,
+    )
+    trainer, state = trainer_of(built)
+    _, scalars = trainer.iterate(state, built.prompt_stream(), 0)
+    described = {name: describe(name) for name in scalars}
+    assert [name for name, metric in described.items() if not metric.meaning] == []
+    assert set(METRICS.values()) - set(described.values()) == set()
+
+
+def test_metrics_of_updates_are_over_all_their_tokens():
+    first = {"mean": Mean(6.0, 2.0), "max": Max(1.0), "min": Min(1.0), "sum": Sum(1.0)}
+    second = {"mean": Mean(0.0, 10.0), "max": Max(3.0), "min": Min(3.0), "sum": Sum(3.0)}
+    pending = [jax.tree.map(np.float32, of) for of in (first, second, second)]
+    assert joined(pending) == pytest.approx({"mean": 6 / 22, "max": 3, "min": 1, "sum": 7})
+
+
+def test_the_learning_rate_logged_is_that_of_the_updates(build):
+    built = build(
+        training__epochs=1,
+        training__minibatches=1,
+        training__entropy_coefficient=0.1,  # A gradient whatever the rewards.
+        optimizer__name="sgd",
+        optimizer__b1=0.0,
+        optimizer__clip_norm=0.0,
+        optimizer__schedule="linear",
+        optimizer__warmup_steps=2,
+        iterations=6,
+    )
+    trainer, state = trainer_of(built)
+    stream, rates = built.prompt_stream(), []
+    for iteration in range(4):
+        state, scalars = trainer.iterate(state, stream, iteration)
+        rate, norm = scalars["actor/learning_rate"], scalars["actor/grad_norm"]
+        assert norm > 0 and rate * norm == pytest.approx(scalars["actor/update_norm"], rel=1e-4)
+        rates.append(rate)
+    np.testing.assert_allclose(rates, 3e-3 * np.array([0, 1 / 2, 1, 3 / 4]), rtol=1e-6)
+    # Of several updates, the mean: numbers 4 and 5.
+    trainer, state = trainer_of(build(optimizer__warmup_steps=8, training__epochs=1))
+    _, scalars = trainer.iterate(state, stream, 2)
+    assert scalars["actor/learning_rate"] == pytest.approx(3e-3 * 4.5 / 8)
+
+
+@pytest.mark.parametrize("mismatch", ["truncate", "mask"])
+@pytest.mark.parametrize("truncation", [{"rollout__top_p": 0.4}, {"rollout__top_k": 2}])
+def test_truncated_sampling_is_no_mismatch(build, mismatch, truncation):
+    built = build(training__mismatch=mismatch, warm_start__steps=0, **truncation)
+    trainer, state = trainer_of(built)
+    step, weights = trainer._step, []
+
+    def watched(state, batch, knobs):
+        weights.append(np.asarray(batch.sample_weight)[np.asarray(batch.layout.mask)])
+        return step(state, batch, knobs)
+
+    trainer._step = watched
+    _, scalars = trainer.iterate(state, built.prompt_stream(), 0)
+    np.testing.assert_allclose(np.concatenate(weights), 1, atol=1e-4)
+    assert scalars["mismatch/log_prob_abs_max"] < 1e-4
+    # What was left out is a number of its own; this policy is nearly uniform.
+    assert 0 < scalars["rollout/kept_mass/min"] < scalars["rollout/kept_mass/mean"] < 0.9
+
+
+def test_without_truncation_all_mass_is_kept(build):
+    trainer, state = trainer_of(build(warm_start__steps=0))
+    _, scalars = trainer.iterate(state, trainer.experiment.prompt_stream(), 0)
+    assert scalars["rollout/kept_mass/min"] == scalars["rollout/kept_mass/mean"] == 1
+
+
+def test_one_temperature_is_sampled_and_scored_with(build):
+    built = build(warm_start__steps=0)
+    knobs = built.knobs._replace(temperature=np.float32(0.6))
+    trainer, state = trainer_of(dataclasses.replace(built, knobs=knobs))
+    _, scalars = trainer.iterate(state, built.prompt_stream(), 0)
+    assert scalars["mismatch/log_prob_abs_max"] < 1e-4
+
+
 def test_a_group_of_one_learns_nothing(build):
     built = build(rollout__samples=1)
     trainer, state = trainer_of(built)
@@ -59,19 +170,18 @@ def test_a_group_of_one_learns_nothing(build):
     assert scalars["actor/grad_norm"] == 0 and scalars["frac_reward_zero_std"] == 1
 
 
-def test_shuffled_rewards_reach_the_updates_and_nothing_else(build, monkeypatch):
-    credited = []
-    estimate = advantages.ESTIMATORS["dr_grpo"]
-
-    def watched(reward, group_id, num_groups):
-        credited.append(np.asarray(reward))
-        return estimate(reward, group_id, num_groups)
-
-    monkeypatch.setitem(advantages.ESTIMATORS, "dr_grpo", watched)
-    scalars = []
+def test_shuffled_rewards_reach_the_updates_and_nothing_else(build):
+    credited, scalars = [], []
     for shuffle in (False, True, True):
         built = build(rollout__shuffle_rewards=shuffle, advantage="dr_grpo")
         trainer, state = trainer_of(built)
+        estimate = trainer._estimate
+
+        def watched(reward, *of, estimate=estimate):
+            credited.append(np.asarray(reward))
+            return estimate(reward, *of)
+
+        trainer._estimate = watched
         stream = built.prompt_stream()
         scalars.append(trainer.iterate(state, stream, 0)[1] | {"stream": stream.get_state()})
     true, shuffled, again = credited
@@ -86,6 +196,27 @@ def test_shuffled_rewards_reach_the_updates_and_nothing_else(build, monkeypatch)
     assert scalars[0]["actor/pg_loss"] != scalars[1]["actor/pg_loss"]
     later = shuffled_rewards(true, seed=0, iteration=1)
     assert not np.array_equal(later, shuffled)
+
+
+def test_the_curriculum_learns_the_true_pass_rates(build):
+    built = build(rollout__shuffle_rewards=True)
+    trainer, state = trainer_of(built)
+    sampler, drawn = trainer._sampler, []
+
+    class Watched:
+        read = staticmethod(sampler.read)
+
+        def __call__(self, *arguments, **options):
+            drawn.append(sampler(*arguments, **options))
+            return drawn[-1]
+
+    trainer._sampler = Watched()
+    stream = built.prompt_stream()
+    trainer.iterate(state, stream, 0)
+    seen, rewards = drawn[0].prompts.prompt_index, drawn[0].reward.reshape(-1, 4)
+    assert len(set(seen)) == len(seen) and np.ptp(rewards) > 0
+    np.testing.assert_allclose(stream.pass_rate[seen], rewards.mean(axis=1))
+    assert np.isnan(np.delete(stream.pass_rate, seen)).all()
 
 
 @pytest.mark.parametrize("mismatch", ["truncate", "mask"])

@@ -25,7 +25,14 @@ def gradient_of(batch, shape=(1, 1, 1), options=OPTIONS):
 
     @jax.jit
     def compute(params, batch, knobs):
-        forward = make_forward(CONFIG, device_mesh, batch.layout, knobs.temperature, options.chunk)
+        forward = make_forward(
+            CONFIG,
+            device_mesh,
+            batch.layout,
+            knobs.temperature,
+            options.chunk,
+            entropy_gradient=options.entropy_bonus,
+        )
         rows = (batch.tokens, batch.positions, batch.segment_ids)
         outputs, pullback = outputs_and_pullback(forward, params, rows, options.num_micro_batches)
         metrics, cotangents = objective_gradient(device_mesh, GATE, options, outputs, batch, knobs)

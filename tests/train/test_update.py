@@ -18,7 +18,8 @@ from fiberjax import gates
 from fiberjax.layout import make_layout, state_ids
 from fiberjax.parallel import mesh
 from fiberjax.parallel.shardings import state_shardings
-from fiberjax.policy import TransformerConfig, init, token_outputs
+from fiberjax.policy import TransformerConfig, chunked_token_outputs, init, token_outputs
+from fiberjax.train import forward
 from fiberjax.train.batch import Batch, batch_specs
 from fiberjax.train.update import Knobs, StepOptions, TrainState, make_step
 
@@ -133,7 +134,12 @@ def gradient_of(device_mesh, gate, params, batch, **options):
     """The gradient of the loss as one vector, and the metrics."""
     step, state, knobs = started(device_mesh, gate, params, **options)
     state, metrics = step(state, place(device_mesh, batch), knobs)
-    return flat(state.opt_state["gradient"]), jax.device_get(metrics)
+    return flat(state.opt_state["gradient"]), values(metrics)
+
+
+def values(metrics):
+    """The metrics of a step as numbers."""
+    return {name: float(of.value) for name, of in jax.device_get(metrics).items()}
 
 
 def place(device_mesh, batch):
@@ -204,7 +210,7 @@ def test_no_step_and_no_budget_compiles_again(device_mesh, params, gate):
         budgets = jax.tree.map(lambda b, factor=factor: (b * factor).astype(b.dtype), knobs.budgets)
         given, (state, metrics) = state, step(state, batch, knobs._replace(budgets=budgets))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.params))
-        losses.append(float(metrics["actor/pg_loss"]))
+        losses.append(values(metrics)["actor/pg_loss"])
     assert step._cache_size() == 1  # Also over the tests above that share the step.
     assert losses[0] != losses[-1]
     assert state.step == 4
@@ -253,7 +259,7 @@ def test_clip_fraction_rises_from_zero_with_the_policy(device_mesh, params):
         fractions = []
         for _ in range(3):
             state, metrics = step(state, place(device_mesh, batch), knobs)
-            fractions.append(float(metrics["actor/pg_clipfrac"]))
+            fractions.append(values(metrics)["actor/pg_clipfrac"])
         assert fractions[0] == 0 and fractions[-1] > 0, (gate, fractions)
 
 
@@ -266,14 +272,52 @@ def test_entropy_and_kl_terms_have_their_signs(device_mesh, params):
         step, state, knobs = started(device_mesh, "ppo", params, rate=0.5, **options)
         for _ in range(5):
             state, metrics = step(state, place(device_mesh, batch), knobs)
-        return metrics
+        return values(metrics)
 
     still = after()
     assert still["actor/grad_norm"] == 0
     assert after(entropy_bonus=True)["actor/entropy"] > still["actor/entropy"]
-    reference = after(kl_estimator="k2")["actor/kl_reference"]
-    _, first = gradient_of(device_mesh, "ppo", params, batch, kl_estimator="k2")
-    assert reference < first["actor/kl_reference"]
+    # Of these very tokens: weighed by their ratios they would estimate the policy's own KL.
+    penalty = {"kl_estimator": "k2", "kl_ratio_weight": False}
+    _, first = gradient_of(device_mesh, "ppo", params, batch, **penalty)
+    assert after(**penalty)["actor/kl_reference"] < first["actor/kl_reference"]
+
+
+def test_the_penalty_weighs_tokens_of_the_old_policy_by_their_ratio(device_mesh, params):
+    batch = dataclasses.replace(
+        make_batch(params), advantage=np.zeros((ROWS, COMPLETION), np.float32)
+    )
+    mask = batch.layout.mask
+
+    def penalty(params, weight):
+        log_prob_now = jnp.where(mask, log_prob(params, batch), 0)
+        reference = jnp.where(mask, batch.reference_log_prob, 0)
+        estimate = jnp.where(mask, weight * (log_prob_now - reference) ** 2 / 2, 0)
+        return 0.2 * jnp.mean(estimate.sum(axis=1) / mask.sum(axis=1))
+
+    ratio = jnp.exp(jnp.where(mask, log_prob(params, batch) - batch.old_log_prob, 0))
+    found = []
+    for weighted, weight in ((True, ratio), (False, jnp.ones_like(ratio))):
+        options = {"kl_estimator": "k2", "kl_ratio_weight": weighted}
+        got, _ = gradient_of(device_mesh, "ppo", params, batch, **options)
+        assert_same(got, flat(jax.grad(penalty)(params, weight)))
+        found.append(got)
+    assert np.abs(found[0] - found[1]).max() > 0.1 * np.abs(found[0]).max()
+
+
+def test_the_entropy_is_differentiated_for_a_bonus_only(device_mesh, params, monkeypatch):
+    asked = []
+
+    def watched(*arguments, entropy_gradient, **options):
+        asked.append(entropy_gradient)
+        return chunked_token_outputs(*arguments, entropy_gradient=entropy_gradient, **options)
+
+    monkeypatch.setattr(forward, "chunked_token_outputs", watched)
+    for bonus in (False, True):
+        asked.clear()
+        step, state, knobs = started(device_mesh, "ppo", params, entropy_bonus=bonus, chunk=5)
+        step.lower(state, place(device_mesh, make_batch(params)), knobs)
+        assert set(asked) == {bonus}
 
 
 def test_rows_that_do_not_divide_are_refused(device_mesh, params):
