@@ -6,7 +6,7 @@ A plugin is a file, or a module that Python finds, and defines one or more of th
 
     GATES       name -> gates.GateSpec, chosen by `config.gate.name`
     REWARDS     name -> (prompt, answer, completion) -> float, chosen by `config.tasks.verifier`
-    ESTIMATORS  name -> (reward [M], group_id [M], num_groups) -> advantage [M], chosen by
+    ESTIMATORS  name -> (reward [M], group_id [M], num_groups) -> advantage [M], compiled, chosen by
                 `config.advantage`
 
 It is ordinary code and is executed, once a process, under its own name. Nothing registers itself:

@@ -78,14 +78,16 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_exported(old, capsys, monkey
     assert iteration == 4 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+COURSE = ("reward/", "response_length/", "actor/grad_norm", "actor/update_norm")
+
+
 def assert_as_before(found, expected):
-    """What the old version's own program made of the whole run, but for rounding."""
+    """The course is what the old version's own program made of the whole run, but for rounding."""
     np.testing.assert_array_equal(found["step"], expected["step"])
-    for name in expected:
-        if not name.startswith(("timing/", "perf/")):
-            np.testing.assert_allclose(
-                found[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name
-            )
+    names = [name for name in expected if name.startswith(COURSE)]
+    assert len(names) > 8 and (expected["actor/grad_norm"] > 0.1).all()
+    for name in names:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, err_msg=name)
 
 
 def test_new_options_are_taken_as_they_were_and_said_in_one_line(old, capsys):
