@@ -1,8 +1,9 @@
 """An experiment: everything a config describes, built and validated before anything compiles."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -201,22 +202,15 @@ def from_config(
     options.check_keys(config, SECTIONS, "config")
     names = tuple(field.name for field in dataclasses.fields(options.Run))
     run = options.parse(options.Run, {name: config[name] for name in names}, "config")
-    loaded = plugins.load_all(run.plugins)
-    gate_table = plugins.merge(gate_table, loaded, "GATES")
-    reward_table = plugins.merge(reward_table, loaded, "REWARDS")
-    estimator_table = plugins.merge(estimator_table, loaded, "ESTIMATORS")
+    tables = _tables(run, gate_table, reward_table, estimator_table)
     tasks = options.parse(options.Tasks, config.tasks, "config.tasks")
     window = options.parse(options.Window, config.window, "config.window")
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
     training = options.parse(options.Training, config.training, "config.training")
-    if run.advantage not in estimator_table:
-        raise ValueError(
-            f"config.advantage must be one of {', '.join(estimator_table)}; got {run.advantage!r}"
-        )
     schedule, optimizer = _optimizer(config.optimizer, run.iterations, training)
     levels = check_names(run.levels)
     gate, budgets = gates.from_config(
-        config.gate, (TRAJECTORY, *(name for name, _ in levels)), table=gate_table
+        config.gate, (TRAJECTORY, *(name for name, _ in levels)), table=tables.gates
     )
     sizes = options.parse(options.Mesh, config.mesh, "config.mesh")
     device_mesh = mesh.make_mesh(dataclasses.asdict(sizes), devices)
@@ -228,12 +222,8 @@ def from_config(
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if warm_start.weights and load_data is None:
         check_weights(warm_start.weights, policy)
-    if load_data is None:
-        train, test = load_domains(
-            tasks, window, vocabulary, keep=columns_of(levels), verifiers=reward_table
-        )
-    else:
-        train, test = load_data(tasks, window, vocabulary)
+    load = functools.partial(load_domains, keep=columns_of(levels), verifiers=tables.rewards)
+    train, test = (load_data or load)(tasks, window, vocabulary)
     built = Experiment(
         seed=run.seed,
         iterations=run.iterations,
@@ -245,7 +235,7 @@ def from_config(
         curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
         evaluation=evaluation,
         checkpoint=options.parse(options.Checkpoint, config.checkpoint, "config.checkpoint"),
-        plugin_digests={plugin.name: plugin.digest for plugin in loaded},
+        plugin_digests=tables.digests,
         writers=run.writers,
         vocabulary=vocabulary,
         train=train,
@@ -260,22 +250,56 @@ def from_config(
             entropy_coefficient=np.float32(training.entropy_coefficient),
             kl_coefficient=np.float32(training.kl_coefficient),
         ),
-        estimate=estimator_table[run.advantage],
+        estimate=tables.estimators[run.advantage],
         schedule=schedule,
         optimizer=optimizer,
-        step=StepOptions(
-            weighting=training.weighting,
-            constant_length=window.completion,
-            kl_estimator=training.kl_estimator if training.kl_coefficient > 0 else None,
-            kl_ratio_weight=training.kl_ratio_weight,
-            entropy_bonus=training.entropy_coefficient != 0,
-            num_micro_batches=training.micro_batches,
-            chunk=training.chunk,
-        ),
+        step=_step_options(training, window),
     )
     if load_data is None:
         check_data(built)
     return built
+
+
+class _Tables(NamedTuple):
+    """What names in a config choose from, plugins included, and the plugins' digests."""
+
+    gates: Mapping[str, GateSpec]
+    rewards: Mapping[str, Verifier]
+    estimators: Mapping[str, Estimator]
+    digests: Mapping[str, str]
+
+
+def _tables(
+    run: options.Run,
+    gate_table: Mapping[str, GateSpec],
+    reward_table: Mapping[str, Verifier],
+    estimator_table: Mapping[str, Estimator],
+) -> _Tables:
+    loaded = plugins.load_all(run.plugins)
+    tables = _Tables(
+        gates=plugins.merge(gate_table, loaded, "GATES"),
+        rewards=plugins.merge(reward_table, loaded, "REWARDS"),
+        estimators=plugins.merge(estimator_table, loaded, "ESTIMATORS"),
+        digests={plugin.name: plugin.digest for plugin in loaded},
+    )
+    if run.advantage not in tables.estimators:
+        raise ValueError(
+            f"config.advantage must be one of {', '.join(tables.estimators)}; got {run.advantage!r}"
+        )
+    return tables
+
+
+def _step_options(training: options.Training, window: options.Window) -> StepOptions:
+    """What of the options is static in the compiled step."""
+    return StepOptions(
+        weighting=training.weighting,
+        constant_length=window.completion,
+        kl_estimator=training.kl_estimator if training.kl_coefficient > 0 else None,
+        kl_ratio_weight=training.kl_ratio_weight,
+        entropy_bonus=training.entropy_coefficient != 0,
+        num_micro_batches=training.micro_batches,
+        chunk=training.chunk,
+    )
 
 
 def _optimizer(
