@@ -217,7 +217,7 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
     assert len(read_metrics(tmp_path / "parts")["step"]) == 2
     monkeypatch.setattr(Trainer, "iterate", iterate)
     # What is in the checkpoint is not made again.
-    for name in ("initial_params", "evaluate", "profile"):
+    for name in ("starting_params", "evaluate", "profile"):
         monkeypatch.setattr(loop, name, None)
     remembered, parts = loop.train(built, tmp_path / "parts")
     np.testing.assert_equal(remembered.by_name, before.by_name)
@@ -298,10 +298,10 @@ def test_evaluation_names_the_domains_it_has(build, monkeypatch):
     built = build()
     _, *rest = built.test
     monkeypatch.setattr(Sampler, "__call__", fake_rollouts)
-    scores = evaluation.evaluate(dataclasses.replace(built, test=tuple(rest)), None, "held out")
-    assert set(scores.domain) == {0, 1}
-    np.testing.assert_array_equal(scores.by_name["mean@2"], 1)
-    assert len(scores.domain) == 2 * 4
+    measured = evaluation.evaluate(dataclasses.replace(built, test=tuple(rest)), None, "held out")
+    assert set(measured.domain) == {0, 1}
+    np.testing.assert_array_equal(measured.by_name["mean@2"], 1)
+    assert len(measured.domain) == 2 * 4
 
 
 def fake_rollouts(self, params, prompts, *, samples, stream, step):
