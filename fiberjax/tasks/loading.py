@@ -33,14 +33,11 @@ def make_vocabulary(tasks: options.Tasks) -> Vocabulary:
 
 
 def load_domains(
-    tasks: options.Tasks,
-    window: options.Window,
-    vocabulary: Vocabulary,
-    keep: Sequence[str] = (),
+    tasks: options.Tasks, *, keep: Sequence[str] = ()
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
     """The training and held-out domains, in one order; `keep` names further columns of a file."""
     if tasks.file:
-        return _load_file(tasks, window, vocabulary, keep)
+        return _load_file(tasks, keep)
     knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
     difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
     if not knobs:
@@ -65,15 +62,24 @@ def named_domains(
     tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
     """The domains of a config without their examples, where their number is all that matters."""
+    del window, vocabulary
     if tasks.file:
-        return load_domains(tasks, window, vocabulary)
+        return load_domains(tasks)
     names = [name for name, knobs in tasks.domains.items() if knobs is not None]
     domains = tuple(Domain(name, (), lambda prompt, answer, completion: 0.0) for name in names)
     return domains, domains
 
 
+def no_domains(
+    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+    """No domain at all, where the policy is all that matters; reads nothing."""
+    del tasks, window, vocabulary
+    return (), ()
+
+
 def _load_file(
-    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary, keep: Sequence[str]
+    tasks: options.Tasks, keep: Sequence[str]
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
     """The domains of a user's file; those without held-out rows are trained on all the same."""
 
@@ -83,9 +89,8 @@ def _load_file(
             split=split,
             columns=tasks.columns,
             verifier=tasks.verifier,
-            vocabulary=vocabulary,
-            max_prompt_tokens=window.prompt,
             keep=keep,
+            pass_threshold=tasks.pass_threshold,
         )
 
     if tasks.test_file:
