@@ -35,8 +35,8 @@ def main(argv: list[str]) -> None:
     try:
         config = ConfigDict(json.loads((workdir / "config.json").read_text()))
         config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
-        # The policy's shape is all that is needed; no data set is built.
-        built = experiment.from_config(config, jax.devices()[:1], loading.named_domains)
+        # The policy's shape is all that is needed; no data set is built, no file of prompts read.
+        built = experiment.from_config(config, jax.devices()[:1], loading.no_domains)
         iteration, params = loop.newest_params(built, workdir)
         weights.save(OUTPUT.value, built.policy, params, dtype=DTYPE.value)
     except (OSError, ValueError) as error:
