@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fiberjax.gates.aggregate import clip, rollback
-from fiberjax.gates.hierarchy import fgh
+from fiberjax.gates.hierarchy import Hierarchy, fgh
 from fiberjax.layout import make_layout
 
 LEVELS = ("trajectory", "group", "domain")
@@ -91,7 +91,8 @@ def gradient(form: str):
         if form == "plain":
             gated = plain(log_ratio, layout, budgets)
         else:
-            gated = fgh(log_ratio, advantage, layout, budgets=budgets, epsilon=EPSILON)
+            hierarchy = Hierarchy(budgets=budgets, epsilon=EPSILON)
+            gated = fgh(log_ratio, advantage, layout, hierarchy)
         return jnp.sum(gated * advantage)
 
     return jax.jit(jax.grad(total))

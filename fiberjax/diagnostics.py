@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from fiberjax import objective
-from fiberjax.gates import aggregate, hierarchy
-from fiberjax.gates.channels import prepare
+from fiberjax.gates import aggregate
 from fiberjax.gates.config import Budgets, Gate
+from fiberjax.gates.hierarchy import Gating
 from fiberjax.layout import TRAJECTORY, Layout
 from fiberjax.objective import Max, Mean, Min, Reduction, Sum
 
@@ -54,8 +54,9 @@ def gate_metrics(
         metrics[f"gate/clip_fraction/{level}"] = _token_mean(mask, layout)
         changed |= mask
     metrics["actor/pg_clipfrac"] = _token_mean(changed, layout)
-    if gate.spec.gate is hierarchy.fgh:
-        metrics |= hierarchy_metrics(gate, log_ratio, advantage, layout, budgets)
+    state = gate.inspect(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
+    if state is not None:
+        metrics |= hierarchy_metrics(state)
     return metrics
 
 
@@ -71,7 +72,9 @@ def ratio_metrics(log_ratio: jax.Array, layout: Layout) -> dict[str, Reduction]:
       k3 of KL(old ‖ current), nats a token; `gate/log_ratio_non_finite`, the number of real tokens
       whose log ratio is NaN or infinite, which no gate hides.
     """
-    log_ratio, _ = prepare(log_ratio, log_ratio, layout.mask)
+    # As it comes, unlike what gates compute with: infinities are to be seen.
+    dtype = jnp.promote_types(log_ratio.dtype, jnp.float32)
+    log_ratio = jnp.where(layout.mask, log_ratio.astype(dtype), 0)
     ratio = jnp.exp(log_ratio)
     return {
         "is_ratio/mean": _token_mean(ratio, layout),
@@ -85,12 +88,11 @@ def ratio_metrics(log_ratio: jax.Array, layout: Layout) -> dict[str, Reduction]:
     }
 
 
-def hierarchy_metrics(
-    gate: Gate, log_ratio: jax.Array, advantage: jax.Array, layout: Layout, budgets: Budgets
-) -> dict[str, Reduction]:
+def hierarchy_metrics(state: Gating) -> dict[str, Reduction]:
     """Channels, fibers and regimes of a hierarchy; a dict of metrics.
 
-    Arguments as `gate_metrics`.
+    Args:
+      state: what it decided, of `hierarchy.inspect` or a gate's own.
 
     Returns:
       For each gated level `gate/channel/<level>/plus` and `minus`, the mean drift of its cells,
@@ -98,8 +100,6 @@ def hierarchy_metrics(
       trajectories (or of the finest cells, where trajectories are not gated) in each global and
       local regime.
     """
-    arguments = {name: budgets[name] for name in gate.spec.budgets} | dict(gate.options)
-    state = hierarchy.inspect(log_ratio, advantage, layout, **arguments)
     layout = state.layout
     metrics: dict[str, Reduction] = {}
     for k, level in enumerate(layout.levels):
@@ -110,9 +110,11 @@ def hierarchy_metrics(
 
     level = TRAJECTORY if TRAJECTORY in layout.levels else layout.levels[0]
     k = layout.index(level)
-    held = dict(gate.options)["base_gate"] == "hold"
     regime = global_regime(
-        state.tower.residual[k], state.budgets[k], state.tower.size[k], hold=held
+        state.tower.residual[k],
+        state.budgets[k],
+        state.tower.size[k],
+        hold=state.base_gate == "hold",
     )
     for index, name in enumerate(GLOBAL_REGIMES):
         metrics[f"gate/regime/{name}"] = _cell_mean(regime == index, layout, level)

@@ -8,6 +8,10 @@ With `q = log π_ref − log π_θ` of a token sampled from `π_θ`, three estim
 
 A number to log and a term to differentiate are therefore two things: `VALUES` holds the first,
 `LOSSES` the second, where every estimator keeps its value and takes the right gradient.
+
+All this holds for tokens of the current policy. A batch is sampled by the old one, and from the
+second update on the two differ; a token of the old policy must be weighed by `π_θ/π_old` or the
+gradient is that of no KL: at half a nat of drift, wrong by more than half its length.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +20,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from fiberjax.segments import safe_exp
+
 Estimate = Callable[[jax.Array, jax.Array], jax.Array]
 """`(log_prob, reference_log_prob) -> nats`, all of one shape."""
+
+Loss = Callable[..., jax.Array]
+"""`(log_prob, reference_log_prob, log_ratio=None) -> nats`, all of one shape."""
 
 
 def k1(log_prob: jax.Array, reference_log_prob: jax.Array) -> jax.Array:
@@ -41,25 +50,41 @@ def k3(log_prob: jax.Array, reference_log_prob: jax.Array) -> jax.Array:
     return jnp.expm1(q) - q
 
 
-def loss(estimate: Estimate) -> Estimate:
-    """The estimate with the gradient of k2; a function of the same arguments.
+def loss(estimate: Estimate) -> Loss:
+    """The estimate with the gradient of k2, weighed by the ratio; a `Loss`.
 
-    `E[∇ k2] = E[(log π_θ − log π_ref) ∇ log π_θ] = ∇ KL(π_θ ‖ π_ref)`, for tokens sampled from
-    `π_θ`.
+        w · estimate,   w = sg(π_θ/π_old) = sg(e^ℓ),   1 without log ratios
+
+    `E_θ[∇ k2] = E_θ[(log π_θ − log π_ref) ∇ log π_θ] = ∇ KL(π_θ ‖ π_ref)`, and `E_θ` is `E_old`
+    weighed by `w`. The function takes
+
+      log_prob: float[...], nats; the tokens under the current policy.
+      reference_log_prob: float of the same shape, nats.
+      log_ratio: float of the same shape, nats: `log π_θ − log π_old` of tokens sampled from
+        `π_old`; None for tokens sampled from `π_θ`.
+
+    and gives the weighed estimates. Value (of k1 and k3) and gradient are unbiased. The weight is a
+    constant in the gradient and has no cap, for any would bring the bias back; where it overflows
+    it is the largest finite number. Padding must be masked in all three.
     """
 
-    def with_gradient(log_prob: jax.Array, reference_log_prob: jax.Array) -> jax.Array:
+    def weighed(
+        log_prob: jax.Array, reference_log_prob: jax.Array, log_ratio: jax.Array | None = None
+    ) -> jax.Array:
         right = k2(log_prob, reference_log_prob)
         value = estimate(log_prob, reference_log_prob)
-        return jax.lax.stop_gradient(value - right) + right
+        value = jax.lax.stop_gradient(value - right) + right
+        if log_ratio is None:
+            return value
+        return jax.lax.stop_gradient(safe_exp(_wide(log_ratio))) * value
 
-    return with_gradient
+    return weighed
 
 
 VALUES: Mapping[str, Estimate] = {"k1": k1, "k2": k2, "k3": k3}
 """Estimates to log."""
 
-LOSSES: Mapping[str, Estimate] = {"k1": loss(k1), "k2": k2, "k3": loss(k3)}
+LOSSES: Mapping[str, Loss] = {"k1": loss(k1), "k2": loss(k2), "k3": loss(k3)}
 """Estimates to differentiate: the value of each, with the gradient of k2."""
 
 

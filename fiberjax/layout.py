@@ -18,6 +18,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -387,30 +388,57 @@ def state_ids(
     [[0, 1, 2], [0, 1, 3]]
     """
     tokens, mask = np.asarray(tokens), np.asarray(mask, bool)
-    ids = np.full(tokens.size, -1, np.int32)
+    # Lists: reading an array's numbers one by one takes most of the time.
+    drawn = tokens[mask].tolist()
+    trajectories = np.asarray(trajectory_id)[mask].tolist()
+    prompts = np.asarray(prompt_id).tolist()
     # A trie of states: a state is its parent's number and the token that led on from there.
     roots: dict[int, int] = {}
     children: dict[tuple[int, int], int] = {}
     here: dict[int, int] = {}
+    states = np.empty(len(drawn), np.int32)
     count = 0
-    for position in np.flatnonzero(mask.ravel()):
-        trajectory = int(np.ravel(trajectory_id)[position])
+    for position, (trajectory, token) in enumerate(zip(trajectories, drawn, strict=True)):
         if trajectory not in here:
-            prompt = int(prompt_id[trajectory])
+            prompt = prompts[trajectory]
             if prompt not in roots:
                 roots[prompt] = count
                 count += 1
             here[trajectory] = roots[prompt]
         state = here[trajectory]
-        ids[position] = state
-        step = (state, int(tokens.ravel()[position]))
+        states[position] = state
+        step = (state, token)
         if step not in children:
             children[step] = count
             count += 1
         here[trajectory] = children[step]
-    _, dense = np.unique(ids[ids >= 0], return_inverse=True)
-    ids[ids >= 0] = dense
-    return ids.reshape(tokens.shape)
+    ids = np.full(tokens.shape, -1, np.int32)
+    ids[mask] = np.unique(states, return_inverse=True)[1]
+    return ids
+
+
+def assert_tokens(arrays: Mapping[str, jax.Array | None], mask: jax.Array) -> None:
+    """Asserts, while tracing, that arrays hold one value a token and would not be broadcast.
+
+    Shapes are all that is seen: with as many rows as columns, a transposed array passes.
+
+    Args:
+      arrays: by the name of the argument; None where a gate was given none.
+      mask: bool[...], of the layout.
+
+    Raises:
+      AssertionError: naming the argument, its shape and the mask's.
+    """
+    for name, array in arrays.items():
+        if array is not None:
+            chex.assert_shape(
+                array,
+                jnp.shape(mask),
+                custom_message=(
+                    f"{name} has shape {jnp.shape(array)}; expected one value a token, the shape "
+                    f"{jnp.shape(mask)} of the layout's mask"
+                ),
+            )
 
 
 def _by_block(cell_id: np.ndarray, padding: int, block_size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fiberjax import segments
-from fiberjax.layout import TRAJECTORY, Layout
+from fiberjax.layout import TRAJECTORY, Layout, assert_tokens
 
 WEIGHTINGS = ("trajectory", "token", "constant")
 """How tokens weigh: trajectories equally, tokens equally, or a sum over a constant length."""
@@ -120,6 +120,7 @@ def mean(
       Total and count over the tokens at hand, float32 or wider; the gradient of the total at a
       token is its weight, exactly 0 at padding.
     """
+    assert_tokens({"values": values}, layout.mask)
     dtype = jnp.promote_types(values.dtype, jnp.float32)
     weight, counting = token_weight(layout, weighting, constant_length=constant_length, dtype=dtype)
     values = jnp.where(layout.mask, values.astype(dtype), 0)
@@ -146,9 +147,13 @@ def surrogate(
     Returns:
       Total and count over the tokens at hand; see `mean`.
 
+    Raises:
+      AssertionError: while tracing, shapes differ from that of the layout's mask.
+
     References:
       FPO, arXiv 2603.08239, section 3.1, the Ratio Gating Formalism.
     """
+    assert_tokens({"gated_ratio": gated_ratio, "advantage": advantage}, layout.mask)
     # Both are masked before they meet: padding may hold infinities, and `inf · 0` is NaN.
     gated_ratio = jnp.where(layout.mask, gated_ratio, 0)
     advantage = jnp.where(layout.mask, lax.stop_gradient(advantage), 0)

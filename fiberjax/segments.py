@@ -142,6 +142,35 @@ def segment_max(values: jax.Array, ids: jax.Array, num_segments: int) -> jax.Arr
     return jnp.where(jnp.isneginf(largest), 0, largest)
 
 
+@jax.custom_jvp
+def safe_exp(values: jax.Array) -> jax.Array:
+    """`exp x`, the largest finite number where that overflows; same shape.
+
+    A gate often computes a ratio and rejects it, or weighs it by an advantage of 0. Zero times a
+    finite number is 0, in value and in gradient; zero times infinity would be NaN.
+
+    Args:
+      values: float[...]; ±inf too, and NaN stays NaN.
+
+    Returns:
+      float[...] of the same dtype; the gradient is the value, as that of `exp` is.
+
+    >>> value, slope = jax.value_and_grad(lambda x: 0 * safe_exp(x))(100.0)
+    >>> float(value), float(slope)
+    (0.0, 0.0)
+    """
+    return jnp.minimum(jnp.exp(values), jnp.finfo(values.dtype).max)
+
+
+@safe_exp.defjvp
+def _safe_exp_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Value and directional derivative of `safe_exp`."""
+    value = safe_exp(*primals)
+    return value, value * tangents[0]
+
+
 def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """Divides, with 0 where the denominator is 0, in value and in gradient; same shape."""
     zero = denominator == 0

@@ -5,7 +5,7 @@ two policies in the worst state and `ε` the largest advantage, and a surrogate 
 at most `2 α ε/(1 − γ)`. Every radius below which something is guaranteed goes to 0 as γ goes to 1:
 undiscounted, nothing but the old policy is left. In an episodic problem of horizon H at γ = 1 the
 same argument leaves `1/(H − 1)`, 1.2e-4 for 8192 tokens (our derivation from TRPO's Theorem 1 and
-its finite-horizon form). Radii are capped at 1, the largest total variation.
+its finite-horizon form). Radii of total variation are capped at 1, its largest value.
 
     tv_limit    above it nothing is guaranteed
     tv_radius   where the guarantee is largest
@@ -60,15 +60,19 @@ def horizon_tv_radius(horizon: ArrayLike) -> jax.Array:
 
 
 def kl_from_tv(tv: ArrayLike) -> jax.Array:
-    """The KL radius that keeps a total variation, `2α²` nats, capped at 1; same shape.
+    """The KL radius that keeps a total variation, `2α²` nats; same shape.
 
     Args:
       tv: float[...], a total variation in [0, 1].
 
     Returns:
-      By Pinsker's inequality `α² ≤ KL/2`: a policy within it is within `α`.
+      By Pinsker's inequality `α² ≤ KL/2`: a policy within it is within `α`. A KL has no largest
+      value, so nothing caps it.
+
+    >>> float(kl_from_tv(1.0))
+    2.0
     """
-    return jnp.minimum(2 * jnp.asarray(tv) ** 2, 1)
+    return 2 * jnp.asarray(tv) ** 2
 
 
 def guarantee(tv: ArrayLike, discount: ArrayLike, advantage_bound: ArrayLike) -> jax.Array:

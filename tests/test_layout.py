@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fiberjax import segments
-from fiberjax.layout import make_layout, row_layout
+from fiberjax.layout import make_layout, row_layout, state_ids
 
 GROUP, DOMAIN = np.array([0, 0, 1, -1]), np.array([1, 0])
 MASK = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0]], bool)
@@ -86,6 +86,52 @@ REFUSALS = {
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_layout(**arguments)
+
+
+def states_by_prefix(tokens, mask, prompt_id, trajectory_id):
+    """States as prompts and prefixes, numbered in the order in which one is first led to."""
+    number, prefixes, state = {}, {}, np.full(tokens.shape, -1)
+    for at in zip(*np.nonzero(mask), strict=True):
+        trajectory = trajectory_id[at]
+        prompt, prefix = prompt_id[trajectory], prefixes.get(trajectory, ())
+        prefixes[trajectory] = (*prefix, tokens[at])
+        state[at] = number.setdefault((prompt, prefix), len(number))
+        number.setdefault((prompt, prefixes[trajectory]), len(number))
+    state[mask] = np.unique(state[mask], return_inverse=True)[1]
+    return state
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "vocab"), [(6, 5, 2), (12, 9, 3), (40, 120, 2), (3, 4, 1)]
+)
+def test_states_are_prompts_and_prefixes(rows, columns, vocab):
+    rng = np.random.default_rng(rows * columns)
+    for masked in (0.0, 0.3, 1.0):
+        tokens = rng.integers(vocab, size=(rows, columns))
+        mask = rng.random((rows, columns)) >= masked
+        prompt = rng.integers(3, size=rows)
+        row = np.broadcast_to(np.arange(rows)[:, None], tokens.shape)
+        packed = np.sort(rng.integers(rows, size=tokens.shape), axis=1)
+        # One trajectory a row; several in a row; tokens of all trajectories in turn.
+        for case in (
+            (tokens, mask, prompt, row),
+            (tokens, mask, prompt, packed),
+            (tokens.ravel(), mask.ravel(), prompt, rng.permutation(row.ravel())),
+        ):
+            found = state_ids(*case)
+            np.testing.assert_array_equal(found, states_by_prefix(*case))
+            assert found.dtype == np.int32 and found.shape == case[0].shape
+
+
+def test_states_of_a_whole_batch_of_long_answers():
+    """Of a size at which work that grows with the square of the tokens would not end."""
+    prompts, samples, length = 32, 8, 3_072
+    tokens = np.tile(np.arange(length) % 7, (prompts * samples, 1))
+    row = np.arange(prompts * samples)
+    trajectory = np.broadcast_to(row[:, None], tokens.shape)
+    found = state_ids(tokens, tokens >= 0, row // samples, trajectory)
+    want = np.arange(prompts * length).reshape(prompts, length).repeat(samples, axis=0)
+    np.testing.assert_array_equal(found, want)
 
 
 def test_padding_ids_never_wrap_or_clamp():

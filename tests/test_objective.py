@@ -68,3 +68,12 @@ def test_metrics_join_over_micro_batches_and_devices(devices):
     with pytest.raises(ValueError, match=r"two kinds"):
         objective.add(Sum(values), Max(values))
     assert Mean(jnp.float32(0), jnp.float32(0)).value == 0
+
+
+def test_what_would_be_broadcast_is_refused():
+    layout = make_layout(np.ones((3, 3), bool))
+    ratio, advantage = np.ones((3, 3), np.float32), np.ones(3, np.float32)
+    with pytest.raises(AssertionError, match=r"advantage has shape \(3,\); expected one value a"):
+        objective.surrogate(ratio, advantage, layout)
+    with pytest.raises(AssertionError, match=r"values has shape \(3, 1\)"):
+        objective.mean(ratio[:, :1], layout, weighting="token")

@@ -30,8 +30,7 @@ def test_radii_against_the_guarantee(discount):
     np.testing.assert_allclose(guaranteed[-1], 0, atol=1e-9)
     assert np.all(guaranteed[1:-1] > 0)
     rest = 1 - discount
-    if limit < 0.7:
-        np.testing.assert_allclose(trust_region.kl_from_tv(limit), rest**2 / (2 * discount**2))
+    np.testing.assert_allclose(trust_region.kl_from_tv(limit), rest**2 / (2 * discount**2))
     np.testing.assert_allclose(trust_region.kl_from_tv(radius), rest**2 / (8 * discount**2))
 
 
@@ -44,6 +43,11 @@ def test_radii_vanish_undiscounted_but_not_the_guarantee():
     np.testing.assert_allclose(
         trust_region.guarantee(trust_region.tv_radius(near), near, 1.0), 0.25, rtol=1e-6
     )
+
+
+def test_total_variations_are_capped_at_one_and_kls_are_not():
+    assert trust_region.tv_limit(0.1) == trust_region.tv_radius(0.1) == 1
+    np.testing.assert_allclose(trust_region.kl_from_tv(jnp.array([0.8, 1.0])), [1.28, 2.0])
 
 
 def test_radii_over_a_horizon():

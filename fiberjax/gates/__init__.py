@@ -4,7 +4,8 @@ Every gate is a pure function
 
     gate(log_ratio, advantage, layout, *, budgets and options) -> gated_ratio
 
-of arrays `[B, T]` or `[N]`; those of DPPO also take `old_log_prob`. Read them in this order:
+of arrays `[B, T]` or `[N]`; those of DPPO also take `old_log_prob`, and a hierarchy's budgets and
+options are one value, a `Hierarchy`. Read them in this order:
 
     channels    what gates compute with
     tokenwise   PPO and its kin
@@ -75,6 +76,9 @@ _HIERARCHY = GateSpec(
         "variant": Option("published", bundle.VARIANTS),
         "base_gate": Option("rollback", tuple(aggregate.BASE_GATES)),
     },
+    dual_clip_past=True,
+    settings=hierarchy.Hierarchy,
+    inspect=hierarchy.inspect,
 )
 
 GATES: Mapping[str, GateSpec] = {

@@ -24,6 +24,7 @@ from fiberjax import segments
 from fiberjax.gates import aggregate
 from fiberjax.gates.channels import prepare
 from fiberjax.layout import STATE, Layout
+from fiberjax.segments import safe_exp
 
 FORMS = ("ratio", "log")
 
@@ -62,7 +63,7 @@ def apc(
     """
     deviation, bound = _bounds(log_ratio, advantage, layout, delta, level, form)
     gated = aggregate.clip(deviation, bound)
-    return jnp.where(layout.mask, jnp.exp(gated) if form == "log" else 1 + gated, 1)
+    return jnp.where(layout.mask, safe_exp(gated) if form == "log" else 1 + gated, 1)
 
 
 def clipped(
@@ -91,7 +92,7 @@ def _bounds(
     if form not in FORMS:
         raise ValueError(f"form {form!r} does not exist; choose from {FORMS}")
     log_ratio, _ = prepare(log_ratio, advantage, layout.mask)
-    deviation = log_ratio if form == "log" else jnp.exp(log_ratio) - 1
+    deviation = log_ratio if form == "log" else safe_exp(log_ratio) - 1
     magnitude = jnp.abs(deviation)
     if level == STATE:
         if layout.state_id is None:

@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from fiberjax.layout import assert_tokens
+
 PLUS, MINUS = 0, 1
+
+LARGEST = 1e18
+"""Nats. Log ratios beyond, infinite ones too, are taken as this far out: `∞ − ∞` is NaN."""
 
 
 def prepare(
@@ -26,13 +31,32 @@ def prepare(
       mask: bool[...], True at real tokens.
 
     Returns:
-      Both in float32 or wider, and exactly 0 at padding, so that nothing there is ever seen. The
-      gradient is 1 at real tokens, 0 at padding; advantages are constants.
+      Both in float32 or wider, and exactly 0 at padding, so that nothing there is ever seen. Log
+      ratios are within ±`LARGEST`; NaN stays NaN. The gradient is 1 at real tokens, 0 at padding;
+      advantages are constants.
+
+    Raises:
+      AssertionError: shapes differ (see `assert_tokens`).
     """
+    assert_tokens({"log_ratio": log_ratio, "advantage": advantage}, mask)
     dtype = jnp.promote_types(log_ratio.dtype, jnp.float32)
-    log_ratio = jnp.where(mask, log_ratio.astype(dtype), 0)
+    log_ratio = _finite(jnp.where(mask, log_ratio.astype(dtype), 0))
     advantage = jnp.where(mask, jax.lax.stop_gradient(advantage).astype(dtype), 0)
     return log_ratio, advantage
+
+
+@jax.custom_jvp
+def _finite(log_ratio: jax.Array) -> jax.Array:
+    """The log ratio within ±`LARGEST`, with gradient 1 also beyond; same shape."""
+    return jnp.clip(log_ratio, -LARGEST, LARGEST)
+
+
+@_finite.defjvp
+def _finite_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Value and directional derivative of `_finite`."""
+    return _finite(*primals), tangents[0]
 
 
 def channel(log_ratio: jax.Array) -> jax.Array:
@@ -45,6 +69,6 @@ def sign(log_ratio: jax.Array) -> jax.Array:
     return jnp.where(log_ratio < 0, -1.0, 1.0).astype(log_ratio.dtype)
 
 
-def per_channel(budget: ArrayLike, dtype: jnp.dtype) -> jax.Array:
+def per_channel(budget: ArrayLike | tuple[ArrayLike, ...], dtype: jnp.dtype) -> jax.Array:
     """A budget as a pair `[2]`, plus and minus; one number stands for both."""
     return jnp.broadcast_to(jnp.asarray(budget, dtype).reshape(-1), (2,))

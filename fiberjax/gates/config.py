@@ -16,7 +16,8 @@ import numpy as np
 
 from fiberjax.gates import compose
 from fiberjax.gates.channels import prepare
-from fiberjax.layout import STATE, Layout
+from fiberjax.gates.hierarchy import Gating
+from fiberjax.layout import STATE, Layout, assert_tokens
 
 Budgets = dict[str, Any]
 """The traced numbers of a gate by name; `budgets` of a hierarchy is a dict by level."""
@@ -53,7 +54,8 @@ class GateSpec:
     """An entry of the name table.
 
     Attributes:
-      gate: `(log_ratio, advantage, layout, *, budgets and options) -> gated_ratio`.
+      gate: `(log_ratio, advantage, layout, *, budgets and options) -> gated_ratio`; where the entry
+        has `settings`, `(log_ratio, advantage, layout, settings) -> gated_ratio`.
       limit: `(log_ratio, advantage, layout, *, limit_options) -> gated_ratio`: the same gate with
         infinite budgets.
       clipped: as `gate`, giving a dict from level to bool[tokens]: where the level's gate makes a
@@ -65,7 +67,13 @@ class GateSpec:
         composition, dual clip or recovery.
       needs_old_log_prob: the gate reads `old_log_prob`, the log-probability of each token under the
         sampling policy.
+      dual_clip_past: the dual clip goes past the gate (`compose.dual_clip_past`) instead of
+        bounding what it gives (`compose.dual_clip`).
       depth: the number of levels of a hierarchy; None for any.
+      settings: makes one value of the budgets and options, for gates whose functions share many.
+        `gate`, `clipped` and `inspect` then take it after the layout.
+      inspect: as `gate`, giving a `Gating`, whose channels and regimes are then logged;
+        None for a gate without levels.
     """
 
     gate: Callable[..., jax.Array]
@@ -76,7 +84,10 @@ class GateSpec:
     limit_options: tuple[str, ...] = ()
     score_weight: bool = False
     needs_old_log_prob: bool = False
+    dual_clip_past: bool = False
     depth: int | None = None
+    settings: Callable[..., Any] | None = None
+    inspect: Callable[..., Gating] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +127,13 @@ class Gate:
           old_log_prob: float of the same shape, nats; needed by gates that say so.
 
         Returns:
-          The gated ratio, differentiable in `log_ratio`.
+          The gated ratio, differentiable in `log_ratio`. The gates of `GATES` give finite numbers
+          unless a log ratio is NaN.
+
+        Raises:
+          AssertionError: while tracing, shapes differ from that of the layout's mask.
         """
-        gated = self.spec.gate(
-            log_ratio, advantage, layout, **self._arguments(budgets, old_log_prob)
-        )
+        gated = self._call(self.spec.gate, log_ratio, advantage, layout, budgets, old_log_prob)
         dual = budgets.get("dual_clip")
         if not self.pessimistic and not self.recovery and dual is None:
             return gated
@@ -129,13 +142,17 @@ class Gate:
         if self.pessimistic:
             gated = compose.pessimistic(gated, limit, advantage)
         if dual is not None:
-            gated = compose.dual_clip(gated, limit, advantage, dual)
+            if self.spec.dual_clip_past:
+                gated = compose.dual_clip_past(gated, limit, advantage, dual)
+            else:
+                gated = compose.dual_clip(gated, advantage, dual)
         if self.recovery:
             gated = compose.recovery(gated, limit, advantage)
         return gated
 
     def limit(self, log_ratio: jax.Array, layout: Layout) -> jax.Array:
         """The gate with infinite budgets; the shape of the log ratios."""
+        assert_tokens({"log_ratio": log_ratio}, layout.mask)
         options = {name: value for name, value in self.options if name in self.spec.limit_options}
         return self.spec.limit(log_ratio, jnp.zeros_like(log_ratio), layout, **options)
 
@@ -153,34 +170,64 @@ class Gate:
         A token that the pessimistic composition or the recovery hands to the limit is not clipped;
         one beyond the dual clip is, at "token".
         """
-        arguments = self._arguments(budgets, old_log_prob)
-        masks = self.spec.clipped(log_ratio, advantage, layout, **arguments)
-        dual = budgets.get("dual_clip")
+        spec, dual = self.spec, budgets.get("dual_clip")
+        masks = self._call(spec.clipped, log_ratio, advantage, layout, budgets, old_log_prob)
         if not self.pessimistic and not self.recovery and dual is None:
             return masks
-        gated = self.spec.gate(log_ratio, advantage, layout, **arguments)
+        gated = self._call(spec.gate, log_ratio, advantage, layout, budgets, old_log_prob)
         limit = self.limit(log_ratio, layout)
         _, advantage = prepare(log_ratio, advantage, layout.mask)
-        free = jnp.zeros_like(layout.mask)
+        free = bound = jnp.zeros_like(layout.mask)
         if self.pessimistic:
             free = compose.prefers_limit(gated, limit, advantage)
+            gated = jnp.where(free, limit, gated)
+        if dual is not None and spec.dual_clip_past:
+            free |= compose.past_region(limit, advantage)
+            gated = jnp.where(free, limit, gated)
+        if dual is not None:
+            bound = compose.dual_binds(gated, advantage, dual) & layout.mask
+            if spec.dual_clip_past:
+                bound &= free
         if self.recovery:
             free |= compose.recovery_region(limit, advantage)
-        if dual is not None:
-            region = compose.dual_region(limit, advantage)
-            masks = {level: mask & ~(free | region) for level, mask in masks.items()}
-            finest = "token" if "token" in masks else next(iter(masks))
-            return {**masks, finest: masks[finest] | (region & (limit > dual) & layout.mask)}
-        return {level: mask & ~free for level, mask in masks.items()}
+        masks = {level: mask & ~free for level, mask in masks.items()}
+        finest = "token" if "token" in masks else next(iter(masks))
+        return {**masks, finest: masks[finest] | bound}
 
-    def _arguments(self, budgets: Budgets, old_log_prob: jax.Array | None) -> dict[str, Any]:
-        """The keyword arguments of the gate's function."""
+    def inspect(
+        self,
+        log_ratio: jax.Array,
+        advantage: jax.Array,
+        layout: Layout,
+        budgets: Budgets,
+        *,
+        old_log_prob: jax.Array | None = None,
+    ) -> Gating | None:
+        """What a hierarchy decided, a `Gating`; None for a gate without levels."""
+        if self.spec.inspect is None:
+            return None
+        return self._call(self.spec.inspect, log_ratio, advantage, layout, budgets, old_log_prob)
+
+    def _call(
+        self,
+        function: Callable[..., Any],
+        log_ratio: jax.Array,
+        advantage: jax.Array,
+        layout: Layout,
+        budgets: Budgets,
+        old_log_prob: jax.Array | None,
+    ) -> Any:
+        """One of the entry's functions, given the budgets and options in the form it takes."""
         arguments = {name: budgets[name] for name in self.spec.budgets} | dict(self.options)
         if self.spec.needs_old_log_prob:
             if old_log_prob is None:
                 raise ValueError(f"gate {self.name!r} needs old_log_prob")
             arguments["old_log_prob"] = old_log_prob
-        return arguments
+        tokens = {"log_ratio": log_ratio, "advantage": advantage}
+        assert_tokens({**tokens, "old_log_prob": old_log_prob}, layout.mask)
+        if self.spec.settings is not None:
+            return function(log_ratio, advantage, layout, self.spec.settings(**arguments))
+        return function(log_ratio, advantage, layout, **arguments)
 
 
 COMMON = ("name", "pessimistic", "dual_clip", "recovery")

@@ -22,23 +22,54 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fiberjax.gates import bundle
+from fiberjax.gates import aggregate, bundle
 from fiberjax.gates.aggregate import clip
 from fiberjax.gates.channels import channel, per_channel, prepare, sign
 from fiberjax.layout import Layout
-from fiberjax.segments import class_spread
+from fiberjax.segments import class_spread, safe_exp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hierarchy:
+    """The levels of a hierarchy and their budgets: a pytree of these, the rest is static.
+
+    A jitted function takes it like any array: other numbers never retrace, another structure does.
+
+    Attributes:
+      budgets: for each gated level its budget in nats: one number, or plus and minus. Levels nest
+        in the layout's order; those without a budget are passed over.
+      epsilon: budget of a token's own drift, nats.
+      epsilon_negative: another such budget where the advantage is negative; None for the same.
+      variant: "published" or "exact" (see `bundle`). Static.
+      base_gate: "rollback" (published) or "hold". Static.
+
+    Raises:
+      ValueError: a variant or base gate that does not exist.
+
+    >>> options = Hierarchy(budgets={"trajectory": (0.11, 0.09), "group": 0.06}, epsilon=0.05)
+    >>> dataclasses.replace(options, variant="exact").variant, len(jax.tree.leaves(options))
+    ('exact', 4)
+    """
+
+    budgets: Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]]
+    epsilon: ArrayLike
+    epsilon_negative: ArrayLike | None = None
+    variant: str = dataclasses.field(default="published", metadata={"static": True})
+    base_gate: str = dataclasses.field(default="rollback", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        """Refuses what does not exist."""
+        for name, value, choices in (
+            ("variant", self.variant, bundle.VARIANTS),
+            ("base_gate", self.base_gate, tuple(aggregate.BASE_GATES)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} {value!r} does not exist; choose from {choices}")
 
 
 def fgh(
-    log_ratio: jax.Array,
-    advantage: jax.Array,
-    layout: Layout,
-    *,
-    budgets: Mapping[str, ArrayLike],
-    epsilon: ArrayLike,
-    epsilon_negative: ArrayLike | None = None,
-    variant: str = "published",
-    base_gate: str = "rollback",
+    log_ratio: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: Hierarchy
 ) -> jax.Array:
     """Fibration Gating Hierarchy over any nesting of cells; the shape of the log ratios.
 
@@ -55,12 +86,7 @@ def fgh(
       advantage: float of the same shape; read for its sign only, and only with
         `epsilon_negative`.
       layout: where the tokens stand.
-      budgets: for each gated level its budget in nats: one number, or plus and minus. Levels
-        nest in the layout's order; those without a budget are passed over. Traced.
-      epsilon: budget of a token's own drift, nats. Traced.
-      epsilon_negative: another such budget where the advantage is negative. Traced.
-      variant: static, "published" or "exact" (see `bundle`).
-      base_gate: static, "rollback" (published) or "hold".
+      hierarchy: levels, budgets and variant.
 
     Returns:
       The gated ratio, 1 at padding. `∂ log G/∂ℓ` is block-diagonal over the coarsest cells, the
@@ -72,30 +98,12 @@ def fgh(
     References:
       Fibration Policy Optimization, arXiv 2603.08239; FiberPO: arXiv 2604.03044, eqs. 1 to 5.
     """
-    state = inspect(
-        log_ratio,
-        advantage,
-        layout,
-        budgets=budgets,
-        epsilon=epsilon,
-        epsilon_negative=epsilon_negative,
-        variant=variant,
-        base_gate=base_gate,
-    )
-    return jnp.where(layout.mask, jnp.exp(state.log_gated), 1)
+    state = inspect(log_ratio, advantage, layout, hierarchy)
+    return jnp.where(layout.mask, safe_exp(state.log_gated), 1)
 
 
 def fiberpo(
-    log_ratio: jax.Array,
-    advantage: jax.Array,
-    layout: Layout,
-    *,
-    budget: ArrayLike,
-    epsilon: ArrayLike,
-    level: str = "trajectory",
-    epsilon_negative: ArrayLike | None = None,
-    variant: str = "published",
-    base_gate: str = "rollback",
+    log_ratio: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: Hierarchy
 ) -> jax.Array:
     """FiberPO, the hierarchy of one level; the shape of the log ratios.
 
@@ -105,29 +113,23 @@ def fiberpo(
       log_ratio: float[B, T] or [N], nats.
       advantage: float of the same shape (see `fgh`).
       layout: where the tokens stand.
-      budget: the trajectory's budget in nats, one number, or plus and minus. Traced.
-      epsilon: budget of a token's own drift, nats. Traced.
-      level: static, the level whose cells are gated.
-      epsilon_negative: another token budget where the advantage is negative. Traced.
-      variant: static, "published" or "exact".
-      base_gate: static, "rollback" or "hold".
+      hierarchy: its one level, budgets and variant.
 
     Returns:
       The gated ratio; see `fgh`.
 
+    Raises:
+      ValueError: more levels than one.
+
     References:
       JoyAI-LLM Flash report, arXiv 2604.03044, Definition 3.1, eqs. 1 to 5.
     """
-    return fgh(
-        log_ratio,
-        advantage,
-        layout,
-        budgets={level: budget},
-        epsilon=epsilon,
-        epsilon_negative=epsilon_negative,
-        variant=variant,
-        base_gate=base_gate,
-    )
+    if len(hierarchy.budgets) != 1:
+        raise ValueError(
+            f"FiberPO has one level, but the budgets name {tuple(hierarchy.budgets)}; "
+            "`fgh` takes any number"
+        )
+    return fgh(log_ratio, advantage, layout, hierarchy)
 
 
 @jax.tree_util.register_dataclass
@@ -142,6 +144,7 @@ class Gating:
       own_drift: float[...], nats: `u`, the token's drift beyond its cell's channel.
       fiber_clipped: bool[...]: the token's part is clipped, `|u| > ε`.
       log_gated: float[...], nats: `log G`.
+      base_gate: what gated the levels, one of `aggregate.BASE_GATES`. Static.
     """
 
     layout: Layout
@@ -150,28 +153,22 @@ class Gating:
     own_drift: jax.Array
     fiber_clipped: jax.Array
     log_gated: jax.Array
+    base_gate: str = dataclasses.field(metadata={"static": True})
 
 
 def inspect(
-    log_ratio: jax.Array,
-    advantage: jax.Array,
-    layout: Layout,
-    *,
-    budgets: Mapping[str, ArrayLike],
-    epsilon: ArrayLike,
-    epsilon_negative: ArrayLike | None = None,
-    variant: str = "published",
-    base_gate: str = "rollback",
+    log_ratio: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: Hierarchy
 ) -> Gating:
     """The hierarchy's decisions along with its result; arguments as `fgh`, a `Gating`."""
-    if variant not in bundle.VARIANTS:
-        raise ValueError(f"variant {variant!r} does not exist; choose from {bundle.VARIANTS}")
+    budgets, variant, base_gate = hierarchy.budgets, hierarchy.variant, hierarchy.base_gate
+    epsilon, epsilon_negative = hierarchy.epsilon, hierarchy.epsilon_negative
     for level in budgets:
         layout.index(level)
     layout = layout.select([level for level in layout.levels if level in budgets])
+    shape = log_ratio.shape
+    log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
     # Blocks of one cell, where the layout has them, are an axis of their own from here to the end.
-    shape, mask = log_ratio.shape, layout.blocks(layout.mask)
-    log_ratio, advantage = prepare(layout.blocks(log_ratio), layout.blocks(advantage), mask)
+    log_ratio, advantage, mask = map(layout.blocks, (log_ratio, advantage, layout.mask))
     dtype = log_ratio.dtype
     pairs = tuple(per_channel(budgets[level], dtype) for level in layout.levels)
     tower = bundle.tower(log_ratio, layout, variant=variant)
@@ -201,6 +198,7 @@ def inspect(
         own_drift=jnp.where(mask, own, 0).reshape(shape),
         fiber_clipped=(clipped & mask).reshape(shape),
         log_gated=(fiber + class_spread(table, layout.cell_id, number)).reshape(shape),
+        base_gate=base_gate,
     )
 
 
@@ -219,44 +217,27 @@ def _shared(weight: jax.Array, drift: jax.Array, bound: jax.Array, variant: str)
 
 
 def clipped(
-    log_ratio: jax.Array,
-    advantage: jax.Array,
-    layout: Layout,
-    *,
-    budgets: Mapping[str, ArrayLike],
-    epsilon: ArrayLike,
-    epsilon_negative: ArrayLike | None = None,
-    variant: str = "published",
-    base_gate: str = "rollback",
+    log_ratio: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: Hierarchy
 ) -> dict[str, jax.Array]:
     """The tokens whose own row of `∂ log G/∂ℓ` each level's gate changes; bool[...] by level.
 
     Arguments as `fgh`. The level "token" is the fiber gate, of both terms of `f`.
     """
-    state = inspect(
-        log_ratio,
-        advantage,
-        layout,
-        budgets=budgets,
-        epsilon=epsilon,
-        epsilon_negative=epsilon_negative,
-        variant=variant,
-        base_gate=base_gate,
-    )
+    state = inspect(log_ratio, advantage, layout, hierarchy)
     layout, shape = state.layout, log_ratio.shape
-    mask = layout.blocks(layout.mask)
-    log_ratio, advantage = prepare(layout.blocks(log_ratio), layout.blocks(advantage), mask)
+    log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
+    log_ratio, advantage, mask = map(layout.blocks, (log_ratio, advantage, layout.mask))
     channels = channel(log_ratio)
     token = layout.blocks(state.fiber_clipped)
-    if variant == "published":
-        bound = jnp.asarray(epsilon, log_ratio.dtype)
-        if epsilon_negative is not None:
-            bound = jnp.where(advantage < 0, epsilon_negative, bound)
+    if hierarchy.variant == "published":
+        bound = jnp.asarray(hierarchy.epsilon, log_ratio.dtype)
+        if hierarchy.epsilon_negative is not None:
+            bound = jnp.where(advantage < 0, hierarchy.epsilon_negative, bound)
         opposite = class_spread(state.tower.drift[0][:, ::-1], layout.cell_id, channels)
         token = token | (opposite > bound)
     masks = {"token": (token & mask).reshape(shape)}
     for level, table in zip(layout.levels, bundle.closed(state.tower, state.budgets), strict=True):
-        if variant == "published":
+        if hierarchy.variant == "published":
             # Every token of the cell moves both channels' weights.
             table = jnp.broadcast_to(jnp.any(table, axis=-1, keepdims=True), table.shape)
         table = table.astype(jnp.int32)

@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 
 from fiberjax.gates import tokenwise
 from fiberjax.gates.channels import prepare
-from fiberjax.layout import Layout
+from fiberjax.layout import Layout, assert_tokens
+from fiberjax.segments import safe_exp
 
 
 def unit_score(log_ratio: jax.Array) -> jax.Array:
@@ -79,7 +80,7 @@ def sapo(
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
     temperature = jnp.where(advantage > 0, temperature_positive, temperature_negative)
     temperature = temperature.astype(log_ratio.dtype)
-    soft = 4 / temperature * jax.nn.sigmoid(temperature * (jnp.exp(log_ratio) - 1))
+    soft = 4 / temperature * jax.nn.sigmoid(temperature * (safe_exp(log_ratio) - 1))
     return jnp.where(layout.mask, soft, 1)
 
 
@@ -219,9 +220,12 @@ def _keep_tv(
     delta_high: ArrayLike,
 ) -> jax.Array:
     """Whether the probability of each token may still move; bool[...]."""
+    assert_tokens({"old_log_prob": old_log_prob}, layout.mask)
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
-    old_log_prob = jnp.where(layout.mask, old_log_prob, 0)
-    moved = jnp.exp(old_log_prob) * jnp.expm1(log_ratio)
+    old_log_prob, _ = prepare(old_log_prob, advantage, layout.mask)
+    # From the larger of both probabilities down, so that nothing overflows.
+    larger = old_log_prob + jnp.maximum(log_ratio, 0)
+    moved = -jnp.sign(log_ratio) * safe_exp(larger) * jnp.expm1(-jnp.abs(log_ratio))
     return jnp.where(advantage >= 0, moved <= delta_high, moved >= -jnp.asarray(delta_low))
 
 
@@ -233,8 +237,9 @@ def _keep_kl(
     delta: ArrayLike,
 ) -> jax.Array:
     """Whether each token's binary KL is within its budget, or the token moves back; bool[...]."""
+    assert_tokens({"old_log_prob": old_log_prob}, layout.mask)
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
-    old_log_prob = jnp.where(layout.mask, old_log_prob, 0).astype(log_ratio.dtype)
+    old_log_prob, _ = prepare(old_log_prob, advantage, layout.mask)
     # Rounding may put a log-probability above 0.
     log_prob = jnp.minimum(old_log_prob + log_ratio, 0)
     back = jnp.where(advantage >= 0, log_ratio <= 0, log_ratio >= 0)
@@ -250,7 +255,7 @@ def _kept(
 ) -> jax.Array:
     """`sg(min(r, c) · keep) · exp(ℓ − sg(ℓ))`; the shape of the log ratios."""
     log_ratio, _ = prepare(log_ratio, advantage, layout.mask)
-    weight = jnp.where(keep, jnp.minimum(jnp.exp(log_ratio), weight_cap), 0)
+    weight = jnp.where(keep, jnp.minimum(safe_exp(log_ratio), weight_cap), 0)
     return jnp.where(layout.mask, jax.lax.stop_gradient(weight) * unit_score(log_ratio), 1)
 
 
@@ -263,4 +268,4 @@ def _changed(
 ) -> dict[str, jax.Array]:
     """Where `_kept` is not the plain ratio; {"token": bool[...]}."""
     log_ratio, _ = prepare(log_ratio, advantage, layout.mask)
-    return {"token": (~keep | (jnp.exp(log_ratio) > weight_cap)) & layout.mask}
+    return {"token": (~keep | (safe_exp(log_ratio) > weight_cap)) & layout.mask}

@@ -8,7 +8,7 @@ from fiberjax.gates import tokenwise
 from fiberjax.gates.channels import prepare
 from fiberjax.gates.score import unit_score
 from fiberjax.layout import Layout
-from fiberjax.segments import safe_divide
+from fiberjax.segments import safe_divide, safe_exp
 
 
 def trajectory_mean(values: jax.Array, layout: Layout, level: str) -> jax.Array:
@@ -39,7 +39,7 @@ def sequence_ratio(
       The shape of the log ratios, 1 at padding; gradient `s_τ/T_τ` between tokens of a trajectory.
     """
     log_ratio, _ = prepare(log_ratio, advantage, layout.mask)
-    return jnp.where(layout.mask, jnp.exp(trajectory_mean(log_ratio, layout, level)), 1)
+    return jnp.where(layout.mask, safe_exp(trajectory_mean(log_ratio, layout, level)), 1)
 
 
 def gspo(
@@ -156,7 +156,7 @@ def gmpo(
       GMPO, arXiv 2507.20673, eq. 4.
     """
     bounded, _ = _bounded(log_ratio, advantage, layout, clip_low, clip_high)
-    return jnp.where(layout.mask, jnp.exp(trajectory_mean(bounded, layout, level)), 1)
+    return jnp.where(layout.mask, safe_exp(trajectory_mean(bounded, layout, level)), 1)
 
 
 def gmpo_clipped(

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from fiberjax.gates.channels import prepare
-from fiberjax.layout import Layout
+from fiberjax.layout import Layout, assert_tokens
+from fiberjax.segments import safe_exp
 
 
 def importance(log_ratio: jax.Array, advantage: jax.Array, layout: Layout) -> jax.Array:
@@ -21,15 +22,15 @@ def importance(log_ratio: jax.Array, advantage: jax.Array, layout: Layout) -> ja
       layout: where the tokens stand; only its mask is read.
 
     Returns:
-      The ratio, 1 at padding; gradient `∂G/∂ℓ = r`.
+      The ratio, 1 at padding; gradient `∂G/∂ℓ = r`. Nothing bounds it but its type (`safe_exp`).
     """
     log_ratio, _ = prepare(log_ratio, advantage, layout.mask)
-    return jnp.exp(log_ratio)
+    return safe_exp(log_ratio)
 
 
 def never(log_ratio: jax.Array, advantage: jax.Array, layout: Layout) -> dict[str, jax.Array]:
     """The clip mask of a gate that changes nothing; {"token": bool[...]}, all False."""
-    del log_ratio, advantage
+    assert_tokens({"log_ratio": log_ratio, "advantage": advantage}, layout.mask)
     return {"token": jnp.zeros_like(layout.mask)}
 
 
@@ -58,7 +59,7 @@ def clip(
       The clipped ratio, 1 at padding; gradient `r` within and at the bounds, 0 beyond.
     """
     log_ratio, _ = prepare(log_ratio, advantage, layout.mask)
-    return _between(jnp.exp(log_ratio), 1 - clip_low, 1 + clip_high)
+    return _between(safe_exp(log_ratio), 1 - clip_low, 1 + clip_high)
 
 
 def clip_clipped(
@@ -71,7 +72,7 @@ def clip_clipped(
 ) -> dict[str, jax.Array]:
     """The tokens outside the bounds of `clip`; {"token": bool[...]}."""
     log_ratio, _ = prepare(log_ratio, advantage, layout.mask)
-    ratio = jnp.exp(log_ratio)
+    ratio = safe_exp(log_ratio)
     return {"token": (ratio < 1 - clip_low) | (ratio > 1 + clip_high)}
 
 
@@ -103,7 +104,7 @@ def ppo(
       PPO, arXiv 1707.06347, eq. 7; DAPO, arXiv 2503.14476, eq. 8.
     """
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
-    return one_sided(jnp.exp(log_ratio), advantage, 1 - clip_low, 1 + clip_high)
+    return one_sided(safe_exp(log_ratio), advantage, 1 - clip_low, 1 + clip_high)
 
 
 def ppo_clipped(
@@ -116,7 +117,7 @@ def ppo_clipped(
 ) -> dict[str, jax.Array]:
     """The tokens that `ppo` stops: beyond the bound on their advantage's side; {"token": bool}."""
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
-    return {"token": beyond(jnp.exp(log_ratio), advantage, 1 - clip_low, 1 + clip_high)}
+    return {"token": beyond(safe_exp(log_ratio), advantage, 1 - clip_low, 1 + clip_high)}
 
 
 def one_sided(value: jax.Array, advantage: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:

@@ -33,7 +33,9 @@ def leave_out_absent_tpus() -> None:
     """
     google = "0x1ae0"
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-    if jax.config.jax_platforms or any(path.read_text().strip() == google for path in vendors):
+    if jax.config.values["jax_platforms"] or any(
+        path.read_text().strip() == google for path in vendors
+    ):
         return
     installed = {name for name in ("libtpu", "jax_plugins") if importlib.util.find_spec(name)}
     if installed == {"libtpu"}:

@@ -38,6 +38,7 @@ def token_outputs(
     start: int,
     temperature: Array | float,
     chunk: int,
+    entropy_gradient: bool = True,
     placement: Placement = ONE_DEVICE,
 ) -> TokenOutputs:
     """Log-probabilities of `tokens[:, start:]` and entropies there, each float32[B, S − start].
@@ -54,10 +55,13 @@ def token_outputs(
       start: first column wanted, at least 1; static.
       temperature: divides the logits; positive.
       chunk: columns whose logits exist at a time, static; S − start need not divide by it.
+      entropy_gradient: whether entropies have a gradient; static. Without, they are constants and
+        the backward pass does nothing for them.
       placement: where the policy's arrays lie.
 
     Returns:
-      Both differentiable in `params` and `temperature`. Values at padding, and at the first
+      Both differentiable in `params` and `temperature`, entropies only with `entropy_gradient`.
+      Values at padding, and at the first
       token of a segment (which nothing in its segment predicts), are finite and mean nothing.
 
     Raises:
@@ -69,12 +73,23 @@ def token_outputs(
     hidden = model.hidden(tokens, positions, segment_ids)[:, start - 1 : -1]
     targets = jnp.where(segment_ids[:, start:] != 0, tokens[:, start:], 0)
     return chunked_token_outputs(
-        hidden, model.unembedding(), targets, temperature=temperature, chunk=chunk
+        hidden,
+        model.unembedding(),
+        targets,
+        temperature=temperature,
+        chunk=chunk,
+        entropy_gradient=entropy_gradient,
     )
 
 
 def chunked_token_outputs(
-    hidden: Array, kernel: Array, targets: Array, *, temperature: Array | float, chunk: int
+    hidden: Array,
+    kernel: Array,
+    targets: Array,
+    *,
+    temperature: Array | float,
+    chunk: int,
+    entropy_gradient: bool = True,
 ) -> TokenOutputs:
     """Log-probability of each target and entropy of its distribution, each float32[B, T].
 
@@ -85,9 +100,12 @@ def chunked_token_outputs(
       temperature: divides the logits; positive.
       chunk: columns handled at a time; static, positive. Rows stay together, so a batch sharded
         over rows stays sharded.
+      entropy_gradient: whether entropies have a gradient; static. Without, they are constants and
+        the backward pass does nothing for them.
 
     Returns:
-      Both differentiable in `hidden`, `kernel` and `temperature`.
+      Both differentiable in `hidden`, `kernel` and `temperature`, entropies only with
+      `entropy_gradient`.
 
     Raises:
       ValueError: if `chunk` is not positive.
@@ -107,7 +125,7 @@ def chunked_token_outputs(
     @jax.checkpoint
     def outputs(hidden: Array, targets: Array, kernel: Array) -> TokenOutputs:
         scaled = transformer.logits(hidden, kernel) / temperature
-        return _outputs(scaled, targets)
+        return _outputs(scaled, targets, entropy_gradient)
 
     chunks = (
         hidden.reshape(batch, count, chunk, width).swapaxes(0, 1),
@@ -119,12 +137,16 @@ def chunked_token_outputs(
     )
 
 
-def _outputs(scaled: Array, targets: Array) -> TokenOutputs:
+def _outputs(scaled: Array, targets: Array, entropy_gradient: bool) -> TokenOutputs:
     """Of logits [..., V] already divided by the temperature."""
     normaliser = jax.nn.logsumexp(scaled, axis=-1)
     # A sum instead of a gather, whose gradient would scatter into another array of this size.
     is_target = jnp.arange(scaled.shape[-1]) == targets[..., None]
     chosen = jnp.sum(scaled, axis=-1, where=is_target)
+    log_prob = chosen - normaliser
+    if not entropy_gradient:
+        # Where it enters, so that nothing of the entropy is ever differentiated.
+        scaled, normaliser = lax.stop_gradient((scaled, normaliser))
     # −Σ p log p = log Z − Σ p z, without forming log p.
     mean = jnp.sum(jax.nn.softmax(scaled, axis=-1) * scaled, axis=-1)
-    return TokenOutputs(log_prob=chosen - normaliser, entropy=normaliser - mean)
+    return TokenOutputs(log_prob=log_prob, entropy=normaliser - mean)

@@ -22,6 +22,10 @@ from fiberjax.policy.placement import ONE_DEVICE, Placement
 # The most tokens of a stage of the loop: six stages for answers of 3,072 tokens.
 STAGE = 512
 
+# A token this many nats below the likeliest has no mass: e⁻⁸⁰ is far below what a float32 sum over
+# the vocabulary resolves, and far above the numbers that some devices flush to zero.
+_DEEPEST = 80.0
+
 
 class Samples(NamedTuple):
     """Completions, one a row.
@@ -32,12 +36,17 @@ class Samples(NamedTuple):
         decided by `length`, never by the token there.
       log_prob: float32[B, C], log-probability of each token under the distribution it was drawn
         from (tempered, truncated, renormalised), in nats; 0 from `length` on.
+      log_kept: float32[B, C], log of the mass of the tempered distribution that `top_k` and `top_p`
+        kept when the token was drawn, in nats, at most 0; exactly 0 without truncation and from
+        `length` on. `log_prob + log_kept` is the log-probability before truncation: what
+        `token_outputs` computes.
       length: int32[B], tokens in the completion.
       finished: bool[B], whether it ended with the end token rather than at the limit.
     """
 
     tokens: Array
     log_prob: Array
+    log_kept: Array
     length: Array
     finished: Array
 
@@ -164,6 +173,7 @@ def _sample(
     batch, prompt_columns = prompts.shape
     kernels = cast_kernels(params, config)
     model = transformer.bind(config, kernels, placement=placement)
+    truncates = top_k > 0 or top_p is not None
 
     def draw(state: _State, hidden: Array) -> _State:
         """Draws the token of column `state.step` and records it."""
@@ -171,20 +181,27 @@ def _sample(
         if greedy:
             token, log_prob = _argmax(z)
         else:
-            z = truncated_logits(z / temperature, top_k=top_k, top_p=top_p)
+            tempered = z / temperature
+            z = truncated_logits(tempered, top_k=top_k, top_p=top_p)
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
-            token, log_prob = _categorical(step_keys, z, placement)
-        ended = state.samples.finished
-        token = jnp.where(ended, pad_id, token)
-        log_prob = jnp.where(ended, 0.0, log_prob)
+            uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(step_keys)
+            token, log_prob = _categorical(uniform, z, placement)
+        past = state.samples
+        token = jnp.where(past.finished, pad_id, token)
+
+        def record(table: Array, column: Array) -> Array:
+            return lax.dynamic_update_slice(table, column[:, None], (0, state.step))
+
         samples = Samples(
-            tokens=lax.dynamic_update_slice(state.samples.tokens, token[:, None], (0, state.step)),
-            log_prob=lax.dynamic_update_slice(
-                state.samples.log_prob, log_prob[:, None], (0, state.step)
-            ),
-            length=state.samples.length + ~ended,
-            finished=ended | (token == eos_id),
+            tokens=record(past.tokens, token),
+            log_prob=record(past.log_prob, jnp.where(past.finished, 0.0, log_prob)),
+            log_kept=past.log_kept,
+            length=past.length + ~past.finished,
+            finished=past.finished | (token == eos_id),
         )
+        if truncates:
+            log_kept = jnp.where(past.finished, 0.0, _log_kept(tempered, z))
+            samples = samples._replace(log_kept=record(past.log_kept, log_kept))
         return _State(state.step + 1, token, samples, state.cache)
 
     prompt_length_of_row = jnp.sum(prompt_mask, axis=1, dtype=jnp.int32)
@@ -208,6 +225,7 @@ def _sample(
     empty = Samples(
         tokens=jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
         log_prob=jnp.zeros((batch, max_new_tokens), jnp.float32),
+        log_kept=jnp.zeros((batch, max_new_tokens), jnp.float32),
         length=jnp.zeros((batch,), jnp.int32),
         finished=jnp.zeros((batch,), bool),
     )
@@ -247,28 +265,36 @@ def truncated_logits(z: Array, *, top_k: int, top_p: Array | float | None) -> Ar
     return jnp.where(z >= threshold, z, -jnp.inf)
 
 
+def _log_kept(z: Array, truncated: Array) -> Array:
+    """Log of the share of softmax(z) that `truncated` [B, V] keeps, float32[B], at most 0."""
+    share = jax.nn.logsumexp(truncated, axis=-1) - jax.nn.logsumexp(z, axis=-1)
+    return jnp.minimum(share, 0.0)
+
+
 def _argmax(z: Array) -> tuple[Array, Array]:
     token = jnp.argmax(z, axis=-1).astype(jnp.int32)
     return token, jnp.max(z, axis=-1) - jax.nn.logsumexp(z, axis=-1)
 
 
-def _categorical(keys: Array, z: Array, placement: Placement) -> tuple[Array, Array]:
+def _categorical(uniform: Array, z: Array, placement: Placement) -> tuple[Array, Array]:
     """One draw a row from softmax(z), z float32[B, V], and its log-probability.
 
     In two stages, a block of tokens and a token of that block, each by inverting a cumulative sum:
-    two uniforms a row instead of V, and no running sum over the vocabulary.
+    two uniforms a row, `uniform` [B, 2] in [0, 1), instead of V, and no running sum over the
+    vocabulary. The log-probability is finite: both stages pass over what has no mass, and a block
+    has mass only if a token of it has.
     """
     batch, vocab = z.shape
     width = _block_width(vocab)
-    highest = jnp.max(z, axis=-1, keepdims=True)
-    mass = jnp.pad(jnp.exp(z - highest), ((0, 0), (0, -vocab % width)))
+    z = z - jnp.max(z, axis=-1, keepdims=True)
+    mass = jnp.where(z > -_DEEPEST, jnp.exp(z), 0.0)
+    mass = jnp.pad(mass, ((0, 0), (0, -vocab % width)))
     blocks = mass.reshape(batch, -1, width)
     block_mass = placement.activation(jnp.sum(blocks, axis=-1), "activation")
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
     block = _invert(block_mass, uniform[:, 0])
     within = _invert(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], uniform[:, 1])
     token = block * width + within
-    chosen = jnp.take_along_axis(z - highest, token[:, None], axis=-1)[:, 0]
+    chosen = jnp.take_along_axis(z, token[:, None], axis=-1)[:, 0]
     return token, chosen - jnp.log(jnp.sum(block_mass, axis=-1))
 
 
@@ -286,10 +312,18 @@ def _block_width(vocab: int) -> int:
 def _invert(mass: Array, uniform: Array) -> Array:
     """The first index of each row where the running share of `mass` [B, n] exceeds `uniform` [B].
 
-    An index without mass is never returned: the running sum does not rise there.
+    An index without mass is never returned where there is any mass, whatever the rounding: in exact
+    arithmetic the running sum does not rise there, but in float32 it may (partial sums are not
+    added in one order, and need not be monotone), so such an index is passed over. Rounding may
+    also leave no index with mass beyond `uniform`, when the sum still rises after the last one:
+    then that last one is meant. So the result is an index that was tested for its mass.
     """
     running = jnp.cumsum(mass, axis=-1)
-    return jnp.sum(running <= uniform[:, None] * running[:, -1:], axis=-1, dtype=jnp.int32)
+    held = mass > 0
+    beyond = held & (running > uniform[:, None] * running[:, -1:])
+    index = jnp.arange(mass.shape[-1], dtype=jnp.int32)
+    last = jnp.max(jnp.where(held, index, 0), axis=-1)
+    return jnp.min(jnp.where(beyond, index, last[:, None]), axis=-1)
 
 
 def cast_kernels(params: transformer.Params, config: TransformerConfig) -> transformer.Params:

@@ -1,7 +1,13 @@
-"""Text to token ids and back: a character vocabulary, and one read from a tokenizer file."""
+"""Text to token ids and back: a character vocabulary, and one read from a tokenizer file.
 
+Text and control are kept apart both ways. No text encodes to a special token, so no data can end a
+prompt or begin another; and whatever a policy drew decodes to something, so no verifier takes a
+completion with special tokens in it for the same completion without them.
+"""
+
+import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 # Every character the procedural families write.
@@ -14,7 +20,7 @@ class Vocabulary(Protocol):
     """What the rest of the package asks of a tokenizer.
 
     Attributes:
-      size: number of ids; every id is in [0, size).
+      size: one more than the largest id; not every id below it need have a token.
       pad_id: padding; never inside a sequence.
       bos_id: starts every prompt, or None if the model has no such token.
       eos_id: ends every completion; differs from ``pad_id``.
@@ -22,7 +28,7 @@ class Vocabulary(Protocol):
 
     @property
     def size(self) -> int:
-        """The number of ids."""
+        """One more than the largest id."""
 
     @property
     def pad_id(self) -> int:
@@ -37,10 +43,14 @@ class Vocabulary(Protocol):
         """The id that ends a completion."""
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text, without special tokens."""
+        """Returns the ids of a text; ValueError where one would be a special token's."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text before the first end of sequence; defined for every id."""
+        """Returns the text before the first end of sequence; defined for every id.
+
+        Every id before it counts, special tokens and ids without a token too, wherever they stand:
+        callers cut what is no part of the text, a prompt and the padding on either side.
+        """
 
 
 class CharVocabulary:
@@ -50,8 +60,10 @@ class CharVocabulary:
       >>> vocabulary = CharVocabulary("abc")
       >>> vocabulary.encode("cab")
       [5, 3, 4]
-      >>> vocabulary.decode([0, 1, 5, 3, 4, 2, 0, 0])
+      >>> vocabulary.decode([5, 3, 4, 2, 0, 0])
       'cab'
+      >>> vocabulary.decode([5, 0, 4])
+      'c�b'
     """
 
     pad_id = 0
@@ -86,30 +98,20 @@ class CharVocabulary:
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text before the first end of sequence.
 
-        Padding and begin of sequence are dropped at both ends; inside a text they, like ids
-        outside the vocabulary, become U+FFFD, so that no verifier mistakes them for nothing.
+        Padding, begin of sequence and ids outside the vocabulary become U+FFFD, wherever they
+        stand: callers cut prompts and padding themselves.
         """
-        before_eos: list[int] = []
-        for token in ids:
-            if token == self.eos_id:
-                break
-            before_eos.append(int(token))
-        empty = (self.pad_id, self.bos_id)
-        start, stop = 0, len(before_eos)
-        while start < stop and before_eos[start] in empty:
-            start += 1
-        while stop > start and before_eos[stop - 1] in empty:
-            stop -= 1
         return "".join(
             self.characters[token - 3] if 3 <= token < self.size else _UNKNOWN
-            for token in before_eos[start:stop]
+            for token in _before(self.eos_id, ids)
         )
 
 
 class HFVocabulary:
     """A ``tokenizers`` file (``tokenizer.json``) behind the same interface.
 
-    Needs the ``hf`` extra. Nothing is downloaded.
+    Needs the ``hf`` extra. Nothing is downloaded. Padding and truncation that the file asks for are
+    left out: windows are the caller's.
 
     Args:
       path: the tokenizer file.
@@ -138,10 +140,18 @@ class HFVocabulary:
             self._tokenizer = tokenizers.Tokenizer.from_file(os.fspath(path))
         except Exception as error:  # The library raises bare Exception.
             raise ValueError(f"{os.fspath(path)!r} is not a tokenizer file ({error})") from None
-        self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         self.pad_id = self._special(pad_token)
         self.eos_id = self._special(eos_token)
         self.bos_id = None if bos_token is None else self._special(bos_token)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._control = {i: token.content for i, token in added.items() if token.special}
+        named = (pad_token, eos_token, bos_token)
+        self._control |= {self._special(token): token for token in named if token is not None}
+        self._ids = frozenset(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        # Ids may have gaps: their number is not where they end.
+        self.size: int = 1 + max(self._ids)
 
     def _special(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)
@@ -150,18 +160,39 @@ class HFVocabulary:
         return token_id
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text, without special tokens."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Returns the ids of a text.
+
+        Raises:
+          ValueError: a text that spells a special token, or needs one for what the tokenizer does
+            not know.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        control = next((token for token in ids if token in self._control), None)
+        if control is not None:
+            raise ValueError(
+                f"{_shorten(text)!r} encodes to the special token {self._control[control]!r}; "
+                "expected text without special tokens"
+            )
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text before the first end of sequence; ids that do not exist are dropped."""
-        kept = []
-        for token in ids:
-            if token == self.eos_id:
-                break
-            if 0 <= token < self.size:
-                kept.append(int(token))
-        return self._tokenizer.decode(kept, skip_special_tokens=True)
+        """Returns the text before the first end of sequence.
+
+        Special tokens are decoded as their text, ids without a token as U+FFFD, wherever they
+        stand: callers cut prompts and padding themselves.
+        """
+        runs = itertools.groupby(_before(self.eos_id, ids), self._ids.__contains__)
+        return "".join(
+            self._tokenizer.decode(list(run), skip_special_tokens=False)
+            if known
+            else _UNKNOWN * len(list(run))
+            for known, run in runs
+        )
+
+
+def _before(eos_id: int, ids: Iterable[int]) -> Iterator[int]:
+    """The ids before the first end of sequence."""
+    return itertools.takewhile(lambda token: token != eos_id, map(int, ids))
 
 
 def _shorten(text: str, limit: int = 60) -> str:

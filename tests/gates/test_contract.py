@@ -1,10 +1,13 @@
 """One contract that every gate keeps."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from cases import CASES, LEVELS, Problem, flat, problem
 
 from fiberjax import gates, objective, probes
@@ -14,18 +17,43 @@ PESSIMISTIC = ("clip", "gspo", "apc_state", "fiberpo", "fiberpo_domain", "fgh_ho
 BOTH = [(name, False) for name in CASES] + [(name, True) for name in PESSIMISTIC]
 every_gate = pytest.mark.parametrize("name", CASES)
 every_form = pytest.mark.parametrize(("name", "pessimistic"), BOTH)
+OPERATED = [n for n, case in CASES.items() if not gates.GATES[case.config["name"]].score_weight]
+OPERATORS = {"pessimistic": True, "dual_clip": 3.0, "recovery": True}
 
 
-def build(name: str, pessimistic: bool):
-    return gates.from_config({**CASES[name].config, "pessimistic": pessimistic}, LEVELS)
+def build(name: str, pessimistic: bool, **operators):
+    config = {**CASES[name].config, "pessimistic": pessimistic, **operators}
+    return gates.from_config(config, LEVELS)
 
 
-def value(gate, budgets, log_ratio, advantage, layout, old_log_prob):
+def value_and_gated(gate, budgets, log_ratio, advantage, layout, old_log_prob):
     gated = gate(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
-    return objective.surrogate(gated, advantage, layout).value
+    return objective.surrogate(gated, advantage, layout).value, gated
 
 
-gradient = jax.jit(jax.value_and_grad(value, argnums=2), static_argnums=0)
+def value(*args):
+    return value_and_gated(*args)[0]
+
+
+gradient_and_gated = jax.jit(
+    jax.value_and_grad(value_and_gated, argnums=2, has_aux=True), static_argnums=0
+)
+
+
+def gradient(*args):
+    (total, _), slope = gradient_and_gated(*args)
+    return total, slope
+
+
+def unit_of(name: str, p: Problem) -> np.ndarray:
+    """The tokens that a gate couples share a number, int[N]."""
+    config = CASES[name].config
+    if "order" in config:
+        return reference.cells(p.trajectory, [p.group, p.domain], len(config["order"]) - 1)
+    if config["name"] == "apc":
+        return p.state if config["level"] == "state" else p.trajectory
+    together = config["name"] in ("gspo", "gspo_token", "gmpo")
+    return p.trajectory if together else np.arange(p.trajectory.size)
 
 
 def in_rows(p: Problem, width: int, fill: float = 0.0):
@@ -154,16 +182,140 @@ def test_a_budget_change_never_retraces(name, pessimistic):
         assert np.any(first != second)
 
 
-@every_form
-def test_extreme_log_ratios_stay_finite(name, pessimistic):
+@pytest.mark.parametrize(
+    ("name", "operators"),
+    [(name, {"pessimistic": pessimistic}) for name, pessimistic in BOTH]
+    + [(name, OPERATORS) for name in OPERATED],
+    ids=lambda x: x if isinstance(x, str) else "+".join(k for k, v in x.items() if v) or "plain",
+)
+def test_extreme_log_ratios_beside_ordinary_ones(name, operators):
+    """No NaN, in value or gradient, and nothing that reaches tokens of other coupling units.
+
+    A whole trajectory is extreme and one token of another, under advantages of both signs and 0.
+    """
     p = problem(2, dtype=np.float32)
-    gate, budgets = build(name, pessimistic)
-    rng = np.random.default_rng(0)
-    for extreme in (50 * rng.choice([-1, 1], 40), np.full(40, 50), np.full(40, -50), np.zeros(40)):
-        log_ratio = extreme.astype(np.float32)
-        chex.assert_tree_all_finite(
-            gradient(gate, budgets, log_ratio, p.advantage, flat(p), p.old_log_prob)
-        )
+    gate, budgets = build(name, **operators)
+    unit = unit_of(name, p)
+    extreme = p.trajectory == 1
+    extreme[np.flatnonzero(p.trajectory == 2)[0]] = True
+    assert extreme.sum() > 3
+    other = ~np.isin(unit, unit[extreme])
+    assert other.any()
+    # At most 1, so that a contribution is finite wherever its gated ratio is.
+    advantage = p.advantage / np.abs(p.advantage).max()
+    advantage[extreme] = np.resize(np.float32([0.9, 0, -0.9]), extreme.sum())
+
+    def run(log_ratio):
+        return gradient_and_gated(gate, budgets, log_ratio, advantage, flat(p), p.old_log_prob)
+
+    (_, ordinary), ordinary_slope = run(p.log_ratio)
+    both = np.resize([1.0, -1.0], extreme.sum())
+    sizes = (*(s * x for x in (60, 88.8, 100, 200) for s in (1, -1, both)), np.inf, -np.inf)
+    for size in sizes:
+        log_ratio = p.log_ratio.copy()
+        log_ratio[extreme] = size
+        (_, gated), slope = run(log_ratio)
+        assert np.all(np.isfinite(gated * advantage)), size
+        assert np.all(np.isfinite(slope)), size
+        np.testing.assert_array_equal(gated[other], ordinary[other])
+        np.testing.assert_array_equal(slope[other], ordinary_slope[other])
+        if np.all(unit == np.arange(unit.size)):
+            np.testing.assert_array_equal(slope[advantage == 0], 0)
+
+
+def test_what_nothing_bounds_is_as_large_as_numbers_are():
+    gate, budgets = CASES["importance"].build()
+    p = problem(2, dtype=np.float32)
+    log_ratio = np.where(p.trajectory == 1, np.float32(100), 0)
+    ones = np.ones_like(p.advantage)
+    (_, gated), slope = gradient_and_gated(gate, budgets, log_ratio, ones, flat(p), None)
+    np.testing.assert_array_equal(gated[p.trajectory == 1], np.finfo(np.float32).max)
+    assert np.all(slope[p.trajectory == 1] > 1e36)
+    (total, _), slope = gradient_and_gated(gate, budgets, log_ratio, 9 * ones, flat(p), None)
+    assert total == np.inf and not np.any(np.isnan(slope))
+
+
+@pytest.mark.parametrize("name", OPERATED)
+def test_a_dual_clip_that_never_binds_is_the_identity(name):
+    """Where it goes past the gate, as for hierarchies, it is so where no bad token is likelier."""
+    p = problem(2, scale=0.5, dtype=np.float32)
+    advantage = np.abs(p.advantage) if "order" in CASES[name].config else p.advantage
+    plain, budgets = build(name, False)
+    gate, clipped = build(name, False, dual_clip=1e9)
+    want = plain(p.log_ratio, advantage, flat(p), budgets)
+    np.testing.assert_array_equal(gate(p.log_ratio, advantage, flat(p), clipped), want)
+    masks = plain.clipped(p.log_ratio, advantage, flat(p), budgets)
+    chex.assert_trees_all_equal(gate.clipped(p.log_ratio, advantage, flat(p), clipped), masks)
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "dapo"])
+def test_the_dual_clip_of_ppo_is_the_published_one(name):
+    """`max(min(rÂ, clip(r)Â), cÂ)` where `Â < 0`, the minimum elsewhere."""
+    p = problem(2, scale=1.0)
+    with jax.enable_x64(True):
+        gate, budgets = build(name, False, dual_clip=1.5)
+        low, high = 1 - budgets["clip_low"], 1 + budgets["clip_high"]
+        got = gate(p.log_ratio, jnp.asarray(p.advantage), flat(p), budgets) * p.advantage
+    ratio, a = np.exp(p.log_ratio), p.advantage
+    least = np.minimum(ratio * a, np.clip(ratio, low, high) * a)
+    assert np.any(least < 1.5 * a)
+    np.testing.assert_allclose(got, np.where(a < 0, np.maximum(least, 1.5 * a), least), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ppo", "gspo", "gmpo", "apc_sequence", "fgh2"])
+def test_clip_masks_under_all_operators_are_what_the_jacobian_says(name):
+    p = problem(4, scale=0.5)
+    with jax.enable_x64(True):
+        gate, budgets = build(name, **{**OPERATORS, "dual_clip": 1.1})
+        args = (jnp.asarray(p.log_ratio), jnp.asarray(p.advantage), flat(p), budgets)
+        changed = np.any(list(gate.clipped(*args).values()), axis=0)
+        rows = probes.jacobian(gate, *args, log=False)
+        limit = probes.limit_jacobian(gate, args[0], args[2], log=False)
+        np.testing.assert_array_equal(changed, np.any(np.abs(rows - limit) > 1e-9, axis=1))
+        assert changed.any() and not changed.all()
+
+
+@every_gate
+def test_arrays_of_another_shape_are_refused_while_tracing(name):
+    """With as many rows as columns an advantage a row would be read as columns.
+
+    A transposed advantage has the right shape and cannot be seen.
+    """
+    layout = make_layout(
+        np.ones((4, 4), bool),
+        {"group": np.array([0, 0, 1, 1]), "domain": np.array([0, 0])},
+        state_id=np.arange(16).reshape(4, 4),
+    )
+    gate, budgets = CASES[name].build()
+    spec, good = gate.spec, np.zeros((4, 4), np.float32)
+    arguments = {name: budgets[name] for name in spec.budgets} | dict(gate.options)
+    if spec.needs_old_log_prob:
+        arguments["old_log_prob"] = good
+    settings = () if spec.settings is None else (spec.settings(**arguments),)
+    keywords = arguments if spec.settings is None else {}
+    for bad in (np.zeros(4), np.zeros((4, 1)), np.zeros((1, 4)), np.zeros(16)):
+
+        def refuses(argument, shape=bad.shape):
+            message = re.escape(f"{argument} has shape {shape}; expected") + r".* \(4, 4\)"
+            return pytest.raises(AssertionError, match=message)
+
+        for call in (gate, gate.clipped):
+            with refuses("advantage"):
+                call(good, bad, layout, budgets, old_log_prob=good)
+            with refuses("log_ratio"):
+                call(bad, good, layout, budgets, old_log_prob=good)
+            with refuses("old_log_prob"):
+                call(good, good, layout, budgets, old_log_prob=bad)
+        for function in (spec.gate, spec.clipped):
+            with refuses("advantage"):
+                function(good, bad, layout, *settings, **keywords)
+            if spec.needs_old_log_prob:
+                with refuses("old_log_prob"):
+                    function(good, good, layout, **{**keywords, "old_log_prob": bad})
+        with refuses("log_ratio"):
+            gate.limit(bad, layout)
+        with refuses("log_ratio"):
+            spec.limit(bad, good, layout)
 
 
 @every_form

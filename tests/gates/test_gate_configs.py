@@ -1,8 +1,10 @@
 """Configs of gates: presets, overrides from the command line, and refusals that say why."""
 
 import copy
+import dataclasses
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
 from configs.gates import PRESETS, get_gate
-from fiberjax import gates
+from fiberjax import diagnostics, gates
+from fiberjax.gates import tokenwise
+from fiberjax.gates.hierarchy import Hierarchy, clipped, fgh, inspect
+from fiberjax.layout import make_layout
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -110,6 +115,45 @@ def test_refusals_name_path_value_and_choices(config, message):
     for form in (config, config_dict.ConfigDict(config)):
         with pytest.raises(ValueError, match=message):
             gates.from_config(form, LEVELS)
+
+
+def test_a_hierarchy_of_ones_own_logs_its_regimes():
+    """What an entry says is asked, not which function it names."""
+
+    def doubled(budget):
+        return Hierarchy(budgets={"group": 2 * budget}, epsilon=0.1)
+
+    def gate(log_ratio, advantage, layout, *, budget):
+        return fgh(log_ratio, advantage, layout, doubled(budget))
+
+    def own_clipped(log_ratio, advantage, layout, *, budget):
+        return clipped(log_ratio, advantage, layout, doubled(budget))
+
+    def own_inspect(log_ratio, advantage, layout, *, budget):
+        return inspect(log_ratio, advantage, layout, doubled(budget))
+
+    def metrics(spec):
+        table = {**gates.GATES, "own": spec}
+        built, budgets = gates.from_config({"name": "own"}, LEVELS, table=table)
+        return diagnostics.gate_metrics(built, l, a, layout, budgets)
+
+    layout = make_layout(np.ones((4, 3), bool), {"group": np.array([0, 0, 1, 1])})
+    l, a = np.random.default_rng(0).normal(0, 0.2, (2, 4, 3)).astype(np.float32)
+    budgets = {"budget": gates.Budget(0.02, "nats")}
+    spec = gates.GateSpec(gate, tokenwise.importance, own_clipped, budgets)
+    assert not any("regime" in name for name in metrics(spec))
+    found = metrics(dataclasses.replace(spec, inspect=own_inspect))
+    config = {
+        "name": "fgh",
+        "epsilon": 0.1,
+        "order": ("group",),
+        "levels": {"group": {"budget": 0.04}},
+    }
+    known, budgets = gates.from_config(config, ("trajectory", "group"))
+    chex.assert_trees_all_close(
+        found, diagnostics.gate_metrics(known, l, a, layout, budgets), rtol=1e-6
+    )
+    assert "gate/channel/group/plus" in found and "gate/regime/G-I" in found
 
 
 def test_gates_that_need_old_log_probs_say_so():

@@ -1,7 +1,9 @@
 """What the method claims, each claim in float64: at zero, off it, and by differences."""
 
+import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from fiberjax import gates, objective
 from fiberjax.gates import aggregate, bundle
 from fiberjax.gates.channels import prepare
-from fiberjax.gates.hierarchy import fgh, fiberpo, inspect
+from fiberjax.gates.hierarchy import Hierarchy, fgh, fiberpo, inspect
 from fiberjax.layout import make_layout
 
 OPEN = {level: 1e9 for level in LEVELS}
@@ -35,6 +37,10 @@ def make(lengths, group=None, domain=None):
     if domain is not None:
         parents["domain"] = np.asarray(domain)
     return make_layout(np.ones(trajectory.shape, bool), parents, cell_id=trajectory), trajectory
+
+
+def one_level(budget, epsilon, variant="published"):
+    return Hierarchy(budgets={"trajectory": budget}, epsilon=epsilon, variant=variant)
 
 
 def log_jacobian(gate, log_ratio):
@@ -60,7 +66,7 @@ def test_fiberpo_has_the_closed_jacobian(seed, scale):
     layout, trajectory = make([4, 7, 1, 12])
     l = random_log_ratio(seed, 24, scale)
     budget, epsilon = (0.06, 0.04), 0.05
-    got = log_jacobian(lambda l: fiberpo(l, l, layout, budget=budget, epsilon=epsilon), l)
+    got = log_jacobian(lambda l: fiberpo(l, l, layout, one_level(budget, epsilon)), l)
     want = np.zeros((24, 24))
     sign = np.where(l >= 0, 1, -1)
     for i in range(24):
@@ -87,9 +93,8 @@ def test_on_policy_the_jacobian_is_the_identity(variant, base_gate, depth):
     budgets = {level: 0.1 for level in LEVELS[:depth]}
 
     def gate(l):
-        return fgh(
-            l, l, layout, budgets=budgets, epsilon=0.05, variant=variant, base_gate=base_gate
-        )
+        options = {"variant": variant, "base_gate": base_gate}
+        return fgh(l, l, layout, Hierarchy(budgets=budgets, epsilon=0.05, **options))
 
     np.testing.assert_allclose(log_jacobian(gate, np.zeros(21)), np.eye(21), atol=1e-15)
 
@@ -100,7 +105,7 @@ def test_open_gates_give_the_ratio(variant, depth):
     layout, _ = make(*TOWER)
     l = random_log_ratio(0, 21, 1.0)
     budgets = {level: 1e9 for level in LEVELS[:depth]}
-    gated = fgh(l, l, layout, budgets=budgets, epsilon=1e9, variant=variant)
+    gated = fgh(l, l, layout, Hierarchy(budgets=budgets, epsilon=1e9, variant=variant))
     np.testing.assert_allclose(gated, np.exp(l), rtol=1e-14)
 
 
@@ -111,7 +116,7 @@ def test_the_jacobian_is_block_diagonal_over_the_coarsest_cells(variant, depth):
     budgets = {level: 0.03 for level in LEVELS[:depth]}
     l = random_log_ratio(1, 21)
     jacobian = log_jacobian(
-        lambda l: fgh(l, l, layout, budgets=budgets, epsilon=0.1, variant=variant), l
+        lambda l: fgh(l, l, layout, Hierarchy(budgets=budgets, epsilon=0.1, variant=variant)), l
     )
     cell = reference.cells(trajectory, [np.array(x) for x in TOWER[1:]], depth - 1)
     same = cell[:, None] == cell[None]
@@ -126,7 +131,7 @@ def test_trajectory_terms_are_of_order_one_over_length_but_for_the_rollback():
         l[0] = 0.1001
 
         def off_diagonal(budget, l=l, layout=layout, length=length):
-            jacobian = log_jacobian(lambda l: fiberpo(l, l, layout, budget=budget, epsilon=0.05), l)
+            jacobian = log_jacobian(lambda l: fiberpo(l, l, layout, one_level(budget, 0.05)), l)
             return np.asarray(jacobian)[~np.eye(length, dtype=bool)]
 
         assert np.abs(off_diagonal(1.0)).max() < 2 / length
@@ -140,7 +145,9 @@ def test_trajectory_terms_are_of_order_one_over_length_but_for_the_rollback():
 def compiled(depth, variant):
     layout, _ = make(*TOWER)
     return jax.jit(
-        lambda l, budgets: fgh(l, l, layout, budgets=budgets, epsilon=0.1, variant=variant)
+        lambda l, budgets: fgh(
+            l, l, layout, Hierarchy(budgets=budgets, epsilon=0.1, variant=variant)
+        )
     )
 
 
@@ -173,7 +180,7 @@ def test_long_trajectories_agree_along_a_direction(seed, scale):
     budgets = {"trajectory": (0.11, 0.09), "group": (0.06, 0.05)}
 
     def total(l):
-        return jnp.sum(jnp.log(fgh(l, l, layout, budgets=budgets, epsilon=0.05))) / 2048
+        return jnp.sum(jnp.log(fgh(l, l, layout, Hierarchy(budgets=budgets, epsilon=0.05)))) / 2048
 
     forward = jax.jvp(total, (jnp.asarray(l),), (jnp.asarray(direction),))[1]
     reverse = jax.grad(total)(jnp.asarray(l)) @ direction
@@ -217,8 +224,34 @@ def test_the_aggregate_gate_is_continuous_with_slopes_one_minus_k_and_zero():
 def test_one_level_is_fiberpo(seed):
     layout, _ = make(*TOWER)
     l = random_log_ratio(seed, 21)
-    one = fgh(l, l, layout, budgets={"trajectory": (0.1, 0.05)}, epsilon=0.05)
-    np.testing.assert_array_equal(one, fiberpo(l, l, layout, budget=(0.1, 0.05), epsilon=0.05))
+    one = fgh(l, l, layout, Hierarchy(budgets={"trajectory": (0.1, 0.05)}, epsilon=0.05))
+    np.testing.assert_array_equal(one, fiberpo(l, l, layout, one_level((0.1, 0.05), 0.05)))
+    with pytest.raises(
+        ValueError, match=r"one level, but the budgets name \('trajectory', 'group'"
+    ):
+        fiberpo(l, l, layout, Hierarchy(budgets={"trajectory": 1, "group": 1}, epsilon=0.1))
+
+
+def test_a_hierarchy_is_a_pytree_of_its_budgets():
+    """Other numbers never retrace, another structure does, and what does not exist is refused."""
+    layout, _ = make(*TOWER)
+    l = random_log_ratio(0, 21)
+
+    @jax.jit
+    @chex.assert_max_traces(n=2)
+    def run(hierarchy):
+        return fgh(l, l, layout, hierarchy)
+
+    one = one_level((0.1, 0.05), 0.05)
+    first = run(one)
+    np.testing.assert_allclose(first, fgh(l, l, layout, one), rtol=1e-14)
+    for tighter in (one_level((0.01, 0.05), 0.05), one_level((0.1, 0.05), 0.01)):
+        assert np.any(run(tighter) != first)
+    assert np.any(run(dataclasses.replace(one, variant="exact")) != first)
+    with pytest.raises(AssertionError, match="traced > 2 times"):
+        run(dataclasses.replace(one, base_gate="hold"))
+    with pytest.raises(ValueError, match=r"base_gate 'held' does not exist.*'hold'"):
+        dataclasses.replace(one, base_gate="held")
 
 
 @settings(max_examples=30, deadline=None)
@@ -240,7 +273,7 @@ def test_budgets_are_independent():
 
     def run(budgets):
         return jax.value_and_grad(
-            lambda l: jnp.sum(fgh(l, l, layout, budgets=budgets, epsilon=0.1))
+            lambda l: jnp.sum(fgh(l, l, layout, Hierarchy(budgets=budgets, epsilon=0.1)))
         )(jnp.asarray(l))
 
     for want, got in zip(run(base), run({**base, "group": 3.0}), strict=True):
@@ -252,8 +285,8 @@ def test_a_cell_with_one_child_takes_its_place():
     """The only trajectory of a group: its own budget is idle, the group's gates with k = 1."""
     layout, _ = make([5, 4, 3], [0, 1, 1])
     l = random_log_ratio(0, 12, 0.3)
-    tight = fgh(l, l, layout, budgets={"trajectory": 1e-6, "group": 0.05}, epsilon=0.1)
-    wide = fgh(l, l, layout, budgets={"trajectory": 1e6, "group": 0.05}, epsilon=0.1)
+    tight = fgh(l, l, layout, Hierarchy(budgets={"trajectory": 1e-6, "group": 0.05}, epsilon=0.1))
+    wide = fgh(l, l, layout, Hierarchy(budgets={"trajectory": 1e6, "group": 0.05}, epsilon=0.1))
     np.testing.assert_array_equal(tight[:5], wide[:5])
     assert np.any(tight[5:] != wide[5:])
 
@@ -266,12 +299,12 @@ def test_other_nestings_are_data():
     )
     l = random_log_ratio(0, 8)
     budgets = {"turn": (0.05, 0.04), "trajectory": (0.02, 0.01)}
-    got = fgh(l, l, layout, budgets=budgets, epsilon=0.1)
+    got = fgh(l, l, layout, Hierarchy(budgets=budgets, epsilon=0.1))
     want = reference.fgh(
         l, l, turn, [np.array([0, 0, 1, 1])], budgets=list(budgets.values()), epsilon=0.1
     )
     np.testing.assert_allclose(got, want, rtol=1e-13)
-    over = fgh(l, l, layout, budgets={"trajectory": (0.02, 0.01)}, epsilon=0.1)
+    over = fgh(l, l, layout, Hierarchy(budgets={"trajectory": (0.02, 0.01)}, epsilon=0.1))
     trajectory = np.array([0, 0, 1, 1])[turn]
     want = reference.fgh(l, l, trajectory, [], budgets=[(0.02, 0.01)], epsilon=0.1)
     np.testing.assert_allclose(over, want, rtol=1e-13)
@@ -287,7 +320,7 @@ def test_a_zeroed_channel_of_the_exact_bundle_has_no_net_push():
 
     def net_push(variant):
         jacobian = log_jacobian(
-            lambda l: fiberpo(l, l, layout, budget=budget, epsilon=epsilon, variant=variant), l
+            lambda l: fiberpo(l, l, layout, one_level(budget, epsilon, variant)), l
         )
         return float(jnp.sum(jacobian[:, :8]))
 
@@ -329,7 +362,7 @@ def test_the_on_policy_trap(maximum, factor):
         )
 
     naive = step(lambda l: naive_fiberpo(l, trajectory, 2, 0.1, 0.05, maximum))
-    ours = step(lambda l: fiberpo(l, advantage, layout, budget=0.1, epsilon=0.05))
+    ours = step(lambda l: fiberpo(l, advantage, layout, one_level(0.1, 0.05)))
     right = step(jnp.exp)
     np.testing.assert_allclose(ours, right, rtol=1e-14)
     np.testing.assert_allclose(naive, factor * right, rtol=1e-14)
@@ -382,6 +415,7 @@ def test_dual_clip_and_recovery():
     np.testing.assert_allclose(gate(l, good, layout, budgets), [1.2, 1.2, 0.5, 1], rtol=1e-7)
     masks = gate.clipped(l, bad, layout, budgets)
     np.testing.assert_array_equal(masks["token"], [True, False, True, False])
+    # Past base and fiber: a hierarchy gives bad tokens that became likelier their ratio back.
     config = hierarchy(1, recovery=True, dual_clip=1.5)
     gate, budgets = gates.from_config(config, LEVELS)
     np.testing.assert_allclose(gate(l, bad, layout, budgets)[:2], [1.5, 1.5])
@@ -421,7 +455,7 @@ def test_paris_and_rome():
     options = {"epsilon": 0.3, "order": ("trajectory",)}
     fiber = signal("fiberpo", **options, levels={"trajectory": {"budget": (0.1, 0.08)}})
     np.testing.assert_allclose(fiber[eiffel] / fiber[colosseum], 0.95, atol=0.05)
-    state = inspect(l, l, layout, budgets={"trajectory": (0.1, 0.08)}, epsilon=0.3)
+    state = inspect(l, l, layout, Hierarchy(budgets={"trajectory": (0.1, 0.08)}, epsilon=0.3))
     np.testing.assert_allclose(state.tower.drift[0][:, 0], [1.57 / 7, 0.03 / 6], rtol=1e-12)
     np.testing.assert_allclose(state.own_drift[eiffel], 0.33 - 1.57 / 7, rtol=1e-12)
     assert bool(bundle.closed(state.tower, state.budgets)[0][0, 0])

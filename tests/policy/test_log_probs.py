@@ -4,13 +4,16 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fiberjax import policy
 
 from . import shapes
 
-token_outputs = jax.jit(policy.token_outputs, static_argnames=("config", "start", "chunk"))
+token_outputs = jax.jit(
+    policy.token_outputs, static_argnames=("config", "start", "chunk", "entropy_gradient")
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,63 @@ def test_entropy_gradient_by_differences(inputs):
             ).entropy.sum()
         )(hidden)
         np.testing.assert_allclose(jnp.sum(gradient * step) * 2, slope, rtol=1e-4)
+
+
+def test_without_its_gradient_entropy_is_a_constant(inputs):
+    """The same values, the same gradient of log-probabilities, none of entropies, less work."""
+    hidden, kernel, targets = inputs
+    weights = jax.random.normal(jax.random.key(9), (2, *targets.shape))
+
+    def compiled(entropy_gradient):
+        def pull(hidden, kernel, temperature, cotangents):
+            out, pullback = jax.vjp(
+                lambda hidden, kernel, temperature: policy.chunked_token_outputs(
+                    *(hidden, kernel, targets),
+                    temperature=temperature,
+                    chunk=3,
+                    entropy_gradient=entropy_gradient,
+                ),
+                *(hidden, kernel, temperature),
+            )
+            return out, pullback(policy.TokenOutputs(*cotangents))
+
+        return jax.jit(pull).lower(hidden, kernel, jnp.float32(0.6), weights).compile()
+
+    on, off = compiled(True), compiled(False)
+    temperature, zeros = jnp.float32(0.6), jnp.zeros_like(weights[0])
+    run = lambda program, *cotangents: program(  # noqa: E731
+        hidden, kernel, temperature, jnp.stack(cotangents)
+    )
+    of_log_prob = run(on, weights[0], zeros)
+    chex.assert_trees_all_close(run(off, weights[0], zeros), of_log_prob, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_equal(run(off, *weights), run(off, weights[0], zeros))
+    chex.assert_trees_all_equal(
+        run(off, zeros, weights[1])[1], jax.tree.map(jnp.zeros_like, of_log_prob[1])
+    )
+    of_entropy = jax.grad(
+        lambda *args: jnp.sum(weights[1] * direct(*args[:2], targets, temperature=args[2]).entropy),
+        argnums=(0, 1, 2),
+    )(hidden, kernel, temperature)
+    chex.assert_trees_all_close(run(on, zeros, weights[1])[1], of_entropy, rtol=2e-5, atol=2e-5)
+    flops = [program.cost_analysis()["flops"] for program in (on, off)]
+    assert flops[1] < flops[0] - hidden.shape[0] * 3 * kernel.shape[0]  # an operation a logit
+
+
+def test_the_policy_passes_the_switch_on():
+    config, tokens = shapes.config(), shapes.tokens(2, 6)
+
+    def entropy(params, on):
+        out = token_outputs(
+            *(config, params, tokens, *shapes.whole(tokens)),
+            start=2,
+            temperature=1.0,
+            chunk=2,
+            entropy_gradient=on,
+        )
+        return out.entropy.sum()
+
+    norms = [optax.tree.norm(jax.grad(entropy)(shapes.params(config), on)) for on in (True, False)]
+    assert norms[0] > 0.1 and norms[1] == 0
 
 
 def test_extreme_logits_stay_finite():

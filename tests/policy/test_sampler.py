@@ -57,6 +57,17 @@ def recomputed(config, params, samples, temperature):
     return jnp.where(completion, out.log_prob, 0.0)
 
 
+def logits_of(config, params, samples):
+    """Logits that each token of the completions was drawn from, [B, C, V], and which are real."""
+    tokens, mask = prompts(len(samples.length))
+    completion = jnp.arange(samples.tokens.shape[1]) < samples.length[:, None]
+    segments = jnp.concatenate([mask, completion], axis=1).astype(jnp.int32)
+    rows = jnp.concatenate([tokens, samples.tokens], axis=1)
+    model = policy.bind(config, params)
+    hidden = nnx.jit(lambda m: m.hidden(rows, jnp.cumsum(segments, axis=1) - 1, segments))(model)
+    return model.unembed(hidden[:, PROMPT - 1 : -1]), completion
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_agree_with_the_forward_pass(config, params, temperature):
     samples = draw(config, params, temperature=temperature)
@@ -71,7 +82,7 @@ def test_end_of_completions(config, params, pad):
     samples = jax.tree.map(np.asarray, draw(config, params, batch=24, pad_id=pad))
     other = jax.tree.map(np.asarray, draw(config, params, batch=24, pad_id=9))
     np.testing.assert_array_equal(samples.length, other.length)  # padding decides nothing
-    for tokens, log_prob, length, finished in zip(*samples, strict=True):
+    for tokens, log_prob, _, length, finished in zip(*samples, strict=True):
         assert (tokens[length:] == pad).all() and (log_prob[length:] == 0).all()
         assert EOS not in tokens[: length - 1] and (log_prob[:length] < 0).all()
         assert finished == (tokens[length - 1] == EOS)
@@ -129,13 +140,8 @@ def test_greedy_takes_the_likeliest(config, params):
     np.testing.assert_allclose(
         samples.log_prob, recomputed(config, params, samples, 1.0), atol=1e-5
     )
-    tokens, mask = prompts(12)
-    completion = jnp.arange(NEW) < samples.length[:, None]
-    segments = jnp.concatenate([mask, completion], axis=1).astype(jnp.int32)
-    rows = jnp.concatenate([tokens, samples.tokens], axis=1)
-    model = policy.bind(config, params)
-    hidden = nnx.jit(lambda m: m.hidden(rows, jnp.cumsum(segments, axis=1) - 1, segments))(model)
-    likeliest = jnp.argmax(model.unembed(hidden[:, PROMPT - 1 : -1]), axis=-1)
+    z, completion = logits_of(config, params, samples)
+    likeliest = jnp.argmax(z, axis=-1)
     np.testing.assert_array_equal(samples.tokens, jnp.where(completion, likeliest, PAD))
 
 
@@ -193,16 +199,52 @@ def test_sampled_distribution(config, params, options):
     assert chi2 < freedom + 4 * np.sqrt(2 * freedom)  # about one in ten thousand, seed fixed
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(temperature=0.7),
+        dict(top_k=3),
+        dict(temperature=0.7, top_p=0.4),
+        dict(temperature=1.7, top_k=6, top_p=0.8),
+        dict(top_k=11),
+        dict(greedy=True, top_k=3, top_p=0.4),
+    ],
+    ids=str,
+)
+def test_mass_kept_by_truncation(config, params, options):
+    """Against a softmax in float64; with it, log-probabilities are those before truncation."""
+    samples = draw(config, params, **options)
+    z, completion = logits_of(config, params, samples)
+    truncation = {} if "greedy" in options else options
+    temperature = truncation.get("temperature", 1.0)
+    expected = np.zeros(completion.shape)
+    for at in zip(*np.nonzero(completion), strict=True):
+        whole = enumerated(z[at], temperature=temperature)
+        expected[at] = np.log(whole[enumerated(z[at], **truncation) > 0].sum())
+    np.testing.assert_allclose(samples.log_kept, expected, atol=1e-5)
+    np.testing.assert_allclose(
+        samples.log_prob + samples.log_kept,
+        recomputed(config, params, samples, temperature),
+        atol=1e-5,
+    )
+    assert (samples.log_kept <= 0).all() and (samples.length < NEW).any()
+    truncates = truncation.get("top_k", 11) < 11 or "top_p" in truncation
+    assert (np.asarray(samples.log_kept) < -0.01).any() == truncates
+    assert truncates or (samples.log_kept == 0).all()
+
+
+categorical = jax.jit(sampler._categorical, static_argnums=2)
+
+
 @pytest.mark.parametrize("vocab", [1, 2, 7, 64, 1000])
 def test_categorical_blocks(vocab):
     """Every vocabulary size splits into blocks; what has no mass is never drawn."""
     z = jax.random.normal(jax.random.key(0), (vocab,))
     z = z.at[1::3].set(-jnp.inf)
     count = 20_000
-    keys = jax.random.split(jax.random.key(1), count)
-    tokens, log_prob = jax.jit(sampler._categorical, static_argnums=2)(
-        keys, jnp.tile(z, (count, 1)), policy.Placement()
-    )
+    uniform = jax.random.uniform(jax.random.key(1), (count, 2))
+    tokens, log_prob = categorical(uniform, jnp.tile(z, (count, 1)), policy.Placement())
     assert ((tokens >= 0) & (tokens < vocab)).all()
     expected = jax.nn.log_softmax(z)
     np.testing.assert_allclose(log_prob, expected[tokens], rtol=1e-5, atol=1e-5)
@@ -217,8 +259,57 @@ def test_categorical_blocks(vocab):
 def test_draws_at_the_edges_have_mass():
     """The smallest and largest uniforms select the first and last index with mass."""
     mass = jnp.array([[0.0, 0.3, 0.0, 0.7, 0.0]] * 2)
-    got = sampler._invert(mass, jnp.array([0.0, 1.0 - 2.0**-23]))
+    got = sampler._invert(mass, jnp.array([0.0, 1.0 - 2.0**-24]))
     np.testing.assert_array_equal(got, [1, 3])
+
+
+def edges(rng, mass):
+    """Uniforms of each row where rounding decides: the ends, and exact running shares of `mass`."""
+    rows, columns = mass.shape
+    running = np.asarray(jax.jit(lambda mass: jnp.cumsum(mass, axis=-1))(mass))
+    share = running[np.arange(rows), rng.integers(columns, size=rows)] / running[:, -1]
+    largest = np.float32(1 - 2.0**-24)
+    below, above = (np.nextafter(share, np.float32(end)) for end in (0, 2))
+    ends = (np.zeros_like(share), np.full_like(share, largest))
+    return [*ends, *(np.clip(x, 0, largest) for x in (share, below, above))]
+
+
+# Blocks of the vocabulary of Qwen2.5 and Qwen3, and that vocabulary without blocks.
+@pytest.mark.parametrize(("rows", "columns"), [(64, 9_496), (2, 151_936)])
+def test_what_has_no_mass_is_never_chosen(rows, columns):
+    """In float32, where running sums of so many numbers are not even monotone."""
+    rng = np.random.default_rng(0)
+    invert = jax.jit(sampler._invert)
+    for kept in (1e-4, 0.05, 0.5):
+        mass = rng.exponential(size=(rows, columns)) ** 4 * (rng.random((rows, columns)) < kept)
+        mass[np.arange(rows), rng.integers(columns, size=rows)] += 1
+        mass = mass.astype(np.float32)
+        for uniform in edges(rng, mass):
+            index = np.asarray(invert(mass, uniform))
+            assert (mass[np.arange(rows), index] > 0).all()
+
+
+@pytest.mark.parametrize("top_k", [1, 40, 5_000])
+def test_no_token_without_mass_is_drawn_from_a_large_vocabulary(top_k):
+    vocab, rows, rng = 151_936, 16, np.random.default_rng(1)
+    z = np.full((rows, vocab), -np.inf, np.float32)
+    kept = np.stack([rng.choice(vocab, top_k, replace=False) for _ in range(rows)])
+    np.put_along_axis(z, kept, 4 * rng.normal(size=kept.shape).astype(np.float32), axis=1)
+    mass = np.exp(z - z.max(axis=1, keepdims=True))
+    blocks = mass.reshape(rows, -1, sampler._block_width(vocab))
+    for first in edges(rng, blocks.sum(axis=-1)):
+        uniform = np.stack([first, rng.choice(edges(rng, blocks.max(axis=1)))], axis=1)
+        token, log_prob = categorical(uniform, z, policy.Placement())
+        assert np.isfinite(log_prob).all()
+        assert (np.take_along_axis(z, np.asarray(token)[:, None], axis=1) > -np.inf).all()
+
+
+def test_what_would_underflow_has_no_mass():
+    """Not even for the smallest uniforms, and not only on devices that flush it to zero."""
+    z = jnp.array([[-85.0, -jnp.inf, 0.0, -1.0] * 4])
+    token, log_prob = categorical(jnp.zeros((1, 2)), z, policy.Placement())
+    np.testing.assert_array_equal(token, 2)
+    np.testing.assert_allclose(log_prob, -np.log(4 * (1 + np.exp(-1))), rtol=1e-6)
 
 
 def test_stops_when_every_row_has_ended(config, params, monkeypatch):

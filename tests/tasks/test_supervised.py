@@ -33,7 +33,7 @@ def same(one, other):
 def packed_examples(batch):
     """The examples of a batch as `prompt + solution`, in the order of their rows."""
     return [
-        VOCABULARY.decode(row[ids == segment])
+        VOCABULARY.decode(row[ids == segment][1:])
         for row, ids in zip(batch.tokens, batch.segment_ids, strict=True)
         for segment in range(1, ids.max() + 1)
     ]
