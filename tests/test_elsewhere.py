@@ -126,7 +126,7 @@ def test_metrics_of_other_frameworks_by_their_names_here():
     log_prob, old_log_prob, advantage, layout = arrays()
     log_ratio = log_prob - old_log_prob
 
-    def logged(gate):
+    def logged(gate, advantage=advantage):
         metrics = fj.diagnostics.gate_metrics(
             gate.structure, log_ratio, advantage, layout, gate.budgets
         )
@@ -141,6 +141,8 @@ def test_metrics_of_other_frameworks_by_their_names_here():
     assert with_dual_clip["actor/pg_clipfrac"] == pytest.approx(clipped + lower, abs=1e-6)
     region = STORED["trl/grpo/metrics/clip_ratio/region_mean"]
     assert got["actor/pg_clipfrac"] == pytest.approx(region, abs=1e-6)
+    # A closed gate counts whatever the advantage; theirs do not count a zero.
+    assert logged(fj.gate("ppo", **CLIP), 0 * advantage)["actor/pg_clipfrac"] > 0
 
 
 def test_a_row_without_tokens_counts_in_trl_only():

@@ -99,7 +99,11 @@ def test_fiberpo_agrees_with_finite_differences():
 def test_any_number_of_parts_gives_the_same_gradient():
     scope = run_blocks("PyTorch")
     policy, data = problem()
-    # Padding that would spoil anything it met.
+    # Padding that would spoil anything it met: a token that the policy cannot draw, and infinities.
+    data["tokens"][data["tokens"] == 7] = 0
+    data["tokens"][:, 1:][~data["mask"]] = 7
+    with torch.no_grad():
+        policy.head.bias[7] = -torch.inf
     data["advantage"][~data["mask"]] = torch.inf
     optimizer = torch.optim.SGD(policy.parameters(), 0.0)
     found = {}
