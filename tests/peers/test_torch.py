@@ -127,3 +127,31 @@ def test_coefficients_share_memory_and_are_zero_at_padding():
     length = data["mask"].sum(1, keepdim=True)
     expected = data["advantage"] * data["mask"] / length / common.ROWS
     np.testing.assert_allclose(c, expected, atol=1e-7)
+
+
+def on_one_rank(rank, world, address, wanted):
+    """One rank of a data-parallel step: its rows, the loss times the ranks, which DDP averages."""
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    scope = run_blocks("PyTorch")
+    policy, data = problem()
+    model = torch.nn.parallel.DistributedDataParallel(policy)
+    rows = torch.arange(common.ROWS).tensor_split(world)  # Of unlike sizes.
+    with torch.no_grad():
+        found = [None] * world
+        distributed.all_gather_object(found, policy(data["tokens"][rows[rank]]))
+    names = ("old_log_prob", "advantage", "mask", "group", "domain")
+    c = scope["coefficients"](torch.cat(found), *(data[name] for name in names))
+    mine = rows[rank]
+    log_prob = torch.where(data["mask"][mine], model(data["tokens"][mine]), 0)
+    (-world * c[mine] * log_prob).sum().backward()
+    np.testing.assert_allclose(gradient(policy), wanted, rtol=0, atol=1e-15)
+    distributed.destroy_process_group()
+
+
+def test_data_parallel_ranks_give_the_same_gradient(tmp_path):
+    scope = run_blocks("PyTorch")
+    policy, data = problem()
+    scope["update"](policy, torch.optim.SGD(policy.parameters(), 0.0), data, 1)
+    address = f"file://{tmp_path}/ranks"
+    torch.multiprocessing.spawn(on_one_rank, (2, address, gradient(policy).numpy()), 2)
