@@ -1,111 +1,23 @@
-"""Gate presets: every method with budgets of its own, as data.
+"""Gate presets for configs: the table of `fiberjax.presets`, every value open to the command line.
 
-    config.gate = get_gate("fiberpo_domain")
-    --config.gate.levels.trajectory.budget=0.2 --config.gate.epsilon=0.1
-
-Budgets of trajectories, groups and domains are nats, a number or a pair (plus, minus); `epsilon` is
-nats too; `clip_low` and `clip_high` are distances of a ratio from 1. `pessimistic`, `dual_clip` and
-`recovery` are the operators of `fiberjax.gates.compose`. The values come from the papers named at
-each preset, or are ours where it says so.
+config.gate = get_gate("fiberpo_domain")
+--config.gate.levels.trajectory.budget=0.2 --config.gate.epsilon=0.1
 """
 
 from typing import Any
 
 from ml_collections import config_dict
 
+from fiberjax.presets import PRESETS, preset
+
+__all__ = ["PRESETS", "get_gate"]
+
 
 def get_gate(name: str) -> config_dict.ConfigDict:
     """A gate's config by the name of its preset; ValueError naming the choices if there is none."""
-    if name not in PRESETS:
-        raise ValueError(f"gate preset {name!r} does not exist; choose from {tuple(PRESETS)}")
-    return config_dict.ConfigDict(PRESETS[name])
+    return config_dict.ConfigDict({key: _open(value) for key, value in preset(name).items()})
 
 
-def _optional() -> Any:
-    """A number that is off, None, until an override sets it."""
-    return config_dict.placeholder(float)
-
-
-def _hierarchy(**levels: tuple[float, float]) -> dict[str, Any]:
-    """A hierarchy with its levels finest first, and their budgets (plus, minus) in nats."""
-    return dict(
-        name="fgh",
-        pessimistic=False,
-        dual_clip=_optional(),
-        recovery=False,
-        variant="published",
-        base_gate="rollback",
-        epsilon=0.05,
-        epsilon_negative=_optional(),
-        order=tuple(levels),
-        levels={level: dict(budget=budget) for level, budget in levels.items()},
-    )
-
-
-def _clip(name: str, low: float, high: float) -> dict[str, Any]:
-    """A gate that clips ratios at `1 − low` and `1 + high`."""
-    return dict(
-        name=name,
-        pessimistic=False,
-        dual_clip=_optional(),
-        recovery=False,
-        clip_low=low,
-        clip_high=high,
-    )
-
-
-def _apc(delta: float, level: str, form: str) -> dict[str, Any]:
-    """A stage of the APC chain; meant for the token weighting."""
-    return dict(
-        name="apc",
-        pessimistic=False,
-        dual_clip=_optional(),
-        recovery=False,
-        delta=delta,
-        level=level,
-        form=form,
-    )
-
-
-# Ours, to start tuning from: the minus channel is smaller, since the bias of a KL pushes mass down,
-# coarser levels are tighter, and the token's own budget is tightest of all.
-_TRAJECTORY, _GROUP, _DOMAIN = (0.11, 0.09), (0.06, 0.05), (0.03, 0.025)
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "importance": dict(name="importance"),
-    # Fibration Policy Optimization (2603.08239) and JoyAI-LLM Flash (2604.03044), as published.
-    "fiberpo": _hierarchy(trajectory=_TRAJECTORY),
-    "fiberpo_group": _hierarchy(trajectory=_TRAJECTORY, group=_GROUP),
-    "fiberpo_domain": _hierarchy(trajectory=_TRAJECTORY, group=_GROUP, domain=_DOMAIN),
-    # Proximal Policy Optimization (1707.06347) and GRPO (2402.03300).
-    "ppo": _clip("ppo", 0.2, 0.2),
-    "grpo": _clip("grpo", 0.2, 0.2),
-    # DAPO (2503.14476): the upper bound is looser, so that rare tokens can grow.
-    "dapo": _clip("dapo", 0.2, 0.28),
-    # GSPO (2507.18071): the ratio of a whole trajectory hardly moves, hence the tiny bounds.
-    "gspo": _clip("gspo", 3e-4, 4e-4) | dict(level="trajectory"),
-    "gspo_token": _clip("gspo_token", 3e-4, 4e-4) | dict(level="trajectory"),
-    # GMPO (2507.20673): its clip range is nats, (e^-0.4, e^0.4) as a ratio.
-    "gmpo": _clip("gmpo", 0.4, 0.4) | dict(level="trajectory"),
-    # CISPO (2506.13585) leaves the lower side free; the upper bound of 5 is a common choice.
-    "cispo": dict(name="cispo", clip_low=1.0, clip_high=4.0),
-    # SAPO (2511.20347): temperatures, one over a ratio.
-    "sapo": dict(name="sapo", temperature_positive=1.0, temperature_negative=1.05),
-    # DPPO (2602.04879): probabilities for the total variation, nats for the KL.
-    "dppo_tv": dict(name="dppo_tv", delta_low=0.2, delta_high=0.2, weight_cap=20.0),
-    "dppo_kl": dict(name="dppo_kl", delta=0.05, weight_cap=20.0),
-    # The derivation of FiberPO, stage by stage (2603.08239, section 3). `delta` is twice a total
-    # variation: at γ = 0.99 TRPO's best radius (1 − γ)/(4γ) gives 2 × 0.002525.
-    "apc_trpo": _apc(0.00505, "state", "ratio"),
-    "apc": _apc(0.1, "state", "ratio"),
-    "apc_log": _apc(0.1, "state", "log"),
-    "apc_sequence": _apc(0.1, "trajectory", "log"),
-}
-# Ours: the gate may only lower a token's contribution, never reward drift.
-PRESETS |= {
-    f"{name}_pessimistic": PRESETS[name] | dict(pessimistic=True)
-    for name in ("fiberpo", "fiberpo_group", "fiberpo_domain")
-}
-# Ours: trajectory × sign as base space, and a gate that holds at its budget instead of falling.
-PRESETS["fiberpo_exact"] = PRESETS["fiberpo_pessimistic"] | dict(variant="exact")
-PRESETS["fiberpo_hold"] = PRESETS["fiberpo_pessimistic"] | dict(base_gate="hold")
+def _open(value: Any) -> Any:
+    """None is a number that is off until an override sets it."""
+    return config_dict.placeholder(float) if value is None else value

@@ -135,6 +135,10 @@ def global_regime(
       size: float[S, 1] or [S, 2], the children counted.
       hold: static, the gate holds at its budget: a closed channel then counts as zeroed, for its
         slope is 0.
+
+    >>> residual = jnp.array([[0.05, 0.0], [0.2, 0.0]])
+    >>> global_regime(residual, jnp.array([0.1, 0.1]), jnp.array([[4.0], [4.0]])).tolist()
+    [0, 2]
     """
     place = aggregate.position(residual, budget, size)
     if hold:

@@ -45,7 +45,11 @@ def k2(log_prob: jax.Array, reference_log_prob: jax.Array) -> jax.Array:
 
 
 def k3(log_prob: jax.Array, reference_log_prob: jax.Array) -> jax.Array:
-    """The estimate `π_ref/π_θ − 1 − log(π_ref/π_θ)`, nats; same shape. Arguments as `k1`."""
+    """The estimate `π_ref/π_θ − 1 − log(π_ref/π_θ)`, nats; same shape. Arguments as `k1`.
+
+    >>> round(float(k3(jnp.array(-1.0), jnp.array(-1.5))), 4)
+    0.1065
+    """
     q = -k1(log_prob, reference_log_prob)
     return jnp.expm1(q) - q
 

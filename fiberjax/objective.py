@@ -11,6 +11,7 @@ one shard: the training step, and nobody before it, adds both over the mesh axes
 spread over (`add_over`), and over micro-batches (`add`).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -159,6 +160,59 @@ def surrogate(
     advantage = jnp.where(layout.mask, lax.stop_gradient(advantage), 0)
     contribution = gated_ratio * advantage
     return mean(contribution, layout, weighting=weighting, constant_length=constant_length)
+
+
+def coefficients(
+    gate: Callable[..., jax.Array],
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    weighting: str = "trajectory",
+    constant_length: int | None = None,
+    old_log_prob: jax.Array | None = None,
+) -> jax.Array:
+    """The objective's gradient in every token's log-probability; the shape of the log ratios.
+
+        cᵢ = ∂J/∂ log π_θ(i),   ∇J = Σᵢ cᵢ ∇ log π_θ(i)
+
+    This is all that another trainer needs of a gate: with the coefficients as constants,
+    `(coefficients * log_prob).sum()` has exactly the gradient of J, whatever computes the
+    log-probabilities. Made of a whole batch, they may be cut into micro-batches of any kind, whose
+    gradients are added and not averaged.
+
+    Args:
+      gate: `(log_ratio, advantage, layout) -> gated_ratio`, such as `fiberjax.gate` gives.
+      log_ratio: float[B, T] or [N], nats, `log π_θ − log π_old` of the whole batch.
+      advantage: float of the same shape.
+      layout: where the tokens stand.
+      weighting: static, one of `WEIGHTINGS`.
+      constant_length: static, tokens; read by "constant" only.
+      old_log_prob: float of the same shape, nats; given to gates that need it.
+
+    Returns:
+      float32 or wider, of the sign that is maximised, exactly 0 at padding.
+
+    References:
+      FPO, arXiv 2603.08239, section 3.1, the Ratio Gating Formalism.
+
+    >>> import numpy as np
+    >>> from fiberjax.layout import make_layout
+    >>> layout = make_layout(np.array([[True, True], [True, False]]))
+    >>> advantage = np.array([[1.0, 1.0], [-1.0, -1.0]])
+    >>> coefficients(lambda l, a, layout: jnp.exp(l), np.zeros((2, 2)), advantage, layout).tolist()
+    [[0.25, 0.25], [-0.5, 0.0]]
+    """
+    given = {} if old_log_prob is None else {"old_log_prob": old_log_prob}
+
+    def value(log_ratio: jax.Array) -> jax.Array:
+        gated_ratio = gate(log_ratio, advantage, layout, **given)
+        return surrogate(
+            gated_ratio, advantage, layout, weighting=weighting, constant_length=constant_length
+        ).value
+
+    log_ratio = jnp.asarray(log_ratio)
+    return jax.grad(value)(log_ratio.astype(jnp.promote_types(log_ratio.dtype, jnp.float32)))
 
 
 def add(first: Reduction, second: Reduction) -> Reduction:

@@ -38,6 +38,14 @@ def jacobian(
 
     Returns:
       Row `i` is token `i`'s gated ratio; rows and columns of padding are 0.
+
+    >>> import numpy as np
+    >>> import fiberjax as fj
+    >>> layout = fj.make_layout(np.ones((1, 2), bool))
+    >>> fiberpo = fj.gate("fiberpo")
+    >>> on_policy = jnp.zeros((1, 2))
+    >>> jacobian(fiberpo.structure, on_policy, on_policy, layout, fiberpo.budgets).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
     """
 
     def gated(flat: jax.Array) -> jax.Array:

@@ -167,6 +167,7 @@ def from_config(
     layout_levels: Sequence[str],
     *,
     table: Mapping[str, GateSpec] = GATES,
+    path: str = "config.gate",
 ) -> tuple[Gate, Budgets]:
     """Builds a gate from a config; a static, hashable `Gate` and its traced budgets.
 
@@ -176,6 +177,7 @@ def from_config(
         number, or a pair plus and minus. Keys left out take the table's defaults.
       layout_levels: the levels of the layouts the gate will see, finest first.
       table: the gates to choose from; `{**GATES, "mine": GateSpec(...)}` adds one.
+      path: of the config, for errors.
 
     Returns:
       The gate, and a pytree of float32 arrays, its budgets.
@@ -188,4 +190,4 @@ def from_config(
     >>> gate.name, round(float(budgets["clip_low"]), 3), round(float(budgets["clip_high"]), 3)
     ('ppo', 0.1, 0.2)
     """
-    return config.build(table, gate, layout_levels)
+    return config.build(table, gate, layout_levels, path)

@@ -60,6 +60,14 @@ def apc(
 
     References:
       FPO, arXiv 2603.08239, Definition 3.2 and Theorem 3.3.
+
+    >>> import numpy as np
+    >>> from fiberjax.layout import make_layout
+    >>> layout = make_layout(np.ones((1, 2), bool))
+    >>> drift = jnp.array([[0.1, 0.0]])
+    >>> gated = apc(drift, drift, layout, delta=0.02, level="trajectory", form="log")
+    >>> [round(g, 3) for g in gated[0].tolist()]  # Of a budget of 0.04 the first left nothing.
+    [1.041, 1.0]
     """
     deviation, bound = _bounds(log_ratio, advantage, layout, delta, level, form)
     gated = aggregate.clip(deviation, bound)

@@ -57,6 +57,13 @@ def tower(log_ratio: jax.Array, layout: Layout, *, variant: str) -> Tower:
 
     Returns:
       Drift, residuals and sizes. Linear in `|ℓ|` of each channel.
+
+    >>> import numpy as np
+    >>> from fiberjax.layout import make_layout
+    >>> layout = make_layout(np.ones((1, 2), bool))
+    >>> drift = tower(jnp.array([[0.2, -0.1]]), layout, variant="published").drift[0]
+    >>> [round(s, 3) for s in drift[0].tolist()]
+    [0.1, 0.05]
     """
     drift, size = _pushforward_tokens(log_ratio, layout, variant)
     drifts, sizes = [drift], [size]

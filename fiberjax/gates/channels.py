@@ -60,7 +60,11 @@ def _finite_jvp(
 
 
 def channel(log_ratio: jax.Array) -> jax.Array:
-    """The channel of every token: PLUS where `ℓ ≥ 0`, MINUS elsewhere; int32 of its shape."""
+    """The channel of every token: PLUS where `ℓ ≥ 0`, MINUS elsewhere; int32 of its shape.
+
+    >>> channel(jnp.array([0.1, 0.0, -0.1])).tolist()
+    [0, 0, 1]
+    """
     return jnp.where(log_ratio < 0, MINUS, PLUS)
 
 

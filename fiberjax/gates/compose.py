@@ -34,6 +34,10 @@ def pessimistic(gated: jax.Array, limit: jax.Array, advantage: jax.Array) -> jax
 
     Returns:
       The gated ratio; gradient of the branch taken. PPO, DAPO and GSPO are this over a plain clip.
+
+    >>> gated, limit = jnp.array([0.8, 1.2]), jnp.array([0.5, 1.5])
+    >>> pessimistic(gated, limit, jnp.array([1.0, -1.0])).tolist()
+    [0.5, 1.5]
     """
     return jnp.where(prefers_limit(gated, limit, advantage), limit, gated)
 

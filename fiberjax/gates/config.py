@@ -49,9 +49,9 @@ BY_LEVEL = Budget(None, "nats")
 """Marks a gate that takes `budgets` by level from the config's `order` and `levels`."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class GateSpec:
-    """An entry of the name table.
+    """An entry of the name table; equal to itself only, so that programs of two are never mixed.
 
     Attributes:
       gate: `(log_ratio, advantage, layout, *, budgets and options) -> gated_ratio`; where the entry
@@ -103,7 +103,7 @@ class Gate:
     """
 
     name: str
-    spec: GateSpec = dataclasses.field(compare=False, repr=False)
+    spec: GateSpec = dataclasses.field(repr=False)
     options: tuple[tuple[str, Any], ...] = ()
     pessimistic: bool = False
     recovery: bool = False
@@ -235,10 +235,12 @@ COMMON = ("name", "pessimistic", "dual_clip", "recovery")
 
 
 def build(
-    table: Mapping[str, GateSpec], config: Mapping[str, Any], layout_levels: Sequence[str]
+    table: Mapping[str, GateSpec],
+    config: Mapping[str, Any],
+    layout_levels: Sequence[str],
+    path: str,
 ) -> tuple[Gate, Budgets]:
     """Builds a gate from a config; see `fiberjax.gates.from_config`."""
-    path = "config.gate"
     if "name" not in config:
         raise ValueError(f"{path}.name is missing; choose from {tuple(table)}")
     name = config["name"]

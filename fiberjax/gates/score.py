@@ -45,6 +45,13 @@ def cispo(
 
     References:
       MiniMax-M1, arXiv 2506.13585, eqs. 4 and 5.
+
+    >>> import numpy as np
+    >>> from fiberjax.layout import make_layout
+    >>> layout = make_layout(np.ones((1, 2), bool))
+    >>> drift = jnp.array([[2.0, 0.0]])
+    >>> cispo(drift, drift, layout, clip_low=1.0, clip_high=4.0).tolist()
+    [[5.0, 1.0]]
     """
     weight = tokenwise.clip(log_ratio, advantage, layout, clip_low=clip_low, clip_high=clip_high)
     masked, _ = prepare(log_ratio, advantage, layout.mask)

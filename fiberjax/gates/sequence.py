@@ -70,6 +70,14 @@ def gspo(
 
     References:
       GSPO, arXiv 2507.18071, eqs. 5 to 7.
+
+    >>> import numpy as np
+    >>> from fiberjax.layout import make_layout
+    >>> layout = make_layout(np.ones((1, 2), bool))
+    >>> drift = jnp.array([[0.2, 0.0]])
+    >>> gated = gspo(drift, drift, layout, clip_low=0.05, clip_high=0.05)
+    >>> [round(g, 3) for g in gated[0].tolist()]
+    [1.05, 1.05]
     """
     ratio = sequence_ratio(log_ratio, advantage, layout, level=level)
     _, advantage = prepare(log_ratio, advantage, layout.mask)

@@ -102,6 +102,14 @@ def ppo(
 
     References:
       PPO, arXiv 1707.06347, eq. 7; DAPO, arXiv 2503.14476, eq. 8.
+
+    >>> import numpy as np
+    >>> from fiberjax.layout import make_layout
+    >>> layout = make_layout(np.ones((1, 2), bool))
+    >>> drift, advantage = jnp.array([[0.5, 0.5]]), jnp.array([[1.0, -1.0]])
+    >>> gated = ppo(drift, advantage, layout, clip_low=0.2, clip_high=0.2)
+    >>> [round(g, 3) for g in gated[0].tolist()]
+    [1.2, 1.649]
     """
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
     return one_sided(safe_exp(log_ratio), advantage, 1 - clip_low, 1 + clip_high)

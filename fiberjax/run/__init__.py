@@ -5,5 +5,6 @@ trainer        one iteration
 loop           the run
 evaluation     held-out prompts, before and after
 statistics     what an evaluation can claim
-checkpoints, metrics, progress, plots
+notebook       a run by one call, in this process
+checkpoints, metrics, progress, interrupts, plots
 """

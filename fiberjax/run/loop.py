@@ -18,6 +18,7 @@ from fiberjax.parallel import distributed
 from fiberjax.run import evaluation, metrics, plots
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, evaluate, profile
+from fiberjax.run.interrupts import Interrupts
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.warm_start import starting_params
@@ -25,6 +26,8 @@ from fiberjax.tasks import PromptStream
 from fiberjax.train.update import TrainState
 
 SHOWN = {"reward": "reward/mean", "kl": "actor/ppo_kl", "entropy": "actor/entropy"}
+
+INTERRUPTED = "interrupted: this iteration is finished and saved; interrupt again to end at once"
 
 
 def run(
@@ -163,6 +166,7 @@ def train(
 
     Raises:
       SystemExit: a host was asked to end; the run is saved.
+      KeyboardInterrupt: a host alone was interrupted; the iteration is finished and saved.
     """
     primary = jax.process_index() == 0
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
@@ -175,6 +179,7 @@ def train(
         with (
             metrics.MetricWriter(directory, resume_step=done, enabled=primary) as writer,
             Progress(experiment.iterations, "training", start=done) as progress,
+            Interrupts(INTERRUPTED) as interrupts,
         ):
             for iteration in range(done, experiment.iterations):
                 with traced(directory / "trace", iteration + 1 == trace_iteration):
@@ -186,7 +191,9 @@ def train(
                 )
                 last = iteration + 1 == experiment.iterations
                 ending = distributed.asked_to_end(iteration + 1) and not last
-                if last or ending or (iteration + 1) % experiment.checkpoint.every == 0:
+                due = (iteration + 1) % experiment.checkpoint.every == 0
+                interrupted = interrupts.asked
+                if last or ending or due or interrupted:
                     host = {"stream": stream.get_state(), "before": before.to_json()}
                     saved.save(iteration + 1, state, host)
                 if ending:
@@ -194,6 +201,8 @@ def train(
                         f"asked to end; iteration {iteration + 1} is saved, and the same command "
                         "on every host goes on from there"
                     )
+                if interrupted:
+                    break  # Raised as `interrupts` is left.
     return before, state
 
 

@@ -1,0 +1,102 @@
+"""A run in this process: what one call gives, how it is interrupted, what it resumes."""
+
+import pathlib
+import signal
+
+import numpy as np
+import pytest
+import tiny
+
+import fiberjax as fj
+from fiberjax.run.interrupts import Interrupts
+from fiberjax.run.metrics import read_metrics
+from fiberjax.run.notebook import load_config
+from fiberjax.run.trainer import Trainer
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(make_config):
+    config = make_config()
+    config.iterations = 3
+    config.checkpoint.every = 100
+    return config
+
+
+def test_an_interrupted_run_is_saved_and_the_same_call_finishes_it(
+    config, one_device, tmp_path, monkeypatch
+):
+    iterate, seen = Trainer.iterate, []
+
+    def interrupted(self, state, stream, iteration):
+        seen.append(iteration)
+        if seen == [0, 1]:
+            signal.raise_signal(signal.SIGINT)
+        return iterate(self, state, stream, iteration)
+
+    monkeypatch.setattr(Trainer, "iterate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fj.run_experiment(config, tmp_path / "run", devices=one_device)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert list(read_metrics(tmp_path / "run")["step"]) == [1, 2]
+    run = fj.run_experiment(config, str(tmp_path / "run"), devices=one_device)
+    assert seen == [0, 1, 2]
+    assert run.directory == tmp_path / "run"
+    assert list(run.metrics()["step"]) == [1, 2, 3]
+    assert np.isfinite(run.metrics()["reward/mean"]).all()
+    assert {row.domain for row in run.table.rows} == {*run.experiment.domain_names, "overall"}
+    assert (run.directory / "evaluation.md").read_text() == run.table.to_markdown()
+
+
+def test_another_config_is_refused_in_the_same_folder(config, one_device, tmp_path):
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    config.seed = 7
+    with pytest.raises(ValueError, match=r"config\.seed \(0 there, 7 here\)"):
+        fj.run_experiment(config, tmp_path, devices=one_device)
+
+
+def test_a_config_is_loaded_as_the_command_line_does(tmp_path):
+    path = str(ROOT / "configs" / "quickstart.py")
+    for name in (path, f"{path}:gspo"):
+        ours, theirs = load_config(name), tiny.from_command_line(config=name)
+        assert ours.to_json_best_effort() == theirs.to_json_best_effort()
+    with pytest.raises(ValueError, match=r"config 'none\.py' does not exist"):
+        load_config("none.py:gspo")
+    with pytest.raises(ValueError, match="gate preset 'gpso' does not exist"):
+        load_config(f"{path}:gpso")
+    (tmp_path / "empty.py").write_text("config = 1\n")
+    with pytest.raises(ValueError, match="defines no function get_config"):
+        load_config(tmp_path / "empty.py")
+    (tmp_path / "plain.py").write_text("def get_config():\n    return 1\n")
+    with pytest.raises(ValueError, match="get_config: too many positional arguments"):
+        load_config(f"{tmp_path / 'plain.py'}:gspo")
+
+
+def test_a_second_interrupt_ends_at_once(capsys):
+    after = []
+    with pytest.raises(KeyboardInterrupt), Interrupts("saving first") as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.asked and capsys.readouterr().out == "saving first\n"
+        after.append(1)
+        signal.raise_signal(signal.SIGINT)
+        after.append(2)
+    assert after == [1]
+    with Interrupts("saving first") as interrupts:
+        assert not interrupts.asked
+
+
+def test_an_interrupt_that_nobody_looked_at_is_raised_at_the_end():
+    with pytest.raises(KeyboardInterrupt), Interrupts(""):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_handler_of_the_users_own_is_left_alone():
+    own = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts("") as interrupts:
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupts.asked
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, own)
