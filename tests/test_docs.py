@@ -11,6 +11,8 @@ import sys
 import pytest
 
 import fiberjax
+from configs import quickstart
+from fiberjax.run import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = sorted(
@@ -22,6 +24,7 @@ PAGES = sorted(
     for path in ROOT.rglob("*.md")
     if not IGNORED & set(path.relative_to(ROOT).parts)
 )
+OF_OTHERS = {"docs/names.md", "docs/elsewhere.md", "docs/options.md"}
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -65,6 +68,57 @@ def test_links_between_documents_exist(page):
     folder = (ROOT / page).parent
     for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
         assert (folder / link).exists(), f"{page} links to {link}"
+
+
+# Guides speak of this code's metrics and options; the others of another program's too.
+GUIDES = [page for page in PAGES if page.startswith("docs/") and page not in OF_OTHERS]
+WORD = re.compile(r"`(?:--)?(?:config\.)?([a-z][\w./<>]*)")
+
+
+def unknown_metrics(text: str) -> list[str]:
+    """The metrics that a text names, like `reward/mean`, and no run logs."""
+    groups = {name.split("/")[0] for name in metrics.METRICS}
+    named = [word for word in WORD.findall(text) if word.split("/")[0] in groups and "/" in word]
+    return [name for name in named if not metrics.describe(name).unit]
+
+
+def unknown_options(text: str) -> list[str]:
+    """The options that a text names, like `rollout.samples`, and no config has."""
+    config = quickstart.get_config()
+    sections = {name for name, value in config.items() if hasattr(value, "items")} - {"gate"}
+    named = [word.split(".") for word in WORD.findall(text) if "." in word and "/" not in word]
+    return [".".join(w) for w in named if w[0] in sections and w[1] not in config[w[0]]]
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_guides_name_metrics_and_options_that_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert unknown_metrics(text) == [] and unknown_options(text) == []
+
+
+def test_a_wrong_name_would_be_seen():
+    assert unknown_metrics("`reward/mean`, `gate/regime/G-I`, `actor/pg_los`") == ["actor/pg_los"]
+    assert unknown_options("`config.mesh.dat=2` and `tasks.file`") == ["mesh.dat"]
+
+
+def anchors(page: str) -> set[str]:
+    """What links may point at on a page: its headings, as they are made into addresses."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text("utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_headings_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+        there = page if not target else str(((ROOT / page).parent / target).resolve())
+        assert anchor in anchors(there), f"{page} links to {target}#{anchor}"
+
+
+def test_every_page_has_its_place_in_the_reading_order():
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "docs" / "README.md").read_text("utf-8"))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(links)
 
 
 @pytest.mark.slow
