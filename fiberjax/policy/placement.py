@@ -11,7 +11,7 @@ from fiberjax.policy import attention
 class Placement:
     """One device: everything stays where it is, attention is dense.
 
-    `mesh.placement` makes one for a mesh, which overrides what it must. Hashable, so that it can be
+    `shardings.placement` makes one for a mesh, which overrides what it must. Hashable, so that it can be
     a static argument.
     """
 
