@@ -121,4 +121,7 @@ def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
     config.evaluation = ConfigDict({"prompts": 500, "samples": 4, "batch": 250})
     config.checkpoint = ConfigDict({"every": 20, "keep": 2})
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+    config.writers = ("jsonl", "tensorboard")
+    config.plugins = ()  # Files of your own, with gates, rewards and estimators.
     return config

@@ -6,7 +6,6 @@ What vLLM, transformers and others read; and what `config.warm_start.weights` of
 One process reads the whole model; the run may have been trained on any mesh.
 """
 
-import json
 from pathlib import Path
 
 from absl import app, flags
@@ -28,14 +27,17 @@ def main(argv: list[str]) -> None:
     distributed.leave_out_absent_tpus()
     from fiberjax import experiment
     from fiberjax.policy import weights
-    from fiberjax.run import loop
+    from fiberjax.run import identity, loop
     from fiberjax.tasks import loading
 
     workdir = Path(WORKDIR.value)
     try:
-        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        config = identity.read_config(workdir)
         config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
-        # The policy's shape is all that is needed; no data set is built.
+        # The shapes of policy and optimizer are all that is needed: no data set is built, and no
+        # plugin is imported for the gate or the advantages that it brings.
+        config.gate = ConfigDict({"name": "importance"})
+        config.update({"levels": (("group", ""),), "plugins": (), "advantage": "grpo"})
         built = experiment.from_config(config, jax.devices()[:1], loading.named_domains)
         iteration, params = loop.newest_params(built, workdir)
         weights.save(OUTPUT.value, built.policy, params, dtype=DTYPE.value)

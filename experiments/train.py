@@ -43,16 +43,17 @@ def main(argv: list[str]) -> None:
     # After the flags are parsed: a mistyped option is refused before jax starts.
     from fiberjax.parallel import distributed
 
-    config_json = CONFIG.value.to_json_best_effort(indent=2)
     with distributed.session(
         DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     ):
         from fiberjax import experiment
-        from fiberjax.run import loop
+        from fiberjax.run import identity, loop
 
         try:
-            built = experiment.from_config(CONFIG.value)
-            loop.claim(WORKDIR.value, config_json)
+            config = identity.settle(WORKDIR.value, CONFIG.value)
+            config_json = config.to_json_best_effort()
+            built = experiment.from_config(config)
+            identity.claim(WORKDIR.value, built, config_json)
         except ValueError as error:
             raise SystemExit(f"error: {error}") from None
         loop.run(built, WORKDIR.value, config_json, trace_iteration=TRACE_ITERATION.value)

@@ -61,21 +61,23 @@ _FUNCTIONS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Imports a name at its first use."""
-    value: Any
-    if name in _MODULES:
-        value = importlib.import_module(f"fiberjax.{name}")
-    elif name in _FUNCTIONS:
-        value = getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    elif name == "__version__":
-        from importlib import metadata
+if not TYPE_CHECKING:  # A type checker knows the names above, and no other.
 
-        value = metadata.version("fiberjax")
-    else:
-        raise AttributeError(f"module 'fiberjax' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        """Imports a name at its first use."""
+        value: Any
+        if name in _MODULES:
+            value = importlib.import_module(f"fiberjax.{name}")
+        elif name in _FUNCTIONS:
+            value = getattr(importlib.import_module(_FUNCTIONS[name]), name)
+        elif name == "__version__":
+            from importlib import metadata
+
+            value = metadata.version("fiberjax")
+        else:
+            raise AttributeError(f"module 'fiberjax' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

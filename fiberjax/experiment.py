@@ -1,8 +1,9 @@
 """An experiment: everything a config describes, built and validated before anything compiles."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fiberjax import advantages, gates, optimizers, options
+from fiberjax import gates, optimizers, options, plugins
+from fiberjax.advantages import ESTIMATORS, Estimator
+from fiberjax.gates import GATES, GateSpec
 from fiberjax.layout import STATE, TRAJECTORY
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, init, weights
-from fiberjax.tasks import Domain, PromptStream, Vocabulary, supervised_batches
+from fiberjax.tasks import VERIFIERS, Domain, PromptStream, Vocabulary, supervised_batches
 from fiberjax.tasks.domains import check_prompt
 from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels
 from fiberjax.tasks.loading import load_domains, make_vocabulary
+from fiberjax.tasks.verifiers import Verifier
 from fiberjax.train.rollout import Sampler
 from fiberjax.train.update import Knobs, StepOptions, TrainState
 
@@ -37,6 +41,7 @@ SECTIONS = (
         "training",
     ),
     *("gate", "advantage", "optimizer", "curriculum", "evaluation", "checkpoint", "mesh"),
+    *("plugins", "writers"),
 )
 
 POLICY = tuple(field.name for field in dataclasses.fields(TransformerConfig))
@@ -62,7 +67,8 @@ class Experiment:
       curriculum: options of the prompt stream.
       evaluation: options of the held-out measurement.
       checkpoint: options of saving.
-      advantage: name of the estimator, a key of `advantages.ESTIMATORS`.
+      plugin_digests: of the user's own files, by name.
+      writers: where metrics go, names of `options.WRITERS`.
       vocabulary: tokenizer.
       train: domains trained on.
       test: the same domains, held-out prompts.
@@ -71,6 +77,7 @@ class Experiment:
       mesh: the devices.
       gate: the ratio gate.
       knobs: what may change without compiling again.
+      estimate: advantages from rewards.
       schedule: the learning rate by update.
       optimizer: of the updates, at that rate.
       step: static choices of the compiled step.
@@ -86,7 +93,8 @@ class Experiment:
     curriculum: options.Curriculum
     evaluation: options.Evaluation
     checkpoint: options.Checkpoint
-    advantage: str
+    plugin_digests: Mapping[str, str]
+    writers: tuple[str, ...]
     vocabulary: Vocabulary
     train: tuple[Domain, ...]
     test: tuple[Domain, ...]
@@ -95,6 +103,7 @@ class Experiment:
     mesh: Mesh
     gate: gates.Gate
     knobs: Knobs
+    estimate: Estimator
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     step: StepOptions
@@ -168,36 +177,43 @@ class Experiment:
         )
 
 
-def from_config(config: Any, devices: Any = None, load_data: LoadData | None = None) -> Experiment:
+def from_config(
+    config: Any,
+    devices: Any = None,
+    load_data: LoadData | None = None,
+    *,
+    gate_table: Mapping[str, GateSpec] = GATES,
+    reward_table: Mapping[str, Verifier] = VERIFIERS,
+    estimator_table: Mapping[str, Estimator] = ESTIMATORS,
+) -> Experiment:
     """Builds an experiment from a ConfigDict, data sets included.
 
     Args:
       config: as `configs/` makes it.
       devices: of the mesh; all by default.
       load_data: gives the training and held-out domains, unchecked; `load_domains` by default.
+      gate_table: what `config.gate.name` chooses from, beside the gates of `config.plugins`.
+      reward_table: what `config.tasks.verifier` chooses from, beside the plugins' rewards.
+      estimator_table: what `config.advantage` chooses from, beside the plugins' estimators.
 
     Raises:
       ValueError: anything wrong in it, named by its path.
     """
     options.check_keys(config, SECTIONS, "config")
+    names = tuple(field.name for field in dataclasses.fields(options.Run))
+    run = options.parse(options.Run, {name: config[name] for name in names}, "config")
+    tables = _tables(run, gate_table, reward_table, estimator_table)
     tasks = options.parse(options.Tasks, config.tasks, "config.tasks")
     window = options.parse(options.Window, config.window, "config.window")
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
     training = options.parse(options.Training, config.training, "config.training")
-    for name, least in (("seed", 0), ("iterations", 1)):
-        if type(config[name]) is not int or not least <= config[name] < 2**31:
-            raise ValueError(
-                f"config.{name} must be a whole number ≥ {least}; got {config[name]!r}"
-            )
-    if config.advantage not in advantages.ESTIMATORS:
-        raise ValueError(
-            f"config.advantage must be one of {', '.join(advantages.ESTIMATORS)}; "
-            f"got {config.advantage!r}"
-        )
-    schedule, optimizer = _optimizer(config.optimizer, config.iterations, training)
-    levels = check_names(config.levels)
-    gate, budgets = gates.from_config(config.gate, (TRAJECTORY, *(name for name, _ in levels)))
-    device_mesh = mesh.make_mesh(config.mesh.to_dict(), devices)
+    schedule, optimizer = _optimizer(config.optimizer, run.iterations, training)
+    levels = check_names(run.levels)
+    gate, budgets = gates.from_config(
+        config.gate, (TRAJECTORY, *(name for name, _ in levels)), table=tables.gates
+    )
+    sizes = options.parse(options.Mesh, config.mesh, "config.mesh")
+    device_mesh = mesh.make_mesh(dataclasses.asdict(sizes), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
@@ -206,13 +222,11 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if warm_start.weights and load_data is None:
         check_weights(warm_start.weights, policy)
-    if load_data is None:
-        train, test = load_domains(tasks, window, vocabulary, keep=columns_of(levels))
-    else:
-        train, test = load_data(tasks, window, vocabulary)
+    load = functools.partial(load_domains, keep=columns_of(levels), verifiers=tables.rewards)
+    train, test = (load_data or load)(tasks, window, vocabulary)
     built = Experiment(
-        seed=config.seed,
-        iterations=config.iterations,
+        seed=run.seed,
+        iterations=run.iterations,
         tasks=tasks,
         window=window,
         warm_start=warm_start,
@@ -221,7 +235,8 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
         curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
         evaluation=evaluation,
         checkpoint=options.parse(options.Checkpoint, config.checkpoint, "config.checkpoint"),
-        advantage=config.advantage,
+        plugin_digests=tables.digests,
+        writers=run.writers,
         vocabulary=vocabulary,
         train=train,
         test=test,
@@ -235,21 +250,56 @@ def from_config(config: Any, devices: Any = None, load_data: LoadData | None = N
             entropy_coefficient=np.float32(training.entropy_coefficient),
             kl_coefficient=np.float32(training.kl_coefficient),
         ),
+        estimate=tables.estimators[run.advantage],
         schedule=schedule,
         optimizer=optimizer,
-        step=StepOptions(
-            weighting=training.weighting,
-            constant_length=window.completion,
-            kl_estimator=training.kl_estimator if training.kl_coefficient > 0 else None,
-            kl_ratio_weight=training.kl_ratio_weight,
-            entropy_bonus=training.entropy_coefficient != 0,
-            num_micro_batches=training.micro_batches,
-            chunk=training.chunk,
-        ),
+        step=_step_options(training, window),
     )
     if load_data is None:
         check_data(built)
     return built
+
+
+class _Tables(NamedTuple):
+    """What names in a config choose from, plugins included, and the plugins' digests."""
+
+    gates: Mapping[str, GateSpec]
+    rewards: Mapping[str, Verifier]
+    estimators: Mapping[str, Estimator]
+    digests: Mapping[str, str]
+
+
+def _tables(
+    run: options.Run,
+    gate_table: Mapping[str, GateSpec],
+    reward_table: Mapping[str, Verifier],
+    estimator_table: Mapping[str, Estimator],
+) -> _Tables:
+    loaded = plugins.load_all(run.plugins)
+    tables = _Tables(
+        gates=plugins.merge(gate_table, loaded, "GATES"),
+        rewards=plugins.merge(reward_table, loaded, "REWARDS"),
+        estimators=plugins.merge(estimator_table, loaded, "ESTIMATORS"),
+        digests={plugin.name: plugin.digest for plugin in loaded},
+    )
+    if run.advantage not in tables.estimators:
+        raise ValueError(
+            f"config.advantage must be one of {', '.join(tables.estimators)}; got {run.advantage!r}"
+        )
+    return tables
+
+
+def _step_options(training: options.Training, window: options.Window) -> StepOptions:
+    """What of the options is static in the compiled step."""
+    return StepOptions(
+        weighting=training.weighting,
+        constant_length=window.completion,
+        kl_estimator=training.kl_estimator if training.kl_coefficient > 0 else None,
+        kl_ratio_weight=training.kl_ratio_weight,
+        entropy_bonus=training.entropy_coefficient != 0,
+        num_micro_batches=training.micro_batches,
+        chunk=training.chunk,
+    )
 
 
 def _optimizer(

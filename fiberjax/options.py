@@ -15,6 +15,9 @@ from fiberjax.optimizers import OPTIMIZERS
 
 Section = TypeVar("Section")
 
+WRITERS = ("jsonl", "tensorboard", "wandb")
+"""Where metrics can go; see `run.writers`."""
+
 
 def parse(
     section: type[Section], config: Any, path: str, given: Mapping[str, Any] | None = None
@@ -22,7 +25,7 @@ def parse(
     """Reads one section of a config into its dataclass.
 
     Args:
-      section: a frozen dataclass whose fields are bool, int, float, str or Mapping.
+      section: a frozen dataclass whose fields are bool, int, float, str, tuple or Mapping.
       config: a ConfigDict or mapping with exactly these keys.
       path: of the section, for errors, e.g. "config.rollout".
       given: fields that the program sets and the config does not have.
@@ -67,6 +70,8 @@ def _typed(value: Any, kind: Any, path: str) -> Any:
         return value.to_dict() if hasattr(value, "to_dict") else dict(value)
     if kind is float and type(value) is int:
         return float(value)
+    if kind is tuple and isinstance(value, list):  # As JSON gives it.
+        return tuple(value)
     if type(value) is not kind:
         raise ValueError(f"{path} must be {kind.__name__}; got {value!r}")
     return value
@@ -85,6 +90,38 @@ def _require_positive(options: object, *names: str) -> None:
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, name, value, f"one of {', '.join(choices)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stands in no section.
+
+    Attributes:
+      seed: of everything random.
+      iterations: rollouts and their updates, how many times.
+      levels: the levels above the trajectory, finest first: pairs of a name and the column of the
+        data that says who belongs together; the empty column is the prompt. See `tasks.levels`.
+      advantage: the estimator of advantages, a key of `advantages.ESTIMATORS` or of a plugin.
+      plugins: files of your own, or modules, with gates, rewards and estimators; see `plugins`.
+      writers: where metrics go: "jsonl", always, "tensorboard", and "wandb" (offline, with the
+        extra of that name); see `run.writers`.
+    """
+
+    seed: int
+    iterations: int
+    levels: tuple
+    advantage: str
+    plugins: tuple
+    writers: tuple
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("iterations", 1)):
+            value = getattr(self, name)
+            _require(least <= value < 2**31, name, value, f"at least {least} and below 2³¹")
+        known = all(writer in WRITERS for writer in self.writers)
+        _require(known, "writers", self.writers, f"names of {', '.join(WRITERS)}")
+        once = len(set(self.writers)) == len(self.writers) and "jsonl" in self.writers
+        _require(once, "writers", self.writers, "names, each once, and 'jsonl' among them")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,6 +370,21 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         _require_positive(self, "prompts", "samples", "batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """The devices, as a box; one size may be -1 and takes what the others leave. See `mesh`.
+
+    Attributes:
+      data: replicas of the parameters; rows of a batch are split.
+      fsdp: parameters and optimizer state are split, and rows too.
+      tensor: heads, MLP and vocabulary are split.
+    """
+
+    data: int
+    fsdp: int
+    tensor: int
 
 
 @dataclasses.dataclass(frozen=True)

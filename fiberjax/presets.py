@@ -15,7 +15,7 @@ from typing import Any
 
 
 def preset(name: str) -> dict[str, Any]:
-    """A preset by name, a copy that may be changed; a dict as `gates.from_config` takes it.
+    """A preset by name, as `fiberjax.gates.from_config` takes it; a copy that may be changed.
 
     Raises:
       ValueError: there is none of that name; names the choices.

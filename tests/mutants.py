@@ -630,10 +630,10 @@ MUTANTS = (
     ),
     Mutant(
         "a resumed run loses the metrics of its last step",
-        "fiberjax/run/metrics.py",
+        "fiberjax/run/writers.py",
         "strict=False) if step <= last]",
         "strict=False) if step < last]",
-        ("tests/run/test_metrics.py",),
+        ("tests/run/test_writers.py",),
     ),
     Mutant(
         "a key does not depend on the step",

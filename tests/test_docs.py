@@ -1,16 +1,20 @@
 """The code in the documentation runs: guides block by block, examples in docstrings."""
 
+import dataclasses
 import doctest
 import importlib
 import pathlib
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 
 import pytest
 
 import fiberjax
+from fiberjax.experiment import SECTIONS
+from fiberjax.options import Run
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = sorted(
@@ -47,9 +51,13 @@ def test_the_code_on_a_page_runs_from_top_to_bottom(page, monkeypatch, tmp_path)
         exec(compile(block, f"{page}, block {number}", "exec"), scope)
 
 
+def own_gate() -> str:
+    """The guide's file of a gate of one's own."""
+    return next(block for block in blocks_of("docs/gates.md") if "def log_clip" in block)
+
+
 def test_a_gate_of_ones_own_is_short():
-    own = next(block for block in blocks_of("docs/gates.md") if "def log_clip" in block)
-    assert len(own.strip().splitlines()) < 30
+    assert len(own_gate().strip().splitlines()) < 30
 
 
 @pytest.mark.parametrize("name", [*MODULES, "fiberjax.gates"])
@@ -60,11 +68,44 @@ def test_examples_in_docstrings_run(name):
         assert result.attempted > 0
 
 
+def test_the_page_of_options_is_what_the_code_says():
+    script = runpy.run_path(str(ROOT / "docs" / "make_options.py"))
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert page == script["page"](), "run: python docs/make_options.py"
+    assert "| `samples` | int | `16` |  | G, completions a prompt; they are its group. |" in page
+    outside = {"gate", *script["meanings"](Run)}
+    assert set(script["SECTIONS"]) - {""} == set(SECTIONS) - outside
+    undocumented = dataclasses.make_dataclass("Undocumented", [("depth", int)])
+    with pytest.raises(ValueError, match=r"Undocumented\.depth has no line under Attributes"):
+        script["meanings"](undocumented)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_between_documents_exist(page):
-    folder = (ROOT / page).parent
-    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
-        assert (folder / link).exists(), f"{page} links to {link}"
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^):]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page} links to {link}"
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page} links to {link}"
+
+
+def anchors(text: str) -> set[str]:
+    """What links to a page's headings end in."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/gates.md"])
+def test_files_that_are_named_exist(page):
+    named = re.findall(
+        r"`((?:fiberjax|configs|docs|experiments|tests|benchmarks|notebooks)/[\w/.]*)`",
+        (ROOT / page).read_text(encoding="utf-8"),
+    )
+    assert named
+    for name in named:
+        assert (ROOT / name).exists(), f"{page} names {name}"
 
 
 @pytest.mark.slow

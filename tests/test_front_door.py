@@ -66,8 +66,8 @@ def test_the_mathematics_loads_neither_the_stack_of_a_run_nor_a_backend():
 def test_every_name_of_the_front_door_is_there_documented_and_seen_by_type_checkers():
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    shown = {alias.asname for node in ast.walk(block) if isinstance(node, ast.ImportFrom)
-             for alias in node.names}  # fmt: skip
+    imports = [node for node in ast.walk(block) if isinstance(node, ast.ImportFrom)]
+    shown = {alias.asname for node in imports for alias in node.names}
     assert shown | {"__version__"} == set(dir(fj))
     for name in dir(fj):
         assert f"`{name}`" in fj.__doc__, name
@@ -113,6 +113,7 @@ def test_overrides_by_level_by_option_and_of_the_levels_themselves():
     other = gate.replace(levels={"turn": 0.1, "trajectory": 0.2}, dual_clip=3.0)
     np.testing.assert_allclose(other.budgets["budgets"]["turn"], [0.1, 0.1])
     assert set(other.budgets["budgets"]) == {"turn", "trajectory"}
+    assert other.structure == gate.structure
     assert float(other.budgets["dual_clip"]) == 3 and gate.budgets["dual_clip"] is None
     assert dict(fj.gate("gspo", level="group").structure.options) == {"level": "group"}
     assert preset("fiberpo_domain")["levels"]["trajectory"]["budget"] == (0.11, 0.09)

@@ -1,6 +1,6 @@
 """A gate and its budgets as one value, by the name of a preset: for those with arrays in hand.
 
-    gate = gate("fiberpo_domain_pessimistic", trajectory=0.1)
+    gate = fj.gate("fiberpo_domain_pessimistic", trajectory=0.1)
     gated_ratio = gate(log_ratio, advantage, layout)
 
 The value is a pytree whose leaves are the budgets. Given to a jitted function as an argument, it
@@ -62,6 +62,10 @@ class ConfiguredGate:
             or a pair (plus, minus). `levels={"turn": 0.1, "trajectory": 0.05}` gives a hierarchy
             other levels; how they nest, the layout says.
 
+        Returns:
+          The new gate. The budgets that stay must be numbers: of a traced or batched gate, change
+          the pytree instead.
+
         Raises:
           ValueError: a name is neither, or a value is not what it stands for; names the choices.
 
@@ -103,10 +107,10 @@ def gate(name: str, /, **overrides: Any) -> ConfiguredGate:
     >>> pessimistic = gate("fiberpo_domain_pessimistic", trajectory=0.1)
     >>> sorted(pessimistic.budgets["budgets"])
     ['domain', 'group', 'trajectory']
-    >>> gate("gspo", clip_hi=0.3)  # doctest: +ELLIPSIS
+    >>> gate("cispo", clip_hi=0.3)
     Traceback (most recent call last):
     ...
-    ValueError: gate preset 'gspo' has no 'clip_hi'; choose from (... 'clip_high', 'level')
+    ValueError: gate preset 'cispo' has no 'clip_hi'; choose from ('clip_low', 'clip_high')
     """
     return _build(_changed(preset(name), overrides, f"gate preset {name!r}"), GATES)
 

@@ -5,6 +5,7 @@ trainer        one iteration
 loop           the run
 evaluation     held-out prompts, before and after
 statistics     what an evaluation can claim
+identity       whose a run folder is: config, version and plugins; `migrations` of older ones
 notebook       a run by one call, in this process
-checkpoints, metrics, progress, interrupts, plots
+checkpoints, metrics, writers, progress, interrupts, plots
 """

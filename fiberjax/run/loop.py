@@ -6,7 +6,6 @@ seed and the iteration, and the checkpoint holds the rest (policy, optimizer, pr
 """
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
-from fiberjax.run import evaluation, metrics, plots
+from fiberjax.run import evaluation, identity, metrics, plots, writers
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, evaluate, profile
 from fiberjax.run.interrupts import Interrupts
@@ -41,9 +40,9 @@ def run(
 
     Args:
       experiment: from `experiment.from_config`.
-      directory: the run folder: `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`,
-        `evaluation.{json,md}` and `plots/`.
-      config_json: the config as JSON; a directory with another one is refused.
+      directory: the run folder: `config.json`, `metrics.jsonl` and what other writers make,
+        `checkpoints/`, `evaluation.{json,md}` and `plots/`.
+      config_json: the config as JSON; a directory with another one is refused. See `identity`.
       trace_iteration: an iteration, counted from 1, that is traced into `trace/` for TensorBoard's
         profiler, on every host; None traces none.
 
@@ -57,7 +56,7 @@ def run(
     directory = Path(directory)
     primary = jax.process_index() == 0
     barrier("run folder claimed")
-    claim(directory, config_json)
+    identity.claim(directory, experiment, config_json)
     before, state = train(experiment, directory, trace_iteration)
     after = evaluate(experiment, state.params, "evaluation after")
     table = evaluation.compare(
@@ -69,41 +68,6 @@ def run(
     if primary:
         report(directory, table)
     return table
-
-
-def claim(directory: str | Path, config_json: str) -> None:
-    """Writes the config into a new run folder; a folder with this very config is resumed.
-
-    Raises:
-      ValueError: the folder cannot be written, or holds a run of another config.
-    """
-    path = Path(directory) / "config.json"
-    if path.exists():
-        saved, given = json.loads(path.read_text()), json.loads(config_json)
-        changed = sorted(_differences(saved, given))
-        if changed:
-            raise ValueError(
-                f"{directory} holds a run of another config; it differs in {', '.join(changed)}. "
-                "Choose another --workdir, or give the same config to resume."
-            )
-    elif jax.process_index() == 0:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Renamed into place: a kill leaves no half of a config.
-            written = path.with_name("config.json.new")
-            written.write_text(config_json)
-            written.replace(path)
-        except OSError as error:
-            raise ValueError(f"workdir {str(directory)!r} cannot be written: {error}") from None
-
-
-def _differences(a: Any, b: Any, path: str = "config") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = sorted(a.keys() | b.keys())
-        return [
-            found for key in keys for found in _differences(a.get(key), b.get(key), f"{path}.{key}")
-        ]
-    return [] if a == b else [f"{path} ({a!r} there, {b!r} here)"]
 
 
 def newest_params(experiment: Experiment, directory: Path) -> tuple[int, Any]:
@@ -177,7 +141,9 @@ def train(
         reference = starting_params(experiment) if experiment.training.kl_coefficient > 0 else None
         trainer = Trainer(experiment, reference)
         with (
-            metrics.MetricWriter(directory, resume_step=done, enabled=primary) as writer,
+            writers.open_writers(
+                directory, resume_step=done, names=experiment.writers, enabled=primary
+            ) as writer,
             Progress(experiment.iterations, "training", start=done) as progress,
             Interrupts(INTERRUPTED) as interrupts,
         ):

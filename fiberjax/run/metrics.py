@@ -1,8 +1,7 @@
-"""The scalars of a run: their names and units, and the files they are written to and read from.
+"""The scalars of a run: their names and units, and the file they are read from.
 
-A run folder holds `metrics.jsonl`, one JSON object a line with its `step`, and TensorBoard event
-files of the same values. A file written by a run that was killed and resumed holds the steps of one
-that never was.
+A run folder holds `metrics.jsonl`, one JSON object a line with its `step`; `writers` writes it, and
+other files of the same values.
 """
 
 import json
@@ -10,11 +9,9 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self, TextIO
+from typing import NamedTuple
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -118,88 +115,6 @@ def finite_or_raise(step: int, scalars: Mapping[str, float]) -> None:
         raise FloatingPointError(f"step {step} is not finite: {', '.join(bad)}")
 
 
-class MetricWriter:
-    """Writes the scalars of every step to `metrics.jsonl` and TensorBoard events.
-
-    JSON has no NaN or infinity: such values are written as the strings `"NaN"`, `"Infinity"` and
-    `"-Infinity"`, which `read_metrics` turns back into floats; the events leave them out. Every
-    line is flushed as it is written, so a kill tears at most the last one.
-
-    Write the metrics of step k before saving the checkpoint of step k, or a resumed run lacks them.
-
-    Args:
-      directory: the run folder, made where missing.
-      resume_step: the last step of the checkpoint the run continues from: lines of later steps,
-        left by the killed run, are dropped. None starts over and drops all of them.
-      enabled: False on every process but the first: nothing is made or written.
-
-    Raises:
-      ValueError: `resume_step` is negative, or the file to continue is corrupt.
-    """
-
-    def __init__(
-        self, directory: str | os.PathLike[str], *, resume_step: int | None, enabled: bool = True
-    ):
-        if resume_step is not None and resume_step < 0:
-            raise ValueError(f"resume_step must be None or at least 0, got {resume_step}")
-        self._lines: TextIO | None = None
-        self._events: SummaryWriter | None = None
-        self._last_step = -1 if resume_step is None else resume_step
-        if not enabled:
-            return
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / METRICS_FILE
-        if resume_step is not None and path.exists():
-            _keep_steps(path, resume_step)
-        self._lines = path.open("w" if resume_step is None else "a", encoding="utf-8")
-        # TensorBoard hides what older event files hold from the purged step on.
-        self._events = SummaryWriter(
-            str(folder), purge_step=self._last_step + 1, flush_secs=10, write_to_disk=True
-        )
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one step's scalars; returns nothing.
-
-        Args:
-          step: at least the step of the call before; two calls of one step are read as one row.
-          scalars: metric values by name: Python numbers or arrays of shape [].
-
-        Raises:
-          ValueError: the step goes back, or a value is not one real number.
-        """
-        if step < self._last_step:
-            raise ValueError(f"step {step} comes after step {self._last_step}: steps never go back")
-        values = {name: _as_float(name, value) for name, value in scalars.items()}
-        self._last_step = step
-        if self._lines is None or self._events is None:
-            return
-        row = {"step": int(step)} | {name: _to_json(value) for name, value in values.items()}
-        self._lines.write(json.dumps(row, allow_nan=False) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._events.add_scalar(name, value, int(step))
-
-    def close(self) -> None:
-        """Flushes and closes the files; further writes are an error of the caller."""
-        if self._lines is not None:
-            self._lines.close()
-        if self._events is not None:
-            self._events.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a run's metrics as columns, each `[steps]`, ordered by step.
 
@@ -219,7 +134,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise ValueError(f"no metrics at {file}: expected a run folder or its {METRICS_FILE}")
     rows: dict[int, dict[str, float]] = {}
-    for step, row in _read_rows(file):
+    for step, row in read_rows(file):
         rows.setdefault(step, {}).update(row)
     steps = sorted(rows)
     names = dict.fromkeys(name for step in steps for name in rows[step])
@@ -229,27 +144,12 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return columns
 
 
-def _as_float(name: str, value: Any) -> float:
-    if name == "step":
-        raise ValueError("a metric cannot be called 'step': that is the number of the row")
-    try:
-        if np.shape(value) != () or isinstance(value, str):
-            raise TypeError
-        return float(value)
-    except TypeError:
-        raise ValueError(f"metric {name} must be one real number, got {value!r}") from None
+def read_rows(file: Path) -> list[tuple[int, dict[str, float]]]:
+    """Parses a file into (step, scalars) a line; a last line that a kill tore is left out.
 
-
-def _to_json(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    if math.isnan(value):
-        return "NaN"
-    return "Infinity" if value > 0 else "-Infinity"
-
-
-def _read_rows(file: Path) -> list[tuple[int, dict[str, float]]]:
-    """Parses a file into (step, scalars); a last line that a kill tore is left out."""
+    Raises:
+      ValueError: a line is not a row of metrics.
+    """
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -266,13 +166,3 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, float]]]:
                 f"{file} line {number} is not a row of metrics: {line[:80]!r}"
             ) from None
     return rows
-
-
-def _keep_steps(file: Path, last: int) -> None:
-    """Rewrites a file with its rows up to step `last`; the old file or the new, never a half."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows = _read_rows(file)
-    kept = [line for (step, _), line in zip(rows, lines, strict=False) if step <= last]
-    temporary = file.with_name(file.name + ".new")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, file)

@@ -1,4 +1,4 @@
-"""A run in this process, such as a notebook's: from a config to folder and table by one call."""
+"""A run in this process, such as a notebook's: from a config to its folder by one call."""
 
 import dataclasses
 import inspect
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from fiberjax import experiment
 from fiberjax.experiment import Experiment, LoadData
-from fiberjax.run import loop, metrics
+from fiberjax.run import identity, loop, metrics
 from fiberjax.run.evaluation import EvaluationTable
 
 
@@ -67,8 +67,9 @@ def run_experiment(
     """
     if not isinstance(config, ConfigDict):
         config = load_config(config)
+    config = identity.settle(Path(workdir), config)
     built = experiment.from_config(config, devices, load_data)
-    table = loop.run(built, Path(workdir), config.to_json_best_effort(indent=2))
+    table = loop.run(built, Path(workdir), config.to_json_best_effort())
     return Run(Path(workdir), table, built)
 
 

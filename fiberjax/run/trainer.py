@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fiberjax import advantages, kl, objective, seeds
+from fiberjax import kl, objective, seeds
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.tasks import PromptStream
@@ -46,9 +46,7 @@ class Trainer:
             experiment.training.chunk,
             experiment.training.micro_batches * experiment.training.minibatches,
         )
-        self._estimate: Callable = jax.jit(
-            advantages.ESTIMATORS[experiment.advantage], static_argnums=2
-        )
+        self._estimate: Callable = jax.jit(experiment.estimate, static_argnums=2)
         self._learning_rate: Callable = jax.jit(jax.vmap(experiment.schedule))
 
     def iterate(

@@ -31,6 +31,7 @@ def read_file(
     vocabulary: Vocabulary | None = None,
     max_prompt_tokens: int | None = None,
     keep: Sequence[str] = (),
+    verifiers: Mapping[str, Verifier] = VERIFIERS,
 ) -> tuple[Domain, ...]:
     r"""Returns the domains of a file, in order of first appearance.
 
@@ -43,11 +44,12 @@ def read_file(
         None keeps every row.
       columns: where a field is found if not under its own name, e.g. ``{"prompt": "question"}``;
         several columns are joined by a space: ``{"prompt": ("Body", "Question")}``.
-      verifier: a name of ``VERIFIERS``, for all domains or by domain (``"exact"`` for the rest).
+      verifier: a name of ``verifiers``, for all domains or by domain (``"exact"`` for the rest).
         ``"numeric"`` reads GSM8K and SVAMP answers.
       vocabulary: if given, every prompt must be encodable.
       max_prompt_tokens: if given with a vocabulary, every prompt must fit.
       keep: columns kept as ``Example.columns``: texts, whole numbers or truth values.
+      verifiers: the table of names; ``tasks.VERIFIERS`` by default.
 
     Raises:
       ValueError: names the file, and the row (counted from 1) where there is one.
@@ -66,7 +68,7 @@ def read_file(
         kept = tuple((column, _label(row, column, where)) for column in keep)
         example = dataclasses.replace(example, columns=kept)
         if example.domain not in verify_of:
-            verify_of[example.domain] = _verifier(verifier, example.domain)
+            verify_of[example.domain] = _verifier(verifier, verifiers, example.domain)
         _check_answer(example, verify_of[example.domain], where=where)
         if vocabulary is not None and max_prompt_tokens is not None:
             check_prompt(example, vocabulary, max_prompt_tokens, where=where)
@@ -99,11 +101,13 @@ def _fields(columns: Columns | None) -> dict[str, tuple[str, ...]]:
     return fields
 
 
-def _verifier(verifier: str | Mapping[str, str], domain: str) -> Verifier:
+def _verifier(
+    verifier: str | Mapping[str, str], verifiers: Mapping[str, Verifier], domain: str
+) -> Verifier:
     name = verifier if isinstance(verifier, str) else verifier.get(domain, "exact")
-    if name not in VERIFIERS:
-        raise ValueError(f"unknown verifier {name!r}, expected one of {', '.join(VERIFIERS)}")
-    return VERIFIERS[name]
+    if name not in verifiers:
+        raise ValueError(f"unknown verifier {name!r}, expected one of {', '.join(verifiers)}")
+    return verifiers[name]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:

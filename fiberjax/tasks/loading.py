@@ -1,13 +1,15 @@
 """From the options of the data to a tokenizer and the domains of a run."""
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fiberjax import options
 from fiberjax.tasks.builders import load
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import Split
+from fiberjax.tasks.families import VERIFIERS
 from fiberjax.tasks.files import read_file
+from fiberjax.tasks.verifiers import Verifier
 from fiberjax.tasks.vocabulary import CharVocabulary, HFVocabulary, Vocabulary
 
 
@@ -36,11 +38,16 @@ def load_domains(
     tasks: options.Tasks,
     window: options.Window,
     vocabulary: Vocabulary,
+    *,
     keep: Sequence[str] = (),
+    verifiers: Mapping[str, Verifier] = VERIFIERS,
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
-    """The training and held-out domains, in one order; `keep` names further columns of a file."""
+    """The training and held-out domains, in one order.
+
+    Of a file, `keep` names further columns, and `verifiers` is what its verifier is a name of.
+    """
     if tasks.file:
-        return _load_file(tasks, window, vocabulary, keep)
+        return _load_file(tasks, window, vocabulary, keep, verifiers)
     knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
     difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
     if not knobs:
@@ -73,7 +80,11 @@ def named_domains(
 
 
 def _load_file(
-    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary, keep: Sequence[str]
+    tasks: options.Tasks,
+    window: options.Window,
+    vocabulary: Vocabulary,
+    keep: Sequence[str],
+    verifiers: Mapping[str, Verifier],
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
     """The domains of a user's file; those without held-out rows are trained on all the same."""
 
@@ -86,6 +97,7 @@ def _load_file(
             vocabulary=vocabulary,
             max_prompt_tokens=window.prompt,
             keep=keep,
+            verifiers=verifiers,
         )
 
     if tasks.test_file:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from fiberjax import experiment
 from fiberjax.parallel import distributed
-from fiberjax.run import loop
+from fiberjax.run import identity, loop
 from fiberjax.tasks import loading
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def metrics(workdir: Path) -> list[dict[str, float]]:
 
 def parameters(workdir: Path) -> np.ndarray:
     """All parameters of the newest checkpoint of a run, in one row."""
-    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    config = identity.read_config(workdir)
     config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
     built = experiment.from_config(config, jax.devices()[:1], loading.named_domains)
     _, params = loop.newest_params(built, workdir)

@@ -12,9 +12,10 @@ import time
 import jax
 import numpy as np
 import pytest
+import test_docs
 
 from fiberjax import advantages, experiment
-from fiberjax.run import checkpoints, evaluation, loop, warm_start
+from fiberjax.run import checkpoints, evaluation, identity, loop, migrations, warm_start
 from fiberjax.run.metrics import read_metrics
 from fiberjax.run.trainer import Trainer
 from fiberjax.train.rollout import Sampler
@@ -25,14 +26,17 @@ ITERATIONS = 4
 UPDATES = 4  # 2 epochs of 2 minibatches.
 
 
-def command(folder, scratch, *arguments):
+BUDGET = ("--config.gate.levels.trajectory.budget=(0.1,0.08)",)
+
+
+def command(folder, scratch, *arguments, config="tests/tiny.py", budget=BUDGET):
     """Starts `experiments/train.py` on the tiny config as a user does; the process."""
     return subprocess.Popen(
         [
-            *(sys.executable, "experiments/train.py", "--config=tests/tiny.py"),
+            *(sys.executable, "experiments/train.py", f"--config={config}"),
             f"--config.tasks.data_dir={scratch / 'data'}",
             f"--config.warm_start.directory={scratch / 'warm_starts'}",
-            "--config.gate.levels.trajectory.budget=(0.1,0.08)",
+            *budget,
             f"--workdir={folder}",
             *arguments,
         ],
@@ -74,18 +78,11 @@ def assert_same_run(a, b):
     for name, values in first.items():
         np.testing.assert_array_equal(values, second[name], err_msg=name)
     assert (a / "evaluation.json").read_text() == (b / "evaluation.json").read_text()
-    config = json.loads((a / "config.json").read_text())
-    built = experiment.from_config(_as_config(config), jax.devices()[:1])
+    built = experiment.from_config(identity.read_config(a), jax.devices()[:1])
     last = [newest(built, folder) for folder in (a, b)]
     assert last[0].iteration == last[1].iteration == ITERATIONS
     assert last[0].host == last[1].host
     assert_equal(last[0].state, last[1].state)
-
-
-def _as_config(values):
-    from ml_collections import ConfigDict
-
-    return ConfigDict(values)
 
 
 def newest(built, folder):
@@ -119,6 +116,7 @@ def test_what_a_run_leaves(finished):
     assert "\r" not in printed and "\x1b" not in printed  # No bars where nobody watches.
     config = json.loads((folder / "config.json").read_text())
     assert config["gate"]["levels"]["trajectory"]["budget"] == [0.1, 0.08]
+    assert config["version"] == migrations.VERSION and config["plugin_digests"] == {}
 
 
 @pytest.mark.slow
@@ -163,7 +161,7 @@ def test_a_run_is_exported_and_another_starts_from_it(finished, tmp_path):
     done = export(f"--workdir={folder}", f"--output={written}", "--dtype=float32")
     assert done.returncode == 0, done.stderr
     assert f"after iteration {ITERATIONS} is in {written}" in done.stdout
-    config = _as_config(json.loads((folder / "config.json").read_text()))
+    config = identity.read_config(folder)
     trained = newest(experiment.from_config(config, jax.devices()[:1]), folder).state.params
     config.warm_start.weights = str(written)
     config.warm_start.steps = 0
@@ -181,6 +179,34 @@ def test_a_folder_without_a_run_is_not_exported(finished, tmp_path):
     assert done.returncode == 1
     assert "holds no checkpoint of a run" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_the_guides_own_gate_is_trained_from_the_command_line(scratch, tmp_path):
+    file, folder = tmp_path / "my_gate.py", tmp_path / "run"
+    file.write_text(test_docs.own_gate())
+    options = (
+        f"--config.plugins=('{file}',)",
+        "--config.gate.name=log_clip",
+        "--config.iterations=2",
+        "--config.writers=('jsonl',)",
+    )
+    finish(command(folder, scratch, *options, config="tests/tiny.py:importance", budget=()))
+    rows = read_metrics(folder)
+    assert len(rows["step"]) == 2 and rows["actor/grad_norm"].max() > 0
+    # The second epoch of an iteration is off-policy: some ratios are clipped, by this gate alone.
+    assert rows["gate/clip_fraction/token"].max() > 0
+    assert not list(folder.glob("events*"))
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["gate"] == {"name": "log_clip"} and saved["plugins"] == [str(file)]
+    file.write_text(file.read_text() + "# Another bound?\n")
+    config = identity.read_config(folder)
+    changed = experiment.from_config(config, jax.devices()[:1])
+    with pytest.raises(ValueError, match=f"holds a run with another {file}: the file has changed"):
+        identity.claim(folder, changed, config.to_json_best_effort())
+    file.unlink()  # The weights need no gate.
+    done = export(f"--workdir={folder}", f"--output={tmp_path / 'exported'}", "--dtype=float32")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from fiberjax import diagnostics
-from fiberjax.run import evaluation, metrics, plots
+from fiberjax.run import evaluation, metrics, plots, writers
 
 
 def _write(folder, rows):
-    with metrics.MetricWriter(folder, resume_step=None) as writer:
+    with writers.open_writers(folder, resume_step=None) as writer:
         for step, row in enumerate(rows, start=1):
             writer.write(step, row)
     return folder

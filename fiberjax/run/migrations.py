@@ -1,0 +1,82 @@
+"""From the config of an earlier version's run to one of today, with values that keep what it did.
+
+A run folder's `config.json` carries the `version` that wrote it; without one it is 0. Whoever adds
+an option, or gives a value another name, adds a row to `MIGRATIONS`: options that the older runs
+lack, with the value that does what was done before there was a choice, and values by the name that
+they have today. Configs that are typed or shipped take no part in this: theirs are all there, or
+are refused.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Migration:
+    """What leads from one version to the next.
+
+    Attributes:
+      added: dotted path of an option that older runs lack -> what they did, as JSON.
+      renamed: dotted path of an option -> its old values -> what they are called now.
+    """
+
+    added: Mapping[str, Any]
+    renamed: Mapping[str, Mapping[str, str]]
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(
+        added={
+            "levels": [["group", ""], ["domain", "domain"]],
+            "plugins": [],
+            "training.kl_ratio_weight": False,
+            "writers": ["jsonl", "tensorboard"],
+        },
+        renamed={"advantage": {"pass_at_k": "leave_one_out_max"}},
+    ),
+)
+"""`MIGRATIONS[n]` leads from version n to n + 1."""
+
+VERSION = len(MIGRATIONS)
+"""Of the configs that runs are saved with today."""
+
+
+def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """A saved config as one of today; a new dict.
+
+    Args:
+      config: as JSON gives it.
+      version: that wrote it.
+
+    Raises:
+      ValueError: the version is not one of the past.
+
+    >>> migrate({"advantage": "pass_at_k", "training": {}}, 0)["advantage"]
+    'leave_one_out_max'
+    """
+    if type(version) is not int or not 0 <= version <= VERSION:
+        raise ValueError(f"it is of version {version!r}; this program reads 0 to {VERSION}")
+    migrated = copy.deepcopy(dict(config))
+    for migration in MIGRATIONS[version:]:
+        for path, value in migration.added.items():
+            section, name = _section(migrated, path)
+            section[name] = copy.deepcopy(value)
+        for path, names in migration.renamed.items():
+            section, name = _section(migrated, path)
+            section[name] = names.get(section[name], section[name])
+    return migrated
+
+
+def added_since(version: int) -> tuple[str, ...]:
+    """The options that a version lacked, as dotted paths."""
+    return tuple(path for migration in MIGRATIONS[version:] for path in migration.added)
+
+
+def _section(config: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The section that holds a dotted path, and the name of the option in it."""
+    *sections, name = path.split(".")
+    for section in sections:
+        config = config[section]
+    return config, name

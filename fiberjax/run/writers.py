@@ -1,0 +1,242 @@
+"""Where the scalars of a run are written: lines of JSON, TensorBoard events, an offline W&B run.
+
+    config.writers = ("jsonl", "tensorboard")
+
+`open_writers` gives one writer that checks every row and hands it to each of those named. What a
+run that was killed wrote after its last checkpoint is dropped or hidden when it resumes, so that
+files and charts are those of a run that was never killed.
+"""
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from fiberjax.run.metrics import METRICS_FILE, read_rows
+
+
+class MetricWriter(Protocol):
+    """What takes the scalars of each step; made by `(directory, resume_step)`."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Takes one step's scalars, plain floats by name; steps never go back."""
+
+    def close(self) -> None:
+        """Writes out what is left; no call follows."""
+
+
+class JsonlWriter:
+    """`metrics.jsonl`, one JSON object a line with its `step`.
+
+    JSON has no NaN or infinity: such values are written as the strings `"NaN"`, `"Infinity"` and
+    `"-Infinity"`, which `read_metrics` turns back into floats. Every line is flushed as it is
+    written, so a kill tears at most the last one.
+    """
+
+    def __init__(self, directory: Path, resume_step: int | None):
+        path = directory / METRICS_FILE
+        if resume_step is not None and path.exists():
+            _keep_steps(path, resume_step)
+        self._lines: TextIO = path.open("w" if resume_step is None else "a", encoding="utf-8")
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes one line."""
+        row = {"step": step} | {name: _to_json(value) for name, value in scalars.items()}
+        self._lines.write(json.dumps(row, allow_nan=False) + "\n")
+        self._lines.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._lines.close()
+
+
+class TensorBoardWriter:
+    """TensorBoard event files; values that are not finite are left out."""
+
+    def __init__(self, directory: Path, resume_step: int | None):
+        # TensorBoard hides what older event files hold from the purged step on.
+        first = 0 if resume_step is None else resume_step + 1
+        self._events = SummaryWriter(
+            str(directory), purge_step=first, flush_secs=10, write_to_disk=True
+        )
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds one event a scalar."""
+        for name, value in scalars.items():
+            if math.isfinite(value):
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the events."""
+        self._events.close()
+
+
+class WandbWriter:
+    """A Weights & Biases run in `wandb/` of the run folder, offline: nothing is sent anywhere.
+
+    `wandb sync --append` uploads the folders `wandb/offline-run-*`, one for each time that the run
+    was started, in their order; they are one run by the id in `wandb/run_id`. The server keeps the
+    first value of a step that it is given twice: a resumed run repeats them.
+    """
+
+    def __init__(self, directory: Path, resume_step: int | None):
+        import wandb
+
+        kept = directory / "wandb" / "run_id"
+        if resume_step is None or not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            kept.write_text(secrets.token_hex(4))
+        self._run = wandb.init(
+            project="fiberjax",
+            id=kept.read_text(),
+            name=directory.resolve().name,
+            dir=str(directory),
+            mode="offline",
+            settings=wandb.Settings(console="off", silent=True),
+        )
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Logs one row."""
+        self._run.log(dict(scalars), step=step)
+
+    def close(self) -> None:
+        """Ends the run."""
+        self._run.finish()
+
+
+WRITERS: Mapping[str, Callable[[Path, int | None], MetricWriter]] = {
+    "jsonl": JsonlWriter,
+    "tensorboard": TensorBoardWriter,
+    "wandb": WandbWriter,
+}
+"""Writers by the names of `options.WRITERS`."""
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Refuses a writer whose package is missing.
+
+    Raises:
+      ValueError: says how to install it.
+    """
+    if "wandb" in names and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            "config.writers names 'wandb', which is not installed: it is the extra 'wandb', as in "
+            "uv sync --extra wandb"
+        )
+
+
+class CheckedWriter:
+    """Hands every row to several writers, once it is known to be one.
+
+    Args:
+      writers: closed with this one, the last first.
+      last_step: the last step written so far; -1 for none.
+    """
+
+    def __init__(self, writers: Sequence[MetricWriter], last_step: int):
+        self._writers = writers
+        self._last_step = last_step
+        self._stack = contextlib.ExitStack()
+        for writer in writers:
+            self._stack.callback(writer.close)
+
+    def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Writes one step's scalars.
+
+        Args:
+          step: at least the step of the call before; two calls of one step are read as one row.
+          scalars: metric values by name: Python numbers or arrays of shape [].
+
+        Raises:
+          ValueError: the step goes back, or a value is not one real number.
+        """
+        if step < self._last_step:
+            raise ValueError(f"step {step} comes after step {self._last_step}: steps never go back")
+        values = {name: _as_float(name, value) for name, value in scalars.items()}
+        self._last_step = step
+        for writer in self._writers:
+            writer.write(int(step), values)
+
+    def close(self) -> None:
+        """Closes all writers; further writes are an error of the caller."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_writers(
+    directory: str | os.PathLike[str],
+    *,
+    resume_step: int | None,
+    names: Sequence[str] = ("jsonl", "tensorboard"),
+    enabled: bool = True,
+) -> CheckedWriter:
+    """The writer of a run; a context manager.
+
+    Write the metrics of step k before saving the checkpoint of step k, or a resumed run lacks them.
+
+    Args:
+      directory: the run folder, made where missing.
+      resume_step: the last step of the checkpoint the run continues from: rows of later steps,
+        left by the killed run, are dropped. None starts over and drops all of them.
+      names: keys of `WRITERS`.
+      enabled: False on every process but the first: rows are checked, nothing is made or written.
+
+    Raises:
+      ValueError: `resume_step` is negative, or the file to continue is corrupt.
+    """
+    if resume_step is not None and resume_step < 0:
+        raise ValueError(f"resume_step must be None or at least 0, got {resume_step}")
+    opened = []
+    if enabled:
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = [WRITERS[name](folder, resume_step) for name in names]
+    return CheckedWriter(opened, -1 if resume_step is None else resume_step)
+
+
+def _as_float(name: str, value: Any) -> float:
+    if name == "step":
+        raise ValueError("a metric cannot be called 'step': that is the number of the row")
+    try:
+        if np.shape(value) != () or isinstance(value, str):
+            raise TypeError
+        return float(value)
+    except TypeError:
+        raise ValueError(f"metric {name} must be one real number, got {value!r}") from None
+
+
+def _to_json(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _keep_steps(file: Path, last: int) -> None:
+    """Rewrites a file with its rows up to step `last`; the old file or the new, never a half."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = read_rows(file)
+    kept = [line for (step, _), line in zip(rows, lines, strict=False) if step <= last]
+    temporary = file.with_name(file.name + ".new")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, file)
