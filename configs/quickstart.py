@@ -35,6 +35,7 @@ def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
     config.tasks.test_file = ""
     config.tasks.columns = ConfigDict()
     config.tasks.verifier = "exact"
+    config.tasks.pass_threshold = 1.0
     config.tasks.vocabulary = "characters"
     config.tasks.pad_token = ""  # These three with a tokenizer.json.
     config.tasks.eos_token = ""
@@ -107,6 +108,7 @@ def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.weight_decay = 0.0
+    config.optimizer.decay_all = False
     config.optimizer.clip_norm = 1.0
     config.optimizer.moment_dtype = "float32"
 

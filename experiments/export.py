@@ -34,11 +34,11 @@ def main(argv: list[str]) -> None:
     try:
         config = identity.read_config(workdir)
         config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
-        # The shapes of policy and optimizer are all that is needed: no data set is built, and no
-        # plugin is imported for the gate or the advantages that it brings.
+        # The shapes of policy and optimizer are all that is needed: no data set is built, no file
+        # of prompts read, no plugin imported for the gate or the advantages that it brings.
         config.gate = ConfigDict({"name": "importance"})
         config.update({"levels": (("group", ""),), "plugins": (), "advantage": "grpo"})
-        built = experiment.from_config(config, jax.devices()[:1], loading.named_domains)
+        built = experiment.from_config(config, jax.devices()[:1], loading.no_domains)
         iteration, params = loop.newest_params(built, workdir)
         weights.save(OUTPUT.value, built.policy, params, dtype=DTYPE.value)
     except (OSError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,14 @@ from fiberjax.gates import GATES, GateSpec
 from fiberjax.layout import STATE, TRAJECTORY
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, init, weights
-from fiberjax.tasks import VERIFIERS, Domain, PromptStream, Vocabulary, supervised_batches
-from fiberjax.tasks.domains import check_prompt
+from fiberjax.tasks import (
+    VERIFIERS,
+    Domain,
+    EncodedExamples,
+    PromptStream,
+    Vocabulary,
+    supervised_batches,
+)
 from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels
 from fiberjax.tasks.loading import load_domains, make_vocabulary
 from fiberjax.tasks.verifiers import Verifier
@@ -46,10 +52,8 @@ SECTIONS = (
 
 POLICY = tuple(field.name for field in dataclasses.fields(TransformerConfig))
 
-# (tasks, window, vocabulary) -> the training and the held-out domains.
-LoadData = Callable[
-    [options.Tasks, options.Window, Vocabulary], tuple[tuple[Domain, ...], tuple[Domain, ...]]
-]
+# (tasks, further columns to keep) -> the training and the held-out domains.
+LoadData = Callable[[options.Tasks, Sequence[str]], tuple[tuple[Domain, ...], tuple[Domain, ...]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +117,16 @@ class Experiment:
         """Names of the domains, in the order that ids count them."""
         return tuple(domain.name for domain in self.train)
 
+    @functools.cached_property
+    def examples(self) -> EncodedExamples:
+        """The training examples with their tokens, encoded once for all that read them."""
+        return EncodedExamples(self.train, self.vocabulary)
+
+    @functools.cached_property
+    def held_out(self) -> EncodedExamples:
+        """The held-out examples with their tokens."""
+        return EncodedExamples(self.test, self.vocabulary)
+
     @property
     def couples_states(self) -> bool:
         """Whether the gate couples the tokens of a state, so that layouts must name states."""
@@ -146,8 +160,7 @@ class Experiment:
         """The stream of this process's training prompts, at its first step."""
         index, count = mesh.process_share(self.mesh, self.rollout.prompts)
         return PromptStream(
-            self.train,
-            self.vocabulary,
+            self.examples,
             num_prompts=self.rollout.prompts,
             max_prompt_tokens=self.window.prompt,
             total_steps=self.iterations,
@@ -156,6 +169,7 @@ class Experiment:
             end=self.curriculum.end,
             sigma=self.curriculum.sigma,
             rate=self.curriculum.rate,
+            pass_threshold=self.tasks.pass_threshold,
             domain_probability=self.curriculum.domain_probability,
             process_index=index,
             process_count=count,
@@ -165,8 +179,7 @@ class Experiment:
         """The stream of this process's solved examples."""
         index, count = mesh.process_share(self.mesh, self.warm_start.batch_size)
         return supervised_batches(
-            self.train,
-            self.vocabulary,
+            self.examples,
             batch_size=self.warm_start.batch_size,
             max_prompt_tokens=self.window.prompt,
             max_completion_tokens=self.window.completion,
@@ -222,8 +235,8 @@ def from_config(
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if warm_start.weights and load_data is None:
         check_weights(warm_start.weights, policy)
-    load = functools.partial(load_domains, keep=columns_of(levels), verifiers=tables.rewards)
-    train, test = (load_data or load)(tasks, window, vocabulary)
+    load = functools.partial(load_domains, verifiers=tables.rewards)
+    train, test = (load_data or load)(tasks, columns_of(levels))
     built = Experiment(
         seed=run.seed,
         iterations=run.iterations,
@@ -319,6 +332,7 @@ def _optimizer(
         b1=chosen.b1,
         b2=chosen.b2,
         weight_decay=chosen.weight_decay,
+        decay_all=chosen.decay_all,
         clip_norm=chosen.clip_norm,
         moment_dtype=chosen.moment_dtype,
     )
@@ -363,15 +377,13 @@ def check_data(experiment: Experiment) -> None:
     for name in experiment.domain_names:
         if name in RESERVED:
             raise ValueError(f"a domain cannot be called {name!r}: metrics of that name exist")
-    experiment.prompt_stream()  # Streams check all their examples as they are made.
+    experiment.prompt_stream()  # Checks the prompts, and what is drawn from them.
     if experiment.warm_start.steps > 0:
-        experiment.supervised_stream()
-    for domain in experiment.test:
-        for row in range(len(domain.source)):
-            where = f"held-out domain {domain.name!r}, row {row + 1}"
-            check_prompt(
-                domain.source[row], experiment.vocabulary, experiment.window.prompt, where=where
-            )
+        experiment.examples.check_solutions(experiment.window.completion)
+    try:
+        experiment.held_out.check_prompts(experiment.window.prompt)
+    except ValueError as error:
+        raise ValueError(f"held-out {error}") from None
 
 
 def make_policy(config: Any, vocabulary: Vocabulary) -> TransformerConfig:

@@ -22,6 +22,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from fiberjax import segments
 
@@ -265,6 +266,52 @@ def make_layout(
         num_states=num_states,
         state_axes=tuple(axis_names.get(STATE, ())),
     )
+
+
+def row_layout(
+    mask: jax.Array, parents: Mapping[str, ArrayLike], num_cells: Mapping[str, int]
+) -> Layout:
+    """The layout of one trajectory a row from traced arrays, for a loss in another trainer's jit.
+
+    What `make_layout` gives for the same rows, without its refusals: values are not known here. A
+    cell whose id is outside its parents' table is left out, with all its tokens' share above it.
+
+    Args:
+      mask: bool[B, T], True at real completion tokens; may be traced.
+      parents: ordered, finest first: for each level above the trajectory, the cell that holds each
+        cell of the level below, int[S]; may be traced. A dict that is an argument of a jitted
+        function comes out in alphabetical order: make it within.
+      num_cells: static, the size of each of those levels' tables.
+
+    Returns:
+      A `Layout` with the levels "trajectory" and those of `parents`. A row without a token is no
+      trajectory, and a cell without one no cell.
+
+    Raises:
+      ValueError: a level without a number of cells, or of another length than the level below.
+
+    >>> layout = jax.jit(lambda m: row_layout(m, {"group": np.array([0, 0])}, {"group": 1}))(
+    ...     np.array([[True, True], [True, False]])
+    ... )
+    >>> [size.tolist() for size in layout.sizes]
+    [[2, 1], [2]]
+    """
+    sizes, tables = [jnp.sum(mask, axis=1, dtype=jnp.int32)], []
+    for name, parent in parents.items():
+        if name not in num_cells:
+            raise ValueError(f"num_cells lacks level {name!r}; got {dict(num_cells)}")
+        size, used = num_cells[name], sizes[-1] > 0
+        parent = jnp.asarray(parent, jnp.int32)
+        if parent.shape != used.shape:
+            raise ValueError(
+                f"level {name!r} must name a parent for each of the {used.size} cells below; "
+                f"got shape {parent.shape}"
+            )
+        table = jnp.where(used & (parent >= 0) & (parent < size), parent, size)
+        tables.append(table)
+        sizes.append(segments.segment_sum(used.astype(jnp.int32), table, size))
+    levels = (TRAJECTORY, *parents)
+    return Layout(mask, None, tuple(tables), tuple(sizes), levels, ((),) * len(levels))
 
 
 def _rows_as_cells(mask: np.ndarray, finest: str, num_cells: Mapping[str, int]) -> np.ndarray:

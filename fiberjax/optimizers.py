@@ -1,5 +1,7 @@
 """Optax optimizers and schedules by name."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,10 +30,10 @@ def make_schedule(
       ValueError: an unknown name, or a warm-up longer than the run.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"optimizer.schedule must be one of {SCHEDULES}; got {name!r}")
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}")
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
-            f"optimizer.warmup_steps must be between 0 and the {total_steps} steps of the run; "
+            f"warmup_steps must be between 0 and the {total_steps} steps of the run; "
             f"got {warmup_steps}"
         )
     decay_steps = max(total_steps - warmup_steps, 1)
@@ -53,10 +55,18 @@ def make_optimizer(
     b1: float,
     b2: float,
     weight_decay: float,
+    decay_all: bool,
     clip_norm: float,
     moment_dtype: str,
 ) -> optax.GradientTransformation:
-    """An Optax chain: clip by global norm, then the named optimizer.
+    """An Optax chain: clip by global norm, then the named optimizer with decoupled weight decay.
+
+        θ ← θ − η (direction + λ θ)
+
+    where the direction is Adam's, Muon's, or the gradient with momentum, and λ is 0 for what does
+    not decay. Only the matrices of the layers decay, those that Muon orthogonalises. Norm scales
+    and biases are to keep their size, and decay would take from the embeddings and the head what
+    they know of tokens that do not occur.
 
     Args:
       name: one of `OPTIMIZERS`. Muon orthogonalises the updates of matrices, scaled to the size of
@@ -65,7 +75,8 @@ def make_optimizer(
       schedule: learning rate by step.
       b1: decay of the first moment (momentum of Muon; of SGD, 0 for none).
       b2: decay of the second moment.
-      weight_decay: decoupled, per unit of learning rate.
+      weight_decay: λ, per unit of learning rate.
+      decay_all: AdamW and SGD decay every parameter; Muon's Adam decays none all the same.
       clip_norm: largest global norm of the gradient; 0 leaves it alone.
       moment_dtype: "float32" or "bfloat16", of the first moment.
 
@@ -73,20 +84,23 @@ def make_optimizer(
       ValueError: an unknown name, or a number out of range.
     """
     if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer.name must be one of {OPTIMIZERS}; got {name!r}")
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {name!r}")
     if moment_dtype not in MOMENT_DTYPES:
         raise ValueError(
-            f"optimizer.moment_dtype must be one of {tuple(MOMENT_DTYPES)}; got {moment_dtype!r}"
+            f"moment_dtype must be one of {', '.join(MOMENT_DTYPES)}; got {moment_dtype!r}"
         )
     for key, value in (("b1", b1), ("b2", b2)):
         if not 0 <= value < 1:
-            raise ValueError(f"optimizer.{key} must be in [0, 1); got {value}")
+            raise ValueError(f"{key} must be in [0, 1); got {value}")
     for key, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
-        if value < 0:
-            raise ValueError(f"optimizer.{key} must be at least 0; got {value}")
+        if not value >= 0:
+            raise ValueError(f"{key} must be at least 0; got {value}")
     dtype = MOMENT_DTYPES[moment_dtype]
+    decayed = None if decay_all else _of_layer_matrices
     if name == "adamw":
-        base = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=dtype)
+        base = optax.adamw(
+            schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed, mu_dtype=dtype
+        )
     elif name == "muon":
         base = optax.contrib.muon(
             schedule,
@@ -100,20 +114,25 @@ def make_optimizer(
         )
     else:
         base = optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            optax.sgd(schedule, momentum=b1 if b1 > 0 else None, accumulator_dtype=dtype),
+            optax.trace(b1, accumulator_dtype=dtype) if b1 > 0 else optax.identity(),
+            optax.add_decayed_weights(weight_decay, decayed),
+            optax.scale_by_learning_rate(schedule),
         )
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity()
     return optax.chain(clip, base)
 
 
-def _muon_dimensions(params: dict) -> dict:
-    """Muon's matrices: the kernels of the stacked layers, `[layer, in, out]`."""
+def _of_layer_matrices(params: Any) -> Any:
+    """Which parameters are kernels of the stacked layers, `[layer, in, out]`; a tree of bools."""
 
-    def choose(path: tuple, leaf: object) -> optax.contrib.MuonDimensionNumbers | None:
+    def is_one(path: tuple, leaf: object) -> bool:
         names = [entry.key for entry in path]
-        if names[0] == "layers" and names[-1] == "kernel":
-            return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-        return None
+        return names[0] == "layers" and names[-1] == "kernel"
 
-    return jax.tree_util.tree_map_with_path(choose, params)
+    return jax.tree_util.tree_map_with_path(is_one, params)
+
+
+def _muon_dimensions(params: Any) -> Any:
+    """Where Muon finds the two sides of its matrices; None for what it leaves to Adam."""
+    sides = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return jax.tree.map(lambda matrix: sides if matrix else None, _of_layer_matrices(params))

@@ -8,10 +8,11 @@ values; nothing else sees a ConfigDict.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from fiberjax.optimizers import OPTIMIZERS
+from fiberjax.optimizers import MOMENT_DTYPES, OPTIMIZERS, SCHEDULES
 
 Section = TypeVar("Section")
 
@@ -139,6 +140,8 @@ class Tasks:
       test_file: the held-out rows; empty holds out a tenth of `file`, by the hash of the prompt.
       columns: field -> column of `file`, where the names differ.
       verifier: how answers of `file` are checked, a key of `tasks.VERIFIERS`.
+      pass_threshold: the least reward of a completion that passes. What passes is counted by pass@k
+        and by the curriculum's pass rates; advantages and mean@k are of the rewards themselves.
       vocabulary: "characters", "ascii", or the path of a tokenizer.json.
       pad_token: of the tokenizer.json, its padding token; differs from `eos_token`.
       eos_token: of the tokenizer.json, what ends a completion.
@@ -154,6 +157,7 @@ class Tasks:
     test_file: str
     columns: Mapping
     verifier: str
+    pass_threshold: float
     vocabulary: str
     pad_token: str
     eos_token: str
@@ -165,6 +169,9 @@ class Tasks:
             raise ValueError(f"test_file {self.test_file!r} is given without a file")
         if not self.file and not self.domains:
             raise ValueError("domains is empty and there is no file")
+        _require(
+            math.isfinite(self.pass_threshold), "pass_threshold", self.pass_threshold, "finite"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +205,7 @@ class WarmStart:
         solutions of a file are taught as they are.
       optimizer: one of `optimizers.OPTIMIZERS`.
       learning_rate: peak; cosine decay to 0 after a warm-up of a tenth of the steps.
-      weight_decay: decoupled.
+      weight_decay: decoupled, of the layers' matrices alone.
     """
 
     directory: str
@@ -215,6 +222,7 @@ class WarmStart:
         _require(0 <= self.flawed <= 1, "flawed", self.flawed, "between 0 and 1")
         _require_choice("optimizer", self.optimizer, OPTIMIZERS)
         _require_positive(self, "batch_size", "learning_rate")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,7 +315,8 @@ class Optimizer:
       warmup_steps: updates from 0 to the peak.
       b1: decay of the first moment.
       b2: decay of the second moment.
-      weight_decay: decoupled.
+      weight_decay: decoupled, of the layers' matrices alone.
+      decay_all: whether AdamW and SGD decay embeddings, head, norm scales and biases too.
       clip_norm: largest global gradient norm; 0 for none.
       moment_dtype: "float32" or "bfloat16".
     """
@@ -319,11 +328,21 @@ class Optimizer:
     b1: float
     b2: float
     weight_decay: float
+    decay_all: bool
     clip_norm: float
     moment_dtype: str
 
     def __post_init__(self) -> None:
+        _require_choice("name", self.name, OPTIMIZERS)
+        _require_choice("schedule", self.schedule, SCHEDULES)
+        _require_choice("moment_dtype", self.moment_dtype, tuple(MOMENT_DTYPES))
         _require_positive(self, "learning_rate")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, name, value, "in [0, 1)")
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            _require(value >= 0, name, value, "at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,7 +353,7 @@ class Curriculum:
       start: target pass rate of the first iteration.
       end: target pass rate of the last one.
       sigma: width; a large number draws evenly.
-      rate: how far one group moves a prompt's pass rate.
+      rate: how far one group moves a prompt's pass rate, in (0, 1]: 1 forgets what was before.
       profile_samples: completions a prompt of the profile before training; 0 for none.
       domain_probability: domain -> fixed probability of drawing from it.
     """
@@ -347,9 +366,10 @@ class Curriculum:
     domain_probability: Mapping
 
     def __post_init__(self) -> None:
-        for name in ("start", "end", "rate"):
+        for name in ("start", "end"):
             value = getattr(self, name)
             _require(0 <= value <= 1, name, value, "in [0, 1]")
+        _require(0 < self.rate <= 1, "rate", self.rate, "in (0, 1]")
         _require_positive(self, "sigma")
         _require(self.profile_samples >= 0, "profile_samples", self.profile_samples, "at least 0")
 

@@ -63,6 +63,7 @@ OPTIMIZER = optimizers.make_optimizer(
     b1=0.9,
     b2=0.95,
     weight_decay=0.1,
+    decay_all=False,
     clip_norm=1.0,
     moment_dtype="float32",
 )

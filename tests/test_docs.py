@@ -26,6 +26,8 @@ PAGES = sorted(
     for path in ROOT.rglob("*.md")
     if not IGNORED & set(path.relative_to(ROOT).parts)
 )
+# Its sections need other frameworks, each its own: `test_elsewhere` and `peers` run them.
+BY_SECTION = {"docs/elsewhere.md"}
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -43,7 +45,9 @@ def blocks_of(page: str) -> list[str]:
     return BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks_of(page) and page not in BY_SECTION]
+)
 def test_the_code_on_a_page_runs_from_top_to_bottom(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # What a page writes stays here.
     scope: dict[str, object] = {"__name__": "__main__"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from fiberjax import experiment
+from fiberjax.tasks import VERIFIERS, loading
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -77,14 +79,23 @@ BAD = [
     ("warm_start.steps", -1, r"config\.warm_start: steps must be at least 0"),
     ("warm_start.flawed", 1.5, r"config\.warm_start: flawed must be between 0 and 1; got 1\.5"),
     ("warm_start.optimizer", "lion", r"optimizer must be one of adamw, muon, sgd; got 'lion'"),
+    ("warm_start.weight_decay", -1.0, r"config\.warm_start: weight_decay must be at least 0"),
     ("evaluation.samples", 0, r"config\.evaluation: samples must be positive"),
     ("checkpoint.every", 0, r"config\.checkpoint: every must be positive"),
     ("curriculum.sigma", 0.0, r"config\.curriculum: sigma must be positive"),
+    ("curriculum.rate", 0.0, r"config\.curriculum: rate must be in \(0, 1\]; got 0\.0"),
+    ("curriculum.rate", 1.5, r"config\.curriculum: rate must be in \(0, 1\]; got 1\.5"),
     ("curriculum.domain_probability", {"city": 0.5}, r"domain_probability names 'city'"),
-    ("optimizer.name", "adam2", r"adam2"),
-    ("optimizer.schedule", "wavy", r"wavy"),
+    ("optimizer.name", "adam2", r"config\.optimizer: name must be one of .*; got 'adam2'"),
+    ("optimizer.schedule", "wavy", r"config\.optimizer: schedule must be one of .*'wavy'"),
+    ("optimizer.b1", 1.0, r"config\.optimizer: b1 must be in \[0, 1\); got 1\.0"),
+    ("optimizer.b2", -0.1, r"config\.optimizer: b2 must be in \[0, 1\); got -0\.1"),
+    ("optimizer.warmup_steps", -1, r"config\.optimizer: warmup_steps must be at least 0"),
+    ("optimizer.weight_decay", -1.0, r"config\.optimizer: weight_decay must be at least 0"),
+    ("optimizer.clip_norm", -1.0, r"config\.optimizer: clip_norm must be at least 0"),
+    ("optimizer.decay_all", 1, r"config\.optimizer\.decay_all must be bool; got 1"),
     ("optimizer.learning_rate", -1.0, r"config\.optimizer: learning_rate must be positive"),
-    ("optimizer.moment_dtype", "int8", r"int8"),
+    ("optimizer.moment_dtype", "int8", r"config\.optimizer: moment_dtype must be one of .*'int8'"),
     ("mesh.data", 3, r"mesh data=3, fsdp=1, tensor=1 does not fit 1 devices"),
     ("mesh.date", 1, r"config\.mesh\.date does not exist; did you mean 'data'"),
     # Policy, windows, data.
@@ -100,6 +111,7 @@ BAD = [
     ("tasks.vocabulary", "words", r"config\.tasks\.vocabulary must be 'characters', 'ascii' or"),
     ("tasks.vocabulary", "no.json", r"config\.tasks: tokenizer file 'no\.json' does not exist"),
     ("tasks.num_train", 0, r"config\.tasks: num_train must be positive"),
+    ("tasks.pass_threshold", math.nan, r"config\.tasks: pass_threshold must be finite; got nan"),
     ("tasks.test_file", "x.jsonl", r"test_file 'x\.jsonl' is given without a file"),
     ("tasks.file", "none.jsonl", r"none\.jsonl: no such file"),
 ]
@@ -150,6 +162,14 @@ def test_a_file_of_ones_own_replaces_the_families(from_rows):
     assert held_out | trained == {row["prompt"] for row in ROWS}
 
 
+def test_solutions_of_a_file_must_reach_the_threshold(from_rows, monkeypatch):
+    monkeypatch.setitem(VERIFIERS, "partial", lambda prompt, answer, completion: 0.5)
+    rows = [row | {"solution": "1" + row["answer"]} for row in ROWS]
+    assert from_rows(rows, verifier="partial", pass_threshold=0.5)
+    with pytest.raises(ValueError, match="row 1: the verifier does not accept the row's own"):
+        from_rows(rows, verifier="partial")
+
+
 def test_a_tokenizer_file_brings_its_special_tokens(from_rows, tmp_path):
     import tokenizers
 
@@ -178,8 +198,19 @@ def test_held_out_rows_may_come_from_a_file_of_their_own(from_rows, tmp_path):
     with pytest.raises(ValueError, match="'city'"):
         from_rows(ROWS, test_file=str(path))
     path.write_text(json.dumps({"prompt": "9" * 40, "answer": "18", "domain": "sums"}) + "\n")
-    with pytest.raises(ValueError, match="the prompt has 41 tokens"):
+    with pytest.raises(ValueError, match=r"held-out test\.jsonl, row 1: the prompt has 41 tokens"):
         from_rows(ROWS, test_file=str(path))
+
+
+def test_a_policy_is_described_without_any_data(make_config, one_device):
+    config = make_config()
+    whole = experiment.from_config(config, one_device)
+    config.tasks.file = "gone.jsonl"
+    with pytest.raises(ValueError, match=r"gone\.jsonl: no such file"):
+        experiment.from_config(config, one_device)
+    built = experiment.from_config(config, one_device, loading.no_domains)
+    assert built.policy == whole.policy
+    assert built.abstract_state() == whole.abstract_state()
 
 
 @pytest.mark.parametrize(

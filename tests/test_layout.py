@@ -1,11 +1,13 @@
 """Layouts: sums and broadcasts against loops, selection of levels, refusals; segment traps."""
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fiberjax import segments
-from fiberjax.layout import make_layout, state_ids
+from fiberjax.layout import make_layout, row_layout, state_ids
 
 GROUP, DOMAIN = np.array([0, 0, 1, -1]), np.array([1, 0])
 MASK = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0]], bool)
@@ -149,3 +151,29 @@ def test_class_sums_equal_loops_in_every_form():
         np.testing.assert_allclose(table, want, rtol=1e-5, atol=1e-6)
         back = segments.class_spread(table, ids, jnp.asarray(classes))
         np.testing.assert_allclose(back, want[np.arange(4)[:, None], classes], rtol=1e-5, atol=1e-6)
+
+
+def test_traced_rows_are_laid_out_as_on_the_host():
+    rng = np.random.default_rng(0)
+    sizes = {"group": 4, "domain": 3}
+
+    @jax.jit
+    def laid_out(mask, group, domain):
+        return row_layout(mask, {"group": group, "domain": domain}, sizes)
+
+    for _ in range(5):
+        # Rows of 0 to 4 tokens, one group without a domain and tables larger than the ids seen.
+        mask = np.arange(4) < rng.integers(0, 5, (6, 1))
+        group, domain = rng.integers(-1, 3, 6), np.array([0, 1, 0, -1])
+        mask &= (group >= 0)[:, None]
+        want = make_layout(mask, {"group": group, "domain": domain}, num_cells=sizes)
+        got = laid_out(mask, group, domain)
+        assert got.levels == want.levels and got.axis_names == want.axis_names
+        chex.assert_trees_all_equal(jax.device_get(got), want)
+
+
+def test_traced_rows_are_refused_by_name():
+    with pytest.raises(ValueError, match="num_cells lacks level 'domain'"):
+        row_layout(MASK, PARENTS, {"group": 2})
+    with pytest.raises(ValueError, match=r"'domain' must name a parent for each of the 4 cells"):
+        row_layout(MASK, {"domain": DOMAIN, "group": GROUP}, {"domain": 2, "group": 2})

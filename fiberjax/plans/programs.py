@@ -104,9 +104,7 @@ def drawn_rows(experiment: Experiment) -> int:
         drawn.prompts * experiment.curriculum.profile_samples // shards,
         wanted.batch * wanted.samples // shards,
     ]
-    return shards * max(
-        rows // rollout.num_parts(rows, drawn.max_rows) for rows in per_shard if rows
-    )
+    return shards * max(rollout.rows_at_a_time(rows, drawn.max_rows) for rows in per_shard if rows)
 
 
 def abstract_batch(experiment: Experiment, packed: int | None = None) -> Batch:

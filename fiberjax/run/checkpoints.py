@@ -1,10 +1,15 @@
 """Orbax checkpoints of a run: the train state on devices, and what the host must remember."""
 
+import secrets
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 
 class Restored(NamedTuple):
@@ -93,3 +98,59 @@ class Checkpoints:
     ) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def exists(directory: str | Path) -> bool:
+    """Whether `save_first` kept something in a directory; the same on all processes."""
+    return bool(_agreed(Path(directory).is_dir()))
+
+
+def read(directory: str | Path, abstract_state: Any) -> Restored:
+    """What `save_first` kept in a directory, on the shardings of `abstract_state`.
+
+    Raises:
+      ValueError: the directory holds no checkpoint, or not one of these shapes.
+    """
+    with Checkpoints(directory, keep=1) as saved:
+        found = saved.restore(abstract_state)
+    if found is None:
+        raise ValueError(f"{str(directory)!r} holds no checkpoint")
+    return found
+
+
+def save_first(directory: str | Path, iteration: int, state: Any, host: dict[str, Any]) -> bool:
+    """Saves a single checkpoint in a directory of its own, unless another process was first.
+
+    It is written beside the directory and renamed when it is whole, so that runs that save the same
+    at once do not meet, and none finds half of it. All processes of a run take part.
+
+    Returns:
+      Whether it is this one that is kept; otherwise the other is, whole.
+    """
+    directory = Path(directory).absolute()
+    token = _agreed(secrets.randbits(31))
+    making = directory.with_name(f"{directory.name}.making-{token:08x}")
+    try:
+        with Checkpoints(making, keep=1) as saved:
+            saved.save(iteration, state, host)
+        multihost_utils.sync_global_devices("checkpoint is whole")
+        return bool(_agreed(jax.process_index() == 0 and _renamed(making, directory)))
+    finally:
+        if jax.process_index() == 0:
+            shutil.rmtree(making, ignore_errors=True)
+
+
+def _renamed(source: Path, target: Path) -> bool:
+    """Renames a folder; False where the target holds something already."""
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        return False
+    return True
+
+
+def _agreed(value: int) -> int:
+    """The first process's value, on all of them."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))

@@ -1,7 +1,8 @@
 """Held-out prompts, before and after training: sampled, rewarded, compared.
 
-The k samples of a prompt become one number each (`mean@k`, `pass@k`); prompts are the independent
-units. The overall figure is the unweighted mean over domains, whatever their numbers of prompts.
+The k samples of a prompt become one number: their mean reward (`mean@k`), and the chance that one
+of them passes (`pass@k`). Prompts are the independent units. The overall figure is the unweighted
+mean over domains, whatever their numbers of prompts.
 """
 
 import json
@@ -20,8 +21,9 @@ from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.run import statistics
 from fiberjax.run.progress import Progress
-from fiberjax.run.statistics import Interval, difference, interval, mean_of
-from fiberjax.tasks import Examples, PromptStream, prompt_batch
+from fiberjax.run.statistics import Interval, difference, interval, mean_of, real_interval
+from fiberjax.tasks import PromptStream, prompt_batch
+from fiberjax.tasks.verifiers import passes
 
 OVERALL = "overall"
 """The name of the rows that hold the unweighted mean over domains."""
@@ -60,7 +62,7 @@ def evaluate(experiment: Experiment, params: Any, description: str) -> Measures:
       description: shown with the progress.
     """
     wanted = experiment.evaluation
-    examples = Examples(experiment.test)
+    examples = experiment.held_out
     chosen = np.concatenate(
         [
             offset + np.arange(min(size, wanted.prompts))
@@ -78,9 +80,7 @@ def evaluate(experiment: Experiment, params: Any, description: str) -> Measures:
     rewards = []
     with Progress(num_batches, description, log_every=0) as progress:
         for step, rows in enumerate(filled):
-            prompts = prompt_batch(
-                examples, rows[share], experiment.vocabulary, experiment.window.prompt
-            )
+            prompts = prompt_batch(examples, rows[share], experiment.window.prompt)
             rollouts = sampler(
                 params, prompts, samples=wanted.samples, stream=seeds.EVALUATION, step=step
             )
@@ -92,7 +92,8 @@ def evaluate(experiment: Experiment, params: Any, description: str) -> Measures:
     k = wanted.samples
     measures = {f"mean@{k}": statistics.mean_at_k(by_prompt)}
     if k > 1:
-        measures[f"pass@{k}"] = statistics.pass_at_k(by_prompt, k)
+        passed = passes(by_prompt, experiment.tasks.pass_threshold)
+        measures[f"pass@{k}"] = statistics.pass_at_k(passed, k)
     return Measures(measures, domain)
 
 
@@ -105,7 +106,7 @@ def profile(experiment: Experiment, params: Any, stream: PromptStream) -> None:
     samples = experiment.curriculum.profile_samples
     if samples == 0:
         return
-    examples = Examples(experiment.train)
+    examples = experiment.examples
     size = experiment.rollout.prompts
     index, count = mesh.process_share(experiment.mesh, size)
     share = slice(index * size // count, (index + 1) * size // count)
@@ -115,9 +116,7 @@ def profile(experiment: Experiment, params: Any, stream: PromptStream) -> None:
     filled = np.resize(np.arange(len(examples)), num_batches * size).reshape(num_batches, size)
     with Progress(num_batches, "profiling prompts", log_every=0) as progress:
         for step, rows in enumerate(filled):
-            prompts = prompt_batch(
-                examples, rows[share], experiment.vocabulary, experiment.window.prompt
-            )
+            prompts = prompt_batch(examples, rows[share], experiment.window.prompt)
             rollouts = sampler(params, prompts, samples=samples, stream=seeds.PROFILE, step=step)
             stream.observe(rows, mesh.gather(experiment.mesh, rollouts.reward).reshape(-1, samples))
             progress.update(step + 1)
@@ -222,7 +221,9 @@ def compare(
         table = compare({"mean@4": mean_at_k(c0)}, {"mean@4": mean_at_k(c1)}, domain, names=names)
 
     Args:
-      before: scores by the name of their measure, each float[prompts] in [0, 1].
+      before: by the name of each measure, float[prompts]. Where all values of a measure, before and
+        after, lie in [0, 1], its intervals are those of `statistics.interval` and `difference`;
+        those of other measures are of `statistics.real_interval`.
       after: the same measures of the same prompts in the same order.
       domain: int[prompts], the domain of each prompt, an index of `names`.
       names: the domains' names; a domain without prompts gets no row.
@@ -238,6 +239,8 @@ def compare(
     rows: list[EvaluationRow] = []
     for measure in before:
         parts = []
+        both = np.concatenate([before[measure], after[measure]])
+        bounded = bool(((both >= 0) & (both <= 1)).all())
         for name, chosen in _by_domain(domain, names):
             for values in (before[measure], after[measure]):
                 if np.shape(values) != chosen.shape:
@@ -245,9 +248,7 @@ def compare(
                         f"{measure} must be of shape {chosen.shape}, got {np.shape(values)}"
                     )
             x, y = before[measure][chosen], after[measure][chosen]
-            parts.append(
-                EvaluationRow(name, measure, len(x), interval(x), interval(y), difference(x, y))
-            )
+            parts.append(EvaluationRow(name, measure, len(x), *_estimates(x, y, bounded)))
         rows.extend(parts)
         rows.append(
             EvaluationRow(
@@ -260,6 +261,15 @@ def compare(
             )
         )
     return EvaluationTable(tuple(rows))
+
+
+def _estimates(
+    before: np.ndarray, after: np.ndarray, bounded: bool
+) -> tuple[Interval, Interval, Interval]:
+    """Before, after and their difference."""
+    if bounded:
+        return interval(before), interval(after), difference(before, after)
+    return real_interval(before), real_interval(after), real_interval(after - before)
 
 
 _HEADER = ("domain", "measure", "prompts", "before", "after", "difference")

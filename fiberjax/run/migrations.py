@@ -30,7 +30,9 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(
         added={
             "levels": [["group", ""], ["domain", "domain"]],
+            "optimizer.decay_all": True,
             "plugins": [],
+            "tasks.pass_threshold": 1.0,
             "training.kl_ratio_weight": False,
             "writers": ["jsonl", "tensorboard"],
         },

@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from fiberjax.diagnostics import GLOBAL_REGIMES, LOCAL_REGIMES
 from fiberjax.run.evaluation import OVERALL, EvaluationTable
 from fiberjax.run.metrics import describe, read_metrics
+from fiberjax.run.statistics import Interval
 
 # Okabe and Ito's colours, told apart with every common colour blindness; yellow, too pale for
 # lines on white, is left out. Dashes tell further series apart.
@@ -235,6 +236,8 @@ def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path
             bars = [getattr(row, part) for row in rows]
             values = np.array([bar.value for bar in bars])
             errors = np.array([[b.value - b.low for b in bars], [b.high - b.value for b in bars]])
+            # Infinite limits, of a single prompt, are not drawn.
+            errors[~np.isfinite(errors)] = np.nan
             axes.bar(
                 np.arange(len(rows)) + offset,
                 values,
@@ -247,7 +250,7 @@ def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path
         for index, row in enumerate(rows):
             axes.text(
                 index,
-                max(row.before.high, row.after.high) + 0.02,
+                max(_top(row.before), _top(row.after)) + 0.02,
                 f"{row.difference.value:+.2f}",
                 ha="center",
                 va="bottom",
@@ -256,11 +259,12 @@ def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path
             )
         if rows[-1].domain == OVERALL and len(rows) > 1:
             axes.axvline(len(rows) - 1.5, color=_GREY, linewidth=0.8, linestyle=":")
-        _finish(axes, f"{measure} on held-out prompts", "score", "linear")
+        _finish(axes, f"{measure} on held-out prompts", "mean over prompts", "linear")
         axes.set_xlabel("")
         axes.set_xticks(np.arange(len(rows)), [f"{r.domain}\nn = {r.prompts}" for r in rows])
-        axes.set_ylim(0, 1.1)
-        axes.set_yticks(np.linspace(0, 1, 6))
+        if all(0 <= bar.low and bar.high <= 1 for row in rows for bar in (row.before, row.after)):
+            axes.set_ylim(0, 1.1)
+            axes.set_yticks(np.linspace(0, 1, 6))
         axes.grid(visible=False, axis="x")
         axes.legend(
             frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.99)
@@ -410,6 +414,11 @@ def _legend(axes: Axes) -> None:
     )
     rows = math.ceil(len(labels) / across)
     axes.set_title(axes.get_title(loc="left"), loc="left", pad=5 + 12 * rows, **_HEADING)
+
+
+def _top(bar: Interval) -> float:
+    """Where a bar ends above: its upper limit, if it has one."""
+    return bar.high if np.isfinite(bar.high) else bar.value
 
 
 def _finish(axes: Axes, title: str, unit: str, scale: str) -> None:

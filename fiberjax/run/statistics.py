@@ -1,6 +1,8 @@
 """What an evaluation can claim: one number a prompt, then means with 95 % intervals over prompts.
 
-Prompts are the independent units: the k samples of a prompt are not.
+Prompts are the independent units: the k samples of a prompt are not. Values that lie in [0, 1], as
+pass rates do, have intervals that know of these bounds (`interval`, `difference`); means of other
+rewards have Student's t (`real_interval`).
 """
 
 import math
@@ -8,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 _Z = 1.959963984540054  # The 97.5 % point of the normal distribution.
 
@@ -28,37 +31,37 @@ class Interval(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def mean_at_k(correct: np.ndarray) -> np.ndarray:
-    """Averages the samples of every prompt, an unbiased estimate of its pass rate; `[prompts]`.
+def mean_at_k(rewards: np.ndarray) -> np.ndarray:
+    """Averages the rewards of every prompt's samples, without bias; `[prompts]`.
 
     Args:
-      correct: bool or float[prompts, k], scores in [0, 1].
+      rewards: bool or float[prompts, k]. Of rewards 0 and 1 the means are pass rates.
 
     Returns:
-      float64[prompts], each in [0, 1].
+      float64[prompts].
 
     Raises:
-      ValueError: wrong shape, no samples, or a score outside [0, 1].
+      ValueError: wrong shape, no samples, or a reward that is not finite.
     """
-    return _check_scores(correct).mean(axis=1)
+    return _by_prompt(rewards, "rewards").mean(axis=1)
 
 
-def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
-    """Estimates without bias the chance that one of `k` samples is right; `[prompts]`.
+def pass_at_k(passed: np.ndarray, k: int) -> np.ndarray:
+    """Estimates without bias the chance that one of `k` samples passes; `[prompts]`.
 
         pass@k = 1 − C(n − c, k) / C(n, k) = 1 − Πᵢ₌₀ᵏ⁻¹ (n − c − i) / (n − i)
 
-    with `c` of `n` samples right. The product never forms a large binomial.
+    where `c` of `n` samples pass. The product never forms a large binomial.
 
     Args:
-      correct: bool[prompts, n], or floats that are 0 or 1.
+      passed: bool[prompts, n], or numbers that are 0 or 1; `verifiers.passes` makes it of rewards.
       k: number of tries, 1 ≤ k ≤ n.
 
     Returns:
       float64[prompts], each in [0, 1].
 
     Raises:
-      ValueError: wrong shape, scores other than 0 and 1, or `k` out of range.
+      ValueError: wrong shape, values other than 0 and 1, or `k` out of range.
 
     References:
       Chen et al., Evaluating Large Language Models Trained on Code (2021), eq. 1.
@@ -66,23 +69,23 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
     >>> pass_at_k(np.array([[True, False, False, False]]), 2)
     array([0.5])
     """
-    scores = _check_scores(correct)
-    if not np.isin(scores, (0, 1)).all():
-        raise ValueError("pass@k needs scores that are 0 or 1")
-    n = scores.shape[1]
+    passes = _by_prompt(passed, "passed")
+    if not np.isin(passes, (0, 1)).all():
+        raise ValueError("pass@k needs values that are 0 or 1")
+    n = passes.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"pass@k needs 1 <= k <= {n} (samples of a prompt), got k = {k}")
     tries = np.arange(k)
-    wrong, prompt = np.unique(n - scores.sum(axis=1), return_inverse=True)
-    # All k tries wrong: one factor is exactly 0 where fewer than k samples are.
-    all_wrong = [np.prod((count - tries) / (n - tries)) for count in wrong]
-    return 1 - np.array(all_wrong)[prompt]
+    failed, prompt = np.unique(n - passes.sum(axis=1), return_inverse=True)
+    # All k tries fail: one factor is exactly 0 where fewer than k samples do.
+    all_failed = [np.prod((count - tries) / (n - tries)) for count in failed]
+    return 1 - np.array(all_failed)[prompt]
 
 
 def interval(values: np.ndarray) -> Interval:
     """Estimates the mean over prompts with a 95 % interval.
 
-    Wilson's score interval, solved for the mean of values in [0, 1] with the variance they show:
+    Wilson's interval, solved for the mean of values in [0, 1] with the variance they show:
 
         |x̄ − p| ≤ z √(φ p(1 − p) / n),   φ = s² / (x̄(1 − x̄))
 
@@ -91,7 +94,7 @@ def interval(values: np.ndarray) -> Interval:
     then 1. It is closed-form, so it needs no seed, and lies in [0, 1].
 
     Args:
-      values: float[prompts], one score in [0, 1] a prompt, prompts drawn independently.
+      values: float[prompts], one in [0, 1] a prompt, prompts drawn independently.
 
     Returns:
       The mean and its limits.
@@ -103,7 +106,7 @@ def interval(values: np.ndarray) -> Interval:
       Wilson, Probable Inference (1927); Brown, Cai and DasGupta, Interval Estimation for a Binomial
       Proportion (2001).
     """
-    x = _check_values(values)
+    x = _bounded(values)
     mean = float(x.mean())
     # In [0, 1] the population variance is at most p(1 − p): φ ≤ 1, 0/0 at the ends.
     spread, bound = float(x.var()), mean * (1 - mean)
@@ -112,6 +115,37 @@ def interval(values: np.ndarray) -> Interval:
     centre = (mean + a / 2) / (1 + a)
     half = math.sqrt(a * bound + a**2 / 4) / (1 + a)
     return Interval(mean, min(max(centre - half, 0.0), mean), max(min(centre + half, 1.0), mean))
+
+
+def real_interval(values: np.ndarray) -> Interval:
+    """Estimates the mean over prompts of values without bounds, with a 95 % interval.
+
+    Student's t, exact for normal values and good for the means of many others:
+
+        x̄ ∓ t s / √n
+
+    with `t` the 97.5 % point of n − 1 degrees of freedom and `s²` the unbiased variance. One value
+    says nothing of its spread: its limits are infinite. The mean change of the same prompts is
+    `real_interval(after − before)`.
+
+    Args:
+      values: float[prompts], prompts drawn independently.
+
+    Returns:
+      The mean and its limits.
+
+    Raises:
+      ValueError: no values, or one that is not finite.
+
+    References:
+      Student, The Probable Error of a Mean (1908).
+    """
+    x = _values(values)
+    mean = float(x.mean())
+    if x.size == 1:
+        return Interval(mean, -math.inf, math.inf)
+    half = float(special.stdtrit(x.size - 1, 0.975) * x.std(ddof=1)) / math.sqrt(x.size)
+    return Interval(mean, mean - half, mean + half)
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> Interval:
@@ -126,8 +160,8 @@ def difference(before: np.ndarray, after: np.ndarray) -> Interval:
     is when a change is easily claimed; it needs no seed and lies in [−1, 1].
 
     Args:
-      before: float[prompts], scores in [0, 1].
-      after: float[prompts], scores of the same prompts in the same order.
+      before: float[prompts], each in [0, 1].
+      after: float[prompts], of the same prompts in the same order.
 
     Returns:
       The mean difference and its limits.
@@ -139,7 +173,7 @@ def difference(before: np.ndarray, after: np.ndarray) -> Interval:
       Newcombe, Improved Confidence Intervals for the Difference Between Binomial Proportions Based
       on Paired Data (1998), method 10 (without its continuity correction).
     """
-    x, y = _check_values(before), _check_values(after)
+    x, y = _bounded(before), _bounded(after)
     if x.shape != y.shape:
         raise ValueError(f"paired values must be of the same prompts, got {x.size} and {y.size}")
     first, second = interval(x), interval(y)
@@ -175,19 +209,26 @@ def mean_of(parts: Sequence[Interval]) -> Interval:
     return Interval(value, value - down, value + up)
 
 
-def _check_scores(correct: np.ndarray) -> np.ndarray:
-    scores = np.asarray(correct, dtype=np.float64)
-    if scores.ndim != 2 or scores.shape[1] == 0:
-        raise ValueError(f"correct must be [prompts, k] with k >= 1, got {list(scores.shape)}")
-    if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError("scores must lie in [0, 1]")
-    return scores
+def _by_prompt(values: np.ndarray, name: str) -> np.ndarray:
+    samples = np.asarray(values, dtype=np.float64)
+    if samples.ndim != 2 or samples.shape[1] == 0:
+        raise ValueError(f"{name} must be [prompts, k] with k >= 1, got {list(samples.shape)}")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{name} must be finite")
+    return samples
 
 
-def _check_values(values: np.ndarray) -> np.ndarray:
+def _values(values: np.ndarray) -> np.ndarray:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
         raise ValueError(f"expected one value a prompt, got shape {list(x.shape)}")
+    if not np.isfinite(x).all():
+        raise ValueError("values must be finite")
+    return x
+
+
+def _bounded(values: np.ndarray) -> np.ndarray:
+    x = _values(values)
     if not ((x >= 0) & (x <= 1)).all():
         raise ValueError("values must lie in [0, 1]")
     return x

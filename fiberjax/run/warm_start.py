@@ -1,13 +1,15 @@
 """The supervised warm start: next-token training on solved examples, saved and reused.
 
 Reinforcement learning needs a policy that is sometimes right. A warm start is kept under the digest
-of everything it depends on, so that every run with the same data, policy and seed starts from the
-same parameters, and runs that differ in the gate alone share one.
+of everything it depends on, by content: the tokens that are taught, the bytes of published weights.
+So every run that is taught the same starts from the same parameters, and runs that differ in the
+gate alone share one.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,31 +24,36 @@ from fiberjax.experiment import Experiment
 from fiberjax.options import WarmStart
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, init, token_outputs, weights
-from fiberjax.run.checkpoints import Checkpoints
+from fiberjax.run import checkpoints
 from fiberjax.run.progress import Progress
-from fiberjax.tasks import Examples, SupervisedBatch
-from fiberjax.tasks.builders import VERSION
+from fiberjax.tasks import SupervisedBatch
 
 
 def starting_params(experiment: Experiment) -> Any:
     """The parameters an experiment starts from, on its mesh; see `warm_start`."""
-    tasks = dataclasses.asdict(experiment.tasks)
-    file = tasks["file"]
-    tasks |= {"data_dir": "", "test_file": ""}  # Neither changes what is trained on.
+    options = experiment.warm_start
+    if options.steps == 0:
+        return initial_params(
+            options.weights, experiment.policy, experiment.mesh, seed=experiment.seed
+        )
     return warm_start(
-        experiment.warm_start,
+        options,
         experiment.policy,
         experiment.mesh,
         experiment.supervised_stream,
         chunk=experiment.training.chunk,
         seed=experiment.seed,
-        depends_on=[
-            tasks,
-            dataclasses.asdict(experiment.window),
-            repr(Examples(experiment.train)),
-            hashlib.blake2b(Path(file).read_bytes()).hexdigest() if file else VERSION,
-        ],
+        depends_on=[dataclasses.asdict(experiment.window), experiment.examples.digest()],
     )
+
+
+def initial_params(
+    directory: str, config: TransformerConfig, device_mesh: Mesh, *, seed: int
+) -> Any:
+    """Parameters before any training: of a published checkpoint, or random where it is ""."""
+    if directory:
+        return published_params(config, device_mesh, directory)
+    return random_params(config, device_mesh, seed)
 
 
 def random_params(config: TransformerConfig, device_mesh: Mesh, seed: int) -> Any:
@@ -63,10 +70,33 @@ def published_params(config: TransformerConfig, device_mesh: Mesh, directory: st
     """Parameters of a published checkpoint, each device's part read onto it.
 
     Raises:
-      ValueError: it is missing or does not fit; see `weights.check`.
+      ValueError: it is missing or does not fit, see `weights.check`; or it holds a number that is
+        not finite.
     """
     abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    return weights.load(directory, config, shardings.param_shardings(device_mesh, abstract))
+    params = weights.load(directory, config, shardings.param_shardings(device_mesh, abstract))
+    broken = not_finite(device_mesh, params)
+    if broken:
+        raise ValueError(
+            f"config.warm_start.weights: the checkpoint {directory!r} is not finite in "
+            f"{', '.join(broken)}"
+        )
+    return params
+
+
+def not_finite(device_mesh: Mesh, params: Any) -> list[str]:
+    """The paths of the parameters that hold a NaN or an infinity."""
+
+    def finite(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params)
+
+    replicated = NamedSharding(device_mesh, mesh.REPLICATED)
+    flags = jax.device_get(jax.jit(finite, out_shardings=replicated)(params))
+    return [
+        shardings.path_name(path)
+        for path, fine in jax.tree_util.tree_flatten_with_path(flags)[0]
+        if not fine
+    ]
 
 
 def warm_start(
@@ -81,37 +111,39 @@ def warm_start(
 ) -> Any:
     """The warm-started parameters: read from disk if they were made before, else trained.
 
+    Runs that start at the same time may each train them; the first to finish is kept, and all start
+    from what was kept.
+
     Args:
       options: the phase's options.
       config: shape of the policy.
       device_mesh: from `mesh.make_mesh`.
       batches: makes the endless stream of this process's rows.
       chunk: columns whose logits exist at a time.
-      seed: of the initial parameters.
-      depends_on: JSON-like; what else the result depends on (data, window, data seed).
+      seed: of the initial parameters and of the stream.
+      depends_on: JSON-like; what else the result depends on: what is taught, and the windows.
 
     Returns:
-      Parameters on the mesh.
+      Parameters on the mesh, all finite.
+
+    Raises:
+      FloatingPointError: training diverged; names the step and the loss. Nothing is kept.
     """
-    if options.weights:
-        params = published_params(config, device_mesh, options.weights)
-    else:
-        params = random_params(config, device_mesh, seed)
-    if options.steps == 0:
-        return params
     settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "directory"}
     if options.weights:
         settings["weights"] = weights.fingerprint(options.weights)
     shape = dataclasses.asdict(config)
-    digest = _digest([settings, shape, seed, depends_on])
-    placed = shardings.param_shardings(device_mesh, params)
-    with Checkpoints(Path(options.directory) / digest, keep=1) as saved:
-        found = saved.restore(shardings.abstract(params, placed))
-        if found is not None:
-            return found.state
-        params = _train(options, config, device_mesh, params, placed, batches(), chunk)
-        saved.save(options.steps, params, {"settings": settings, "policy": shape})
-    return params
+    directory = Path(options.directory) / _digest([settings, shape, seed, depends_on])
+    abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    abstract = shardings.abstract(abstract, shardings.param_shardings(device_mesh, abstract))
+    if not checkpoints.exists(directory):
+        params = initial_params(options.weights, config, device_mesh, seed=seed)
+        params = _train(options, config, device_mesh, params, batches(), chunk)
+        host = {"settings": settings, "policy": shape}
+        if checkpoints.save_first(directory, options.steps, params, host):
+            return params
+        del params
+    return checkpoints.read(directory, abstract).state
 
 
 def _digest(value: Any) -> str:
@@ -124,10 +156,10 @@ def _train(
     config: TransformerConfig,
     device_mesh: Mesh,
     params: Any,
-    param_shardings: Any,
     batches: Iterable[SupervisedBatch],
     chunk: int,
 ) -> Any:
+    """Trains the parameters, which are donated; raises unless all losses and they are finite."""
     optimizer = optimizers.make_optimizer(
         options.optimizer,
         optimizers.make_schedule(
@@ -139,9 +171,11 @@ def _train(
         b1=0.9,
         b2=0.95,
         weight_decay=options.weight_decay,
+        decay_all=False,
         clip_norm=1.0,
         moment_dtype="float32",
     )
+    param_shardings = shardings.param_shardings(device_mesh, params)
     opt_shardings = shardings.state_shardings(device_mesh, jax.eval_shape(optimizer.init, params))
     opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
 
@@ -171,15 +205,32 @@ def _train(
         step, donate_argnums=(0, 1), out_shardings=(param_shardings, opt_shardings, replicated)
     )
     iterator = iter(batches)
-    pending: jax.Array | None = None
+    losses: list[jax.Array] = []
     with Progress(options.steps, "warm start", log_every=100) as progress:
         for index in range(options.steps):
             batch = next(iterator)
             arrays = (batch.tokens, batch.positions, batch.segment_ids, batch.loss_mask[:, 1:])
             placed = mesh.place(device_mesh, arrays, mesh.ROWS)
-            previous = pending
-            params, opt_state, pending = compiled(params, opt_state, *placed)
+            params, opt_state, loss = compiled(params, opt_state, *placed)
+            losses.append(loss)
             # The loss of the step before is ready while this one runs.
-            shown = {} if previous is None else {"loss": float(previous)}
+            shown = {"loss": _finite(index, losses[-2])} if index > 0 else {}
             progress.update(index + 1, **shown)
+    loss = _finite(options.steps, losses[-1])
+    broken = not_finite(device_mesh, params)
+    if broken:
+        raise FloatingPointError(
+            f"the warm start is not finite after step {options.steps}: {', '.join(broken)}, at a "
+            f"loss of {loss}; nothing is kept"
+        )
     return params
+
+
+def _finite(step: int, loss: jax.Array) -> float:
+    """The loss of a step, counted from 1, as a number."""
+    value = float(loss)
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the warm start is not finite at step {step}: loss = {value}; nothing is kept"
+        )
+    return value

@@ -3,6 +3,7 @@
 from fiberjax.tasks.batches import PromptBatch, SupervisedBatch, prompt_batch, reward_completions
 from fiberjax.tasks.builders import load
 from fiberjax.tasks.domains import Domain, Examples
+from fiberjax.tasks.encoded import EncodedExamples
 from fiberjax.tasks.examples import Example, Family
 from fiberjax.tasks.families import FAMILIES, VERIFIERS, make_family
 from fiberjax.tasks.files import read_file
@@ -15,6 +16,7 @@ __all__ = [
     "VERIFIERS",
     "CharVocabulary",
     "Domain",
+    "EncodedExamples",
     "Example",
     "Examples",
     "Family",

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fiberjax.tasks.domains import Domain, Examples
-from fiberjax.tasks.vocabulary import Vocabulary, prompt_ids
+from fiberjax.tasks.domains import Domain
+from fiberjax.tasks.encoded import EncodedExamples
+from fiberjax.tasks.verifiers import reward_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class SupervisedBatch:
     loss_mask: np.ndarray
 
 
-def left_padded(rows: Sequence[Sequence[int]], width: int, pad_id: int) -> np.ndarray:
+def left_padded(rows: Sequence[Sequence[int] | np.ndarray], width: int, pad_id: int) -> np.ndarray:
     """Returns int32[B, width], each row ending at the right edge."""
     tokens = np.full((len(rows), width), pad_id, np.int32)
     for row, ids in enumerate(rows):
@@ -59,19 +60,19 @@ def left_padded(rows: Sequence[Sequence[int]], width: int, pad_id: int) -> np.nd
 
 
 def prompt_batch(
-    examples: Examples, prompt_index: np.ndarray, vocabulary: Vocabulary, max_prompt_tokens: int
+    examples: EncodedExamples, prompt_index: np.ndarray, max_prompt_tokens: int
 ) -> PromptBatch:
     """Returns the batch of the given prompts, in the given order.
 
     Example: every held-out prompt, in order, for evaluation:
-    ``prompt_batch(examples, np.arange(len(examples)), vocabulary, 32)``.
+    ``prompt_batch(examples, np.arange(len(examples)), 32)``.
 
     Raises:
       ValueError: a prompt longer than the window, or a character outside the vocabulary.
     """
     chosen = [examples[i] for i in prompt_index]
-    rows = [prompt_ids(vocabulary, example.prompt) for example in chosen]
-    tokens = left_padded(rows, max_prompt_tokens, vocabulary.pad_id)
+    rows = [examples.prompts[i] for i in prompt_index]
+    tokens = left_padded(rows, max_prompt_tokens, examples.vocabulary.pad_id)
     lengths = np.array([len(row) for row in rows])
     return PromptBatch(
         tokens=tokens,
@@ -94,7 +95,8 @@ def reward_completions(
       completions: B · G texts, the G samples of a prompt next to each other.
 
     Raises:
-      ValueError: the number of completions is not a positive multiple of the prompts'.
+      ValueError: the number of completions is not a positive multiple of the prompts'; or a
+        reward is not a finite number.
     """
     prompts = len(batch.prompts)
     samples = len(completions) // prompts
@@ -102,10 +104,10 @@ def reward_completions(
         raise ValueError(f"{len(completions)} completions for {prompts} prompts")
     rewards = np.zeros((prompts, samples), np.float32)
     for row in range(prompts):
-        verify = domains[batch.domain[row]].verify
+        domain, prompt, answer = domains[batch.domain[row]], batch.prompts[row], batch.answers[row]
         for sample in range(samples):
             text = completions[row * samples + sample]
-            rewards[row, sample] = verify(batch.prompts[row], batch.answers[row], text)
+            rewards[row, sample] = reward_of(domain.verify, domain.name, prompt, answer, text)
     return rewards
 
 

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -112,23 +112,10 @@ class FiberjaxTasks(tfds.core.GeneratorBasedBuilder):
             yield key, {name: getattr(example, name) for name in _FEATURES}
 
 
-class RecordSource:
-    """A TFDS data source as ``Example``s; text comes out of the files as bytes."""
-
-    def __init__(self, records: Any, domain: str):
-        self._records = records
-        self._domain = domain
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: SupportsIndex) -> Example:
-        record = self._records[int(index)]
-        prompt, answer, solution = (record[name].decode() for name in _FEATURES)
-        return Example(prompt, answer, solution, self._domain)
-
-    def __repr__(self) -> str:
-        return f"RecordSource({self._domain}, {len(self)})"
+def _example(record: Mapping[str, bytes], domain: str) -> Example:
+    """Returns a record as an example; text comes out of the files as bytes."""
+    prompt, answer, solution = (record[name].decode() for name in _FEATURES)
+    return Example(prompt, answer, solution, domain)
 
 
 def build(config: FamilyConfig, data_dir: str | os.PathLike[str]) -> FiberjaxTasks:
@@ -222,6 +209,8 @@ def load(
             num_test=num_test,
             seed=seed,
         )
+        # Read once: whoever goes through examples does not go through files.
         records = build(config, data_dir).as_data_source(split=split)
-        loaded.append(Domain(family.name, RecordSource(records, family.name), family.verify))
+        examples = tuple(_example(record, family.name) for record in records)
+        loaded.append(Domain(family.name, examples, family.verify))
     return tuple(loaded)

@@ -122,38 +122,39 @@ def domain_probabilities(
 
 
 def updated_pass_rate(
-    pass_rate: np.ndarray, prompt_index: np.ndarray, rewards: np.ndarray, *, rate: float = 0.5
+    pass_rate: np.ndarray, prompt_index: np.ndarray, passed: np.ndarray, *, rate: float = 0.5
 ) -> np.ndarray:
     """Returns the pass rates after a batch of rollouts, float64[N].
 
-    p ← r̄ the first time a prompt is seen, p ← p + rate · (r̄ − p) afterwards, where r̄ is the
-    mean reward of all its samples in the batch.
+    p ← s the first time a prompt is seen, p ← p + rate · (s − p) afterwards, where s is the share
+    of all its samples in the batch that pass.
 
     Args:
       pass_rate: float[N]; NaN where not profiled. Not modified.
       prompt_index: int[B], rows of ``pass_rate``; repeats are pooled.
-      rewards: float[B, G] or [B], in [0, 1].
+      passed: bool[B, G], which samples pass.
       rate: how far one batch moves a pass rate, in (0, 1].
 
     Raises:
-      ValueError: shapes that do not match, an index outside the table, a reward outside [0, 1].
+      ValueError: shapes that do not match, samples that neither pass nor fail, an index outside
+        the table, or a rate outside (0, 1].
     """
-    index = np.asarray(prompt_index)
-    rewards = np.asarray(rewards, np.float64)
-    if index.ndim != 1 or rewards.shape[:1] != index.shape or rewards.ndim > 2:
+    index, passed = np.asarray(prompt_index), np.asarray(passed)
+    if index.ndim != 1 or passed.ndim != 2 or passed.shape[:1] != index.shape:
         raise ValueError(
-            f"prompt_index has shape {index.shape} and rewards {rewards.shape}, expected [B] and "
+            f"prompt_index has shape {index.shape} and passed {passed.shape}, expected [B] and "
             "[B, G]"
         )
+    if passed.dtype != bool:
+        raise ValueError(f"passed is {passed.dtype}, expected bool")
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate is {rate}, expected a number in (0, 1]")
     if index.size and not (0 <= index.min() and index.max() < len(pass_rate)):
         raise ValueError(f"a prompt index lies outside the table of {len(pass_rate)} pass rates")
-    if not np.all((rewards >= 0) & (rewards <= 1)):
-        raise ValueError("a reward lies outside [0, 1], it cannot be counted as a pass rate")
-    rewards = rewards.reshape(len(index), -1)
     updated = np.array(pass_rate, np.float64)
     rows, inverse = np.unique(index, return_inverse=True)
-    samples = np.bincount(inverse, minlength=len(rows)) * rewards.shape[1]
-    mean = np.bincount(inverse, weights=rewards.sum(1), minlength=len(rows)) / samples
+    samples = np.bincount(inverse, minlength=len(rows)) * passed.shape[1]
+    share = np.bincount(inverse, weights=passed.sum(1), minlength=len(rows)) / samples
     old = updated[rows]
-    updated[rows] = np.where(np.isnan(old), mean, old + rate * (mean - old))
+    updated[rows] = np.where(np.isnan(old), share, old + rate * (share - old))
     return updated

@@ -6,7 +6,6 @@ from typing import Protocol, SupportsIndex
 
 from fiberjax.tasks.examples import Example
 from fiberjax.tasks.verifiers import Verifier
-from fiberjax.tasks.vocabulary import Vocabulary, prompt_ids
 
 
 class ExampleSource(Protocol):
@@ -73,28 +72,3 @@ class Examples(Sequence[Example]):
     def __repr__(self) -> str:
         parts = (f"{d.name}={n}" for d, n in zip(self.domains, self.sizes, strict=True))
         return f"Examples({', '.join(parts)})"
-
-
-def check_prompt(
-    example: Example, vocabulary: Vocabulary, max_prompt_tokens: int, *, where: str
-) -> None:
-    """Refuses a prompt that the vocabulary or the window cannot hold.
-
-    Args:
-      example: whose prompt.
-      vocabulary: encodes the prompt; begin of sequence counts as one token.
-      max_prompt_tokens: tokens of the prompt window.
-      where: names the row in the error, e.g. ``"train.jsonl, row 7"``.
-
-    Raises:
-      ValueError: names the row and its length, or the unknown character.
-    """
-    try:
-        length = len(prompt_ids(vocabulary, example.prompt))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    if length > max_prompt_tokens:
-        raise ValueError(
-            f"{where}: the prompt has {length} tokens, the window holds "
-            f"max_prompt_tokens={max_prompt_tokens}"
-        )

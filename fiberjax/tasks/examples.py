@@ -27,6 +27,7 @@ class Example:
       solution: worked completion that earns reward 1; the target of the supervised warm start.
       domain: name of the domain, e.g. ``"sort"``.
       columns: further columns of the data, name and text; what ``config.levels`` may read.
+      where: names the row in errors, e.g. ``"train.jsonl, row 7"``; empty where none is known.
     """
 
     prompt: str
@@ -34,6 +35,7 @@ class Example:
     solution: str
     domain: str
     columns: tuple[tuple[str, str], ...] = ()
+    where: str = dataclasses.field(default="", compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from fiberjax.tasks.domains import Domain, check_prompt
+from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import SPLITS, Example, Split, split_of_text
 from fiberjax.tasks.families import VERIFIERS
-from fiberjax.tasks.verifiers import Verifier, numeric, numeric_answer
-from fiberjax.tasks.vocabulary import Vocabulary
+from fiberjax.tasks.verifiers import Verifier, numeric, numeric_answer, passes, reward_of
 
 _REQUIRED = ("prompt", "answer")
 _OPTIONAL = ("domain", "solution")
@@ -28,10 +27,9 @@ def read_file(
     split: Split | None = None,
     columns: Columns | None = None,
     verifier: str | Mapping[str, str] = "exact",
-    vocabulary: Vocabulary | None = None,
-    max_prompt_tokens: int | None = None,
     keep: Sequence[str] = (),
     verifiers: Mapping[str, Verifier] = VERIFIERS,
+    pass_threshold: float = 1.0,
 ) -> tuple[Domain, ...]:
     r"""Returns the domains of a file, in order of first appearance.
 
@@ -46,10 +44,9 @@ def read_file(
         several columns are joined by a space: ``{"prompt": ("Body", "Question")}``.
       verifier: a name of ``verifiers``, for all domains or by domain (``"exact"`` for the rest).
         ``"numeric"`` reads GSM8K and SVAMP answers.
-      vocabulary: if given, every prompt must be encodable.
-      max_prompt_tokens: if given with a vocabulary, every prompt must fit.
       keep: columns kept as ``Example.columns``: texts, whole numbers or truth values.
       verifiers: the table of names; ``tasks.VERIFIERS`` by default.
+      pass_threshold: the least reward that a row's own solution must earn.
 
     Raises:
       ValueError: names the file, and the row (counted from 1) where there is one.
@@ -66,12 +63,10 @@ def read_file(
         where = f"{path.name}, row {number}"
         example = _example(row, fields, default_domain=path.stem, where=where)
         kept = tuple((column, _label(row, column, where)) for column in keep)
-        example = dataclasses.replace(example, columns=kept)
+        example = dataclasses.replace(example, columns=kept, where=where)
         if example.domain not in verify_of:
             verify_of[example.domain] = _verifier(verifier, verifiers, example.domain)
-        _check_answer(example, verify_of[example.domain], where=where)
-        if vocabulary is not None and max_prompt_tokens is not None:
-            check_prompt(example, vocabulary, max_prompt_tokens, where=where)
+        _check_answer(example, verify_of[example.domain], pass_threshold)
         if split is None or split_of_text(example.prompt) == split:
             by_domain.setdefault(example.domain, []).append(example)
     if num_rows == 0:
@@ -190,15 +185,18 @@ def _label(row: dict, column: str, where: str) -> str:
     return str(value)
 
 
-def _check_answer(example: Example, verify: Verifier, *, where: str) -> None:
+def _check_answer(example: Example, verify: Verifier, pass_threshold: float) -> None:
     """Refuses a row that no completion, or not its own solution, could solve."""
     if verify is numeric and numeric_answer(example.answer) is None:
-        raise ValueError(f"{where}: the answer {_shown(example.answer)} does not end in a number")
-    if example.solution != example.answer and not verify(
-        example.prompt, example.answer, example.solution
-    ):
         raise ValueError(
-            f"{where}: the verifier does not accept the row's own solution "
+            f"{example.where}: the answer {_shown(example.answer)} does not end in a number"
+        )
+    if example.solution == example.answer:
+        return
+    reward = reward_of(verify, example.domain, example.prompt, example.answer, example.solution)
+    if not passes(reward, pass_threshold):
+        raise ValueError(
+            f"{example.where}: the verifier does not accept the row's own solution "
             f"{_shown(example.solution)} for the answer {_shown(example.answer)}"
         )
 

@@ -36,10 +36,8 @@ def make_vocabulary(tasks: options.Tasks) -> Vocabulary:
 
 def load_domains(
     tasks: options.Tasks,
-    window: options.Window,
-    vocabulary: Vocabulary,
-    *,
     keep: Sequence[str] = (),
+    *,
     verifiers: Mapping[str, Verifier] = VERIFIERS,
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
     """The training and held-out domains, in one order.
@@ -47,7 +45,7 @@ def load_domains(
     Of a file, `keep` names further columns, and `verifiers` is what its verifier is a name of.
     """
     if tasks.file:
-        return _load_file(tasks, window, vocabulary, keep, verifiers)
+        return _load_file(tasks, keep, verifiers)
     knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
     difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
     if not knobs:
@@ -69,22 +67,29 @@ def load_domains(
 
 
 def named_domains(
-    tasks: options.Tasks, window: options.Window, vocabulary: Vocabulary
+    tasks: options.Tasks, keep: Sequence[str] = ()
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
-    """The domains of a config without their examples, where their number is all that matters."""
+    """The domains of a config without their examples, where their number is all that matters.
+
+    A file is read all the same: only it says how many domains and cells it has.
+    """
     if tasks.file:
-        return load_domains(tasks, window, vocabulary)
+        return load_domains(tasks, keep)
     names = [name for name, knobs in tasks.domains.items() if knobs is not None]
     domains = tuple(Domain(name, (), lambda prompt, answer, completion: 0.0) for name in names)
     return domains, domains
 
 
+def no_domains(
+    tasks: options.Tasks, keep: Sequence[str] = ()
+) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+    """No domain at all, where the policy is all that matters; reads nothing."""
+    del tasks, keep
+    return (), ()
+
+
 def _load_file(
-    tasks: options.Tasks,
-    window: options.Window,
-    vocabulary: Vocabulary,
-    keep: Sequence[str],
-    verifiers: Mapping[str, Verifier],
+    tasks: options.Tasks, keep: Sequence[str], verifiers: Mapping[str, Verifier]
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
     """The domains of a user's file; those without held-out rows are trained on all the same."""
 
@@ -94,10 +99,9 @@ def _load_file(
             split=split,
             columns=tasks.columns,
             verifier=tasks.verifier,
-            vocabulary=vocabulary,
-            max_prompt_tokens=window.prompt,
             keep=keep,
             verifiers=verifiers,
+            pass_threshold=tasks.pass_threshold,
         )
 
     if tasks.test_file:

@@ -13,8 +13,9 @@ import numpy as np
 
 from fiberjax.tasks import curriculum
 from fiberjax.tasks.batches import PromptBatch, process_rows, prompt_batch
-from fiberjax.tasks.domains import Domain, Examples, check_prompt
-from fiberjax.tasks.vocabulary import Vocabulary
+from fiberjax.tasks.domains import Domain
+from fiberjax.tasks.encoded import EncodedExamples
+from fiberjax.tasks.verifiers import passes
 
 
 class PromptStream(grain.DatasetIterator[PromptBatch]):
@@ -26,8 +27,7 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
     it asks for the next batch.
 
     Args:
-      domains: where prompts come from; ``PromptBatch.domain`` counts along them.
-      vocabulary: tokenizer.
+      examples: where prompts come from; ``PromptBatch.domain`` counts along their domains.
       num_prompts: prompts of a global batch.
       max_prompt_tokens: P, begin of sequence included.
       total_steps: T of the curriculum.
@@ -36,6 +36,7 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
       end: target pass rate at step T.
       sigma: width of the curriculum, in probability.
       rate: how far one batch of rollouts moves a pass rate.
+      pass_threshold: the least reward of a completion that passes.
       domain_probability: fixed probabilities of some domains, by name.
       process_index: this process draws rows [index · B/count, (index + 1) · B/count).
       process_count: number of processes; divides ``num_prompts``.
@@ -47,8 +48,7 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
 
     def __init__(
         self,
-        domains: Sequence[Domain],
-        vocabulary: Vocabulary,
+        examples: EncodedExamples,
         *,
         num_prompts: int,
         max_prompt_tokens: int,
@@ -58,25 +58,23 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
         end: float = 0.2,
         sigma: float = 0.15,
         rate: float = 0.5,
+        pass_threshold: float = 1.0,
         domain_probability: Mapping[str, float] | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
         super().__init__()
-        self.examples = Examples(domains)
-        self.domains = self.examples.domains
-        self.vocabulary = vocabulary
+        self.examples = examples
+        self.domains = examples.domains
         self.num_prompts = num_prompts
         self.max_prompt_tokens = max_prompt_tokens
         self.total_steps = total_steps
         self.seed = seed
         self.start, self.end, self.sigma, self.rate = start, end, sigma, rate
+        self.pass_threshold = pass_threshold
         self._overrides = _overrides(self.domains, domain_probability)
         self._rows = process_rows(num_prompts, process_index, process_count)
-        for domain in self.domains:
-            for row in range(len(domain.source)):
-                where = f"domain {domain.name!r}, row {row + 1}"
-                check_prompt(domain.source[row], vocabulary, max_prompt_tokens, where=where)
+        examples.check_prompts(max_prompt_tokens)
         self.step = 0
         self.pass_rate = np.full(len(self.examples), np.nan)
         # Refuses overrides and a schedule that cannot be drawn from, before the first step.
@@ -93,7 +91,7 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
         """Returns the next batch, this process's rows."""
         drawn = self._draw()[self._rows]
         self.step += 1
-        return prompt_batch(self.examples, drawn, self.vocabulary, self.max_prompt_tokens)
+        return prompt_batch(self.examples, drawn, self.max_prompt_tokens)
 
     def _draw(self) -> np.ndarray:
         """Returns the prompt indices of the global batch, int64[num_prompts]."""
@@ -122,10 +120,11 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
 
         Args:
           prompt_index: int[B].
-          rewards: float[B, G] in [0, 1].
+          rewards: float[B, G]; those of at least ``pass_threshold`` pass.
         """
+        passed = passes(rewards, self.pass_threshold)
         self.pass_rate = curriculum.updated_pass_rate(
-            self.pass_rate, prompt_index, rewards, rate=self.rate
+            self.pass_rate, prompt_index, passed, rate=self.rate
         )
 
     def get_state(self) -> dict[str, Any]:

@@ -1,22 +1,17 @@
 """The supervised stream of the warm start: solved examples, shuffled, without end."""
 
-from collections.abc import Sequence
-
 import grain
 import numpy as np
 
 from fiberjax.tasks.batches import SupervisedBatch, process_rows
-from fiberjax.tasks.domains import Domain, Examples, check_prompt
-from fiberjax.tasks.examples import Example
-from fiberjax.tasks.vocabulary import Vocabulary, prompt_ids
+from fiberjax.tasks.encoded import EncodedExamples
 
 # Rows open at a time: more fill better, and hold examples back longer.
 _PACKING_BINS = 64
 
 
 def supervised_batches(
-    domains: Sequence[Domain],
-    vocabulary: Vocabulary,
+    examples: EncodedExamples,
     *,
     batch_size: int,
     max_prompt_tokens: int,
@@ -33,8 +28,7 @@ def supervised_batches(
     (and Orbax, through grain) resume at the exact next batch.
 
     Args:
-      domains: their ``solution``s are the targets.
-      vocabulary: tokenizer.
+      examples: their solutions are the targets.
       batch_size: rows of a global batch.
       max_prompt_tokens: P.
       max_completion_tokens: C, end of sequence included.
@@ -48,33 +42,32 @@ def supervised_batches(
     Raises:
       ValueError: at once, for an example that does not fit either window or the vocabulary.
     """
-    examples = Examples(domains)
     rows = process_rows(batch_size, process_index, process_count)
-    alphabets: dict[str, set[int]] = {}
-    for domain in domains:
-        for row in range(len(domain.source)):
-            where, example = f"domain {domain.name!r}, row {row + 1}", domain.source[row]
-            check_prompt(example, vocabulary, max_prompt_tokens, where=where)
-            solution = _solution_ids(example, vocabulary, max_completion_tokens, where=where)
-            alphabets.setdefault(example.domain, set()).update(solution)
+    examples.check_prompts(max_prompt_tokens)
+    examples.check_solutions(max_completion_tokens)
+    prompts, solutions, eos_id = examples.prompts, examples.solutions, examples.vocabulary.eos_id
+    alphabets = [
+        np.unique(solutions.span(offset, offset + size))
+        for offset, size in zip(examples.offsets, examples.sizes, strict=True)
+    ]
 
-    def encode(example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        prompt = prompt_ids(vocabulary, example.prompt)
-        solution = vocabulary.encode(example.solution)
+    def taught(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        prompt, solution = prompts[index], solutions[index]
         if rng.random() < flawed:
-            _spoil(solution, alphabets[example.domain], rng)
-        tokens = np.array([*prompt, *solution, vocabulary.eos_id], np.int32)
+            solution = _spoilt(solution, alphabets[examples.domain_of(index)], rng)
+        tokens = np.concatenate([prompt, solution, [eos_id]]).astype(np.int32)
         return {"tokens": tokens, "loss_mask": np.arange(len(tokens)) >= len(prompt)}
 
     width = max_prompt_tokens + max_completion_tokens
     threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_size)
-    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().random_map(encode)
+    order = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
+    dataset = order.random_map(taught)
     packed = grain.experimental.FirstFitPackIterDataset(
         dataset.to_iter_dataset(threads),
         length_struct={"tokens": width, "loss_mask": width},
         num_packing_bins=_PACKING_BINS,
         seed=seed,
-        padding_struct={"tokens": vocabulary.pad_id, "loss_mask": False},
+        padding_struct={"tokens": examples.vocabulary.pad_id, "loss_mask": False},
     )
 
     def collate(packed_rows: dict[str, np.ndarray]) -> SupervisedBatch:
@@ -88,26 +81,14 @@ def supervised_batches(
     return iter(packed.batch(batch_size, drop_remainder=True).map(collate))
 
 
-def _solution_ids(
-    example: Example, vocabulary: Vocabulary, completion_tokens: int, *, where: str
-) -> list[int]:
-    try:
-        solution = vocabulary.encode(example.solution)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    if len(solution) + 1 > completion_tokens:
-        raise ValueError(
-            f"{where}: the solution has {len(solution) + 1} tokens with its end of sequence, the "
-            f"window holds max_completion_tokens={completion_tokens}"
-        )
-    return solution
-
-
-def _spoil(solution: list[int], alphabet: set[int], rng: np.random.Generator) -> None:
-    """Replaces one token by another of the alphabet, where there is one."""
-    if not solution:
-        return
+def _spoilt(solution: np.ndarray, alphabet: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns the solution with one token replaced by another of the alphabet, if there is one."""
+    if not len(solution):
+        return solution
     place = int(rng.integers(len(solution)))
-    others = sorted(alphabet - {solution[place]})
-    if others:
-        solution[place] = others[int(rng.integers(len(others)))]
+    others = alphabet[alphabet != solution[place]]
+    if not len(others):
+        return solution
+    spoilt = solution.copy()
+    spoilt[place] = others[int(rng.integers(len(others)))]
+    return spoilt

@@ -110,9 +110,12 @@ class Sampler:
         shards = mesh.local_shards(self.mesh)
         per_shard = len(tokens) // len(shards)
         place = per_shard * shards.start + np.arange(len(tokens))
-        parts = np.split(np.arange(len(tokens)), num_parts(per_shard, self.max_rows))
+        size = rows_at_a_time(per_shard, self.max_rows)
+        num_parts = -(-per_shard // size)
+        # One static shape: the last part is filled up with the first rows again.
+        filled = np.resize(np.arange(len(tokens)), num_parts * size * len(shards))
         pending = []
-        for part in parts:
+        for part in filled.reshape(num_parts, -1):
             rows, mask, places = mesh.place(
                 self.mesh,
                 (tokens[part], prompt_mask[part], place[part].astype(np.int32)),
@@ -121,7 +124,8 @@ class Sampler:
             keys = seeds.row_keys(self.seed, stream, step, places)
             pending.append(self.draw(params, rows, mask, keys))
         drawn = jax.tree.map(
-            lambda *parts: np.concatenate([mesh.local_values(part) for part in parts]), *pending
+            lambda *parts: np.concatenate(list(map(mesh.local_values, parts)))[: len(tokens)],
+            *pending,
         )
         mask = np.arange(self.max_new_tokens) < drawn.length[:, None]
         texts = [
@@ -162,16 +166,20 @@ class Sampler:
         )
 
 
-def num_parts(rows: int, max_rows: int) -> int:
-    """Into how many equal parts the rows of a shard are cut so that none exceeds `max_rows`.
+def rows_at_a_time(rows: int, max_rows: int) -> int:
+    """How many of a shard's rows are drawn together: in the fewest parts, and these of one size.
 
-    >>> num_parts(64, 64), num_parts(64, 40), num_parts(64, 0)
-    (1, 2, 1)
+    Args:
+      rows: on the shard, at least 1.
+      max_rows: the most drawn together; 0 for all.
+
+    >>> rows_at_a_time(64, 64), rows_at_a_time(64, 40), rows_at_a_time(127, 64)
+    (64, 32, 64)
     """
-    fits = (
-        n for n in range(1, rows + 1) if rows % n == 0 and (rows // n <= max_rows or not max_rows)
-    )
-    return next(fits)
+    if max_rows == 0:
+        return rows
+    num_parts = -(-rows // max_rows)
+    return -(-rows // num_parts)
 
 
 def positions_of(real: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fiberjax import experiment, policy
-from fiberjax.parallel import mesh
+from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import weights
 from fiberjax.run import warm_start
 
@@ -33,7 +33,7 @@ CONFIGS = {
 }
 
 
-def shardings(config, shape=(1, 1, 1)):
+def placed(config, shape=(1, 1, 1)):
     count = int(np.prod(shape))
     device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
     abstract = jax.eval_shape(lambda: policy.init(config, jax.random.key(0)))
@@ -41,7 +41,7 @@ def shardings(config, shape=(1, 1, 1)):
 
 
 def load(directory, config, shape=(1, 1, 1)):
-    return weights.load(directory, config, shardings(config, shape))
+    return weights.load(directory, config, placed(config, shape))
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -99,7 +99,7 @@ def test_each_device_reads_its_part(monkeypatch, shape):
         return called
 
     monkeypatch.setattr(weights, "_reader", recording)
-    wanted = shardings(config, shape)
+    wanted = placed(config, shape)
     split = weights.load(CHECKPOINTS / "qwen3", config, wanted)
     assert all(
         leaf.sharding == sharding
@@ -209,6 +209,21 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ValueError, match="needs the `hf` extra: safetensors"):
         load(CHECKPOINTS / "llama", CONFIGS["llama"])
+
+
+def test_a_fingerprint_is_of_every_byte(tmp_path):
+    content = bytearray(np.random.default_rng(0).bytes(2**20))
+    file = tmp_path / "model.safetensors"
+    found = []
+    for place in (None, 0, 8_000, 2**19 + 9_001, 2**20 - 1):
+        changed = content.copy()
+        if place is not None:
+            changed[place] ^= 1
+        file.write_bytes(changed)
+        found.append(weights.fingerprint(tmp_path))
+    assert len(set(found)) == len(found)
+    file.write_bytes(content)
+    assert weights.fingerprint(tmp_path) == found[0]
 
 
 @pytest.fixture

@@ -324,10 +324,10 @@ def test_evaluation_names_the_domains_it_has(build, monkeypatch):
     built = build()
     _, *rest = built.test
     monkeypatch.setattr(Sampler, "__call__", fake_rollouts)
-    scores = evaluation.evaluate(dataclasses.replace(built, test=tuple(rest)), None, "held out")
-    assert set(scores.domain) == {0, 1}
-    np.testing.assert_array_equal(scores.by_name["mean@2"], 1)
-    assert len(scores.domain) == 2 * 4
+    measured = evaluation.evaluate(dataclasses.replace(built, test=tuple(rest)), None, "held out")
+    assert set(measured.domain) == {0, 1}
+    np.testing.assert_array_equal(measured.by_name["mean@2"], 1)
+    assert len(measured.domain) == 2 * 4
 
 
 def fake_rollouts(self, params, prompts, *, samples, stream, step):

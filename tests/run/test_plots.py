@@ -111,9 +111,17 @@ def test_compare_lays_runs_side_by_side(tmp_path):
 
 def test_evaluation_bars(tmp_path):
     rng = np.random.default_rng(0)
-    scores = [{"mean@1": rng.random(40), "pass@4": rng.random(40)} for _ in range(2)]
+    measures = [{"mean@1": rng.random(40), "pass@4": rng.random(40)} for _ in range(2)]
     domain = np.arange(40) % 3
-    table = evaluation.compare(*scores, domain, names=("a", "b", "c"))
+    table = evaluation.compare(*measures, domain, names=("a", "b", "c"))
     assert _is_picture(plots.plot_evaluation(table, tmp_path / "evaluation.png"))
+    # Means of real rewards, and of a domain of a single prompt, whose limits are infinite.
+    for values in measures:
+        values["mean@1"] = 5 * values["mean@1"] - 3
+    domain[domain == 2] = 1
+    domain[0] = 2
+    table = evaluation.compare(*measures, domain, names=("a", "b", "c"))
+    assert np.isinf(table.row("c", "mean@1").before.high)
+    assert _is_picture(plots.plot_evaluation(table, tmp_path / "real.png"))
     with pytest.raises(ValueError, match="no rows"):
         plots.plot_evaluation(evaluation.EvaluationTable(()), tmp_path / "no.png")

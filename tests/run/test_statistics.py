@@ -44,13 +44,41 @@ def test_pass_at_k_refuses():
         statistics.pass_at_k(np.full((3, 4), 0.5), 1)
 
 
-def test_scores_are_checked():
-    with pytest.raises(ValueError, match=r"\[prompts, k\]"):
+def test_values_are_checked():
+    with pytest.raises(ValueError, match=r"rewards must be \[prompts, k\]"):
         statistics.mean_at_k(np.ones(4))
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        statistics.mean_at_k(np.full((2, 2), 1.5))
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        statistics.interval(np.array([0.1, np.nan]))
+    with pytest.raises(ValueError, match="rewards must be finite"):
+        statistics.mean_at_k(np.array([[1.0, np.nan]]))
+    for bad in (1.5, -0.1):
+        with pytest.raises(ValueError, match=r"\[0, 1\]"):
+            statistics.interval(np.array([0.1, bad]))
+        with pytest.raises(ValueError, match=r"\[0, 1\]"):
+            statistics.difference(np.array([0.1, bad]), np.array([0.1, 0.2]))
+    for estimate in (statistics.interval, statistics.real_interval):
+        with pytest.raises(ValueError, match="finite"):
+            estimate(np.array([0.1, np.nan]))
+        with pytest.raises(ValueError, match="one value a prompt"):
+            estimate(np.array([]))
+
+
+def test_means_are_of_any_rewards():
+    rewards = np.array([[0.5, -3.5], [12.0, 0.0]])
+    np.testing.assert_array_equal(statistics.mean_at_k(rewards), [-1.5, 6.0])
+
+
+def test_interval_without_bounds_is_students():
+    # Student (1908), section 9: additional hours of sleep by the second drug over the first.
+    gained = np.array([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
+    estimate = statistics.real_interval(gained)
+    # t = 2.262 at nine degrees of freedom, s = 1.2300.
+    np.testing.assert_allclose(estimate, [1.58, 0.7001, 2.4599], atol=1e-4)
+    shifted = statistics.real_interval(10 * gained - 50)
+    np.testing.assert_allclose(shifted, 10 * np.array(estimate) - 50)
+
+
+def test_one_value_says_nothing_of_its_spread():
+    estimate = statistics.real_interval(np.array([-2.0]))
+    assert estimate == (-2.0, -np.inf, np.inf) and not estimate.excludes_zero
 
 
 def test_interval_of_zeros_and_ones_is_wilsons():
@@ -106,6 +134,33 @@ def test_intervals_cover_at_the_stated_rate(prompts, k, shape):
         _, low, high = statistics.difference(before, after)
         paired_hits += low <= second - first <= high
     # Four standard errors of a 95 % rate below, and not absurdly wide.
+    assert 0.915 <= hits / trials <= 0.99
+    assert 0.915 <= paired_hits / trials <= 0.99
+
+
+@pytest.mark.parametrize("draw", ["normal", "shaped", "length"])
+@pytest.mark.parametrize(("prompts", "k"), [(40, 1), (40, 4), (500, 1)])
+def test_intervals_of_real_rewards_cover_at_the_stated_rate(prompts, k, draw):
+    """Normal; right or wrong with a part for the form, and less for a wrong one; minus a length."""
+    rng = np.random.default_rng(3)
+
+    def rewards(gain):
+        shape = (prompts, k)
+        if draw == "normal":
+            return rng.normal(gain, 2.0, shape), gain
+        if draw == "shaped":
+            right = 0.4 + gain
+            return np.where(rng.random(shape) < right, 1.2, -0.8), 2 * right - 0.8
+        return gain - rng.gamma(4.0, 1.0, shape), gain - 4.0
+
+    trials, hits, paired_hits = 600, 0, 0
+    for _ in range(trials):
+        (before, first), (after, second) = rewards(0.0), rewards(0.1)
+        x, y = statistics.mean_at_k(before), statistics.mean_at_k(after)
+        _, low, high = statistics.real_interval(x)
+        hits += low <= first <= high
+        _, low, high = statistics.real_interval(y - x)
+        paired_hits += low <= second - first <= high
     assert 0.915 <= hits / trials <= 0.99
     assert 0.915 <= paired_hits / trials <= 0.99
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fiberjax import experiment
-from fiberjax.run import warm_start
+from fiberjax.policy import weights
+from fiberjax.run import checkpoints, warm_start
 from fiberjax.seeds import EVALUATION
-from fiberjax.tasks import Examples, prompt_batch
+from fiberjax.tasks import Domain, Example, prompt_batch
 
 
 @pytest.fixture
@@ -70,6 +71,9 @@ def test_no_steps_keep_the_random_parameters(config, one_device, count_training)
         ("training.epochs", 1),
         ("optimizer.learning_rate", 1e-3),
         ("iterations", 9),
+        ("evaluation.prompts", 3),
+        ("rollout.max_rows", 2),
+        ("tasks.pass_threshold", 0.5),
     ],
 )
 def test_what_comes_later_does_not_matter(config, one_device, count_training, path, value):
@@ -88,6 +92,7 @@ def test_what_comes_later_does_not_matter(config, one_device, count_training, pa
         ("tasks.seed", 1),
         ("tasks.num_train", 41),
         ("tasks.domains.sort.max_length", 4),
+        ("window.prompt", 15),
         ("window.completion", 9),
         ("warm_start.steps", 401),
         ("warm_start.flawed", 0.5),
@@ -112,11 +117,150 @@ def test_a_file_is_known_by_its_contents(config, one_device, count_training, tmp
     assert len(count_training) == 2
 
 
+def rows_of(*pairs):
+    """Loads these prompts and answers as the one domain, whatever the config says."""
+    source = tuple(Example(prompt, answer, answer, "sums") for prompt, answer in pairs)
+    domains = (Domain("sums", source, str.__eq__),)
+    return lambda tasks, window, vocabulary: (domains, domains)
+
+
+def test_data_is_known_by_its_contents(config, one_device, count_training):
+    """Same names and numbers of rows, other rows."""
+    for last in ("2", "3", "2"):
+        load = rows_of(("1+0=", "1"), ("1+1=", last))
+        warm_start.starting_params(experiment.from_config(config, one_device, load))
+    assert len(count_training) == 2
+
+
+def test_a_tokenizer_is_known_by_what_it_makes_of_the_data(
+    config, one_device, count_training, tmp_path
+):
+    import tokenizers
+
+    path = tmp_path / "tokenizer.json"
+    config.tasks.vocabulary = str(path)
+    config.tasks.pad_token, config.tasks.eos_token = "<pad>", "</s>"
+    load = rows_of(("1+0=", "1"), ("1+1=", "2"))
+    for characters in ("012+=xyz", "210+=xyz", "012+=zyx"):  # The last: other tokens, not taught.
+        tokens = {token: i for i, token in enumerate(("<pad>", "</s>", *characters))}
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(tokens, unk_token="<pad>"))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+        tokenizer.save(str(path))
+        warm_start.starting_params(experiment.from_config(config, one_device, load))
+    assert len(count_training) == 2
+
+
+def folders(config):
+    """What is kept, by name; nothing half-made."""
+    directory = pathlib.Path(config.warm_start.directory)
+    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("steps", "rate", "message"),
+    [
+        (5, 1e30, r"not finite at step [2-5]: loss = (nan|inf|-inf); nothing is kept"),
+        # A last update that overflows, after a loss like any other.
+        (1, 3e38, r"not finite after step 1: layers/.*kernel.*, at a loss of \d.*nothing is kept"),
+    ],
+)
+def test_a_warm_start_that_diverges_is_not_kept(config, one_device, steps, rate, message):
+    config.warm_start.steps = steps
+    config.warm_start.learning_rate = rate
+    config.warm_start.weight_decay = 100.0
+    for _ in range(2):  # Nor found by the next run.
+        with pytest.raises(FloatingPointError, match=message):
+            start(config, one_device)
+    assert folders(config) == []
+
+
+@pytest.fixture
+def published(config, one_device, tmp_path):
+    """Points the config at a checkpoint of its own policy; writes it, with one number as given."""
+    policy = experiment.from_config(config, one_device).policy
+    mesh = experiment.from_config(config, one_device).mesh
+    config.warm_start.weights = str(tmp_path / "published")
+
+    def write(number):
+        params = warm_start.random_params(policy, mesh, seed=5)
+        up = params["layers"]["mlp"]["up"]
+        up["kernel"] = up["kernel"].at[0, 1, 2].set(number)
+        weights.save(config.warm_start.weights, policy, params, dtype="float32")
+
+    return write
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+def test_published_weights_that_are_not_finite_are_refused(
+    config, one_device, published, steps, number
+):
+    published(number)
+    config.warm_start.steps = steps
+    with pytest.raises(ValueError, match=r"not finite in layers/mlp/up/kernel$") as error:
+        start(config, one_device)
+    assert "config.warm_start.weights" in str(error.value)
+    assert folders(config) == []
+
+
+def test_published_weights_are_read_only_to_train_from_them(
+    config, one_device, published, count_training, monkeypatch
+):
+    read = []
+    load = weights.load
+    monkeypatch.setattr(weights, "load", lambda *of: read.append(of) or load(*of))
+    published(0.5)
+    first = start(config, one_device)
+    assert_equal(start(config, one_device), first)
+    assert len(read) == len(count_training) == 1
+    published(0.25)
+    start(config, one_device)
+    assert len(read) == len(count_training) == 2
+
+
+def test_what_another_run_kept_in_the_meantime_is_what_all_start_from(
+    config, one_device, monkeypatch
+):
+    """A slower run trains too, and takes what the faster one kept."""
+    made = []
+
+    def train(options, policy, device_mesh, params, *rest):
+        other = warm_start.random_params(policy, device_mesh, seed=len(made))
+        made.append(other)
+        if len(made) == 1:
+            start(config, one_device)  # Overtakes.
+        return other
+
+    monkeypatch.setattr(warm_start, "_train", train)
+    found = start(config, one_device)
+    assert len(made) == 2
+    assert_equal(found, made[1])
+    assert_equal(start(config, one_device), made[1])
+    assert len(folders(config)) == 1 and len(made) == 2
+
+
+def test_an_interrupted_save_leaves_nothing_that_looks_complete(
+    config, one_device, count_training, monkeypatch
+):
+    class Interrupted(Exception):
+        pass
+
+    def interrupted(*of):
+        raise Interrupted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "_renamed", interrupted)
+        with pytest.raises(Interrupted):
+            start(config, one_device)
+    assert folders(config) == []
+    start(config, one_device)
+    assert len(count_training) == 2 and len(folders(config)) == 1
+
+
 def test_it_teaches(make_config, one_device):
     config = make_config()
     built = experiment.from_config(config, one_device)
-    examples = Examples(built.train)
-    prompts = prompt_batch(examples, np.arange(64), built.vocabulary, built.window.prompt)
+    prompts = prompt_batch(built.examples, np.arange(64), built.window.prompt)
 
     def reward(params):
         sampler = built.sampler(built.train)

@@ -69,26 +69,28 @@ def test_impossible_domain_probabilities(counts, overrides, message):
 
 def test_pass_rates_follow_the_rollouts():
     before = np.array([NAN, 0.5, 0.25, NAN])
-    rewards = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 1]], np.float32)
-    after = updated_pass_rate(before, np.array([0, 1, 0]), rewards, rate=0.5)
+    passed = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 1]], bool)
+    after = updated_pass_rate(before, np.array([0, 1, 0]), passed, rate=0.5)
     # Row 0 is seen for the first time, twice: 3 of 8. Row 1 goes half the way from .5 to 1.
     np.testing.assert_array_equal(after, [0.375, 0.75, 0.25, NAN])
     np.testing.assert_array_equal(before, [NAN, 0.5, 0.25, NAN])
     np.testing.assert_array_equal(
-        updated_pass_rate(before, np.array([3]), np.array([1.0]), rate=1.0), [NAN, 0.5, 0.25, 1]
+        updated_pass_rate(before, np.array([3]), np.array([[True]]), rate=1.0), [NAN, 0.5, 0.25, 1]
     )
 
 
 @pytest.mark.parametrize(
-    ("index", "rewards", "message"),
+    ("index", "passed", "rate", "message"),
     [
-        ([0, 1], [[1.0]], r"shape \(2,\) and rewards \(1, 1\)"),
-        ([4], [[1.0]], "outside the table of 4"),
-        ([-1], [[1.0]], "outside the table of 4"),
-        ([0], [[2.0]], "a reward lies outside"),
-        ([0], [[NAN]], "a reward lies outside"),
+        ([0, 1], [[True]], 0.5, r"shape \(2,\) and passed \(1, 1\)"),
+        ([0], [True], 0.5, r"shape \(1,\) and passed \(1,\)"),
+        ([4], [[True]], 0.5, "outside the table of 4"),
+        ([-1], [[True]], 0.5, "outside the table of 4"),
+        ([0], [[0.5]], 0.5, "passed is float64, expected bool"),
+        ([0], [[True]], 0.0, r"rate is 0\.0, expected a number in \(0, 1\]"),
+        ([0], [[True]], 1.5, r"rate is 1\.5"),
     ],
 )
-def test_impossible_observations(index, rewards, message):
+def test_impossible_observations(index, passed, rate, message):
     with pytest.raises(ValueError, match=message):
-        updated_pass_rate(np.full(4, NAN), np.array(index), np.array(rewards))
+        updated_pass_rate(np.full(4, NAN), np.array(index), np.array(passed), rate=rate)

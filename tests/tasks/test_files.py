@@ -4,7 +4,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fiberjax.tasks import CharVocabulary, Example, read_file
+from fiberjax.tasks import VERIFIERS, CharVocabulary, EncodedExamples, Example, read_file
 
 ROWS = [
     {"prompt": "1+1=", "answer": "2"},
@@ -25,7 +25,7 @@ def test_both_formats_give_the_same_domains(tmp_path, kind):
         jsonl(path, ROWS)
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ROWS[1], ROWS[0], ROWS[2]]), path)
-    domains = read_file(path, vocabulary=CharVocabulary(), max_prompt_tokens=5)
+    domains = read_file(path)
     by_name = {d.name: list(d.source) for d in domains}
     assert by_name == {
         "sums": [Example("1+1=", "2", "2", "sums"), Example("1+2=", "3", "3", "sums")],
@@ -127,16 +127,24 @@ def test_bad_files_are_one_clear_error(tmp_path):
 
 
 def test_a_prompt_that_does_not_fit_names_its_row_and_length(tmp_path):
-    path = jsonl(tmp_path / "rows.jsonl", [GOOD, {"prompt": "1234", "answer": "1"}])
-    vocabulary = CharVocabulary()
+    path = jsonl(tmp_path / "rows.jsonl", [GOOD, "\n", {"prompt": "1234", "answer": "1"}])
+    examples = EncodedExamples(read_file(path), CharVocabulary())
     with pytest.raises(
-        ValueError, match=r"rows\.jsonl, row 2: the prompt has 5 tokens, .*max_prompt_tokens=4"
+        ValueError, match=r"rows\.jsonl, row 3: the prompt has 5 tokens, .*max_prompt_tokens=4"
     ):
-        read_file(path, vocabulary=vocabulary, max_prompt_tokens=4)
-    assert read_file(path, vocabulary=vocabulary, max_prompt_tokens=5)
+        examples.check_prompts(4)
+    examples.check_prompts(5)
     path = jsonl(tmp_path / "rows.jsonl", [GOOD, {"prompt": "ü", "answer": "1"}])
     with pytest.raises(ValueError, match=r"rows\.jsonl, row 2: character 'ü' of 'ü' is not in"):
-        read_file(path, vocabulary=vocabulary, max_prompt_tokens=4)
+        EncodedExamples(read_file(path), CharVocabulary()).check_prompts(4)
+
+
+def test_a_solution_must_pass(tmp_path, monkeypatch):
+    monkeypatch.setitem(VERIFIERS, "partial", lambda prompt, answer, completion: 0.5)
+    path = jsonl(tmp_path / "rows.jsonl", [{**GOOD, "solution": "b"}])
+    assert read_file(path, verifier="partial", pass_threshold=0.5)
+    with pytest.raises(ValueError, match="does not accept the row's own solution str 'b'"):
+        read_file(path, verifier="partial")
 
 
 def test_bad_options_are_named(tmp_path):

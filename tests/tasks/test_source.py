@@ -7,6 +7,7 @@ import pytest
 from fiberjax.tasks import (
     CharVocabulary,
     Domain,
+    EncodedExamples,
     Example,
     Examples,
     PromptStream,
@@ -31,7 +32,7 @@ def domains():
 
 def stream(domains, **options):
     defaults = {"num_prompts": 8, "max_prompt_tokens": 14, "total_steps": 10}
-    return PromptStream(domains, VOCABULARY, **{**defaults, **options})
+    return PromptStream(EncodedExamples(domains, VOCABULARY), **{**defaults, **options})
 
 
 def same(one, other):
@@ -48,8 +49,9 @@ def rollout(batch, step):
 
 def test_a_batch_by_hand():
     source = (Example("S:21=", "12", "12", "sort"), Example("S:5=", "5", "5", "sort"))
-    examples = Examples((Domain("a", source[:1], str.__eq__), Domain("b", source[1:], str.__eq__)))
-    batch = prompt_batch(examples, np.array([1, 0, 1]), VOCABULARY, 7)
+    domains = (Domain("a", source[:1], str.__eq__), Domain("b", source[1:], str.__eq__))
+    examples = EncodedExamples(domains, VOCABULARY)
+    batch = prompt_batch(examples, np.array([1, 0, 1]), 7)
     pad, bos = VOCABULARY.pad_id, VOCABULARY.bos_id
     np.testing.assert_array_equal(
         batch.tokens,
@@ -65,10 +67,10 @@ def test_a_batch_by_hand():
     assert batch.prompts == ["S:5=", "S:21=", "S:5="] and batch.answers == ["5", "12", "5"]
     assert batch.tokens.dtype == np.int32 and batch.mask.dtype == bool
     with pytest.raises(ValueError, match="row 1 has 6 tokens, the window holds 5"):
-        prompt_batch(examples, np.array([1, 0]), VOCABULARY, 5)
+        prompt_batch(examples, np.array([1, 0]), 5)
 
 
-def test_score_keeps_samples_with_their_prompt(domains):
+def test_rewards_keep_samples_with_their_prompt(domains):
     batch = next(stream(domains))
     examples = Examples(domains)
     right = [examples[int(i)].solution for i in batch.prompt_index]
@@ -79,6 +81,40 @@ def test_score_keeps_samples_with_their_prompt(domains):
     for wrong in ([], right[:-1], [*right, "x"]):
         with pytest.raises(ValueError, match="completions for 8 prompts"):
             reward_completions(domains, batch, wrong)
+
+
+def rewarded_by(verify):
+    """Rewards of one completion of one prompt, under a verifier of one's own."""
+    one = Domain("own", (Example("S:21=", "12", "12", "own"),), verify)
+    batch = prompt_batch(EncodedExamples((one,), VOCABULARY), np.array([0]), 7)
+    return reward_completions((one,), batch, ["15"])
+
+
+@pytest.mark.parametrize(
+    ("given", "reward"),
+    [
+        (True, 1.0),
+        (np.False_, 0.0),
+        (3, 3.0),
+        (-0.5, -0.5),
+        (np.float64(0.25), 0.25),
+        (np.int8(-2), -2.0),
+        (np.array(0.75, np.float16), 0.75),
+    ],
+)
+def test_a_reward_is_any_finite_number(given, reward):
+    assert rewarded_by(lambda *_: given)[0, 0] == reward
+
+
+@pytest.mark.parametrize(
+    "given", [float("nan"), float("inf"), -np.inf, 1e39, 10**400, None, "1", "0.5", [1.0], 1j]
+)
+def test_another_reward_names_domain_prompt_and_value(given):
+    with pytest.raises(
+        ValueError, match=r"domain 'own' returned .* prompt 'S:21=' .*'15'"
+    ) as error:
+        rewarded_by(lambda *_: given)
+    assert repr(given) in str(error.value)
 
 
 def test_resume_is_exact_at_every_step(domains):
@@ -144,7 +180,7 @@ def test_every_part_of_a_batch_sees_every_domain(domains):
 def test_prompts_are_drawn_by_curriculum(domains):
     one = stream(domains[1:], num_prompts=4, start=0.5, end=0.5)
     rates = np.linspace(0, 1, 64)
-    one.observe(np.arange(64), rates)
+    one.pass_rate = rates
     drawn = np.concatenate([next(one).prompt_index for _ in range(400)])
     assert 63 not in drawn
     assert np.mean(rates[drawn]) == pytest.approx(0.5, abs=0.02)
@@ -154,17 +190,25 @@ def test_prompts_are_drawn_by_curriculum(domains):
 
 def test_untried_prompts_come_before_those_far_from_the_target(domains):
     one = stream(domains[1:], num_prompts=4)
-    one.observe(np.arange(60), np.zeros(60))
+    one.observe(np.arange(60), np.zeros((60, 1)))
     assert sorted(next(one).prompt_index.tolist()) == [60, 61, 62, 63]
 
 
 def test_when_everything_is_solved_everything_counts_again(domains):
     one = stream(domains)
-    one.observe(np.arange(80), np.ones(80))
+    one.observe(np.arange(80), np.ones((80, 1)))
     assert len(next(one).prompts) == 8
-    one.observe(np.array([3]), np.array([0.0]))
+    one.observe(np.array([3]), np.array([[0.0]]))
     # One prompt of the first domain is unsolved again: it is all there is to draw.
     assert set(next(one).prompt_index.tolist()) == {3}
+
+
+@pytest.mark.parametrize(("threshold", "share"), [(1.0, 0.25), (0.9, 0.5), (0.0, 0.75)])
+def test_what_passes_is_what_reaches_the_threshold(domains, threshold, share):
+    one = stream(domains, pass_threshold=threshold)
+    # As rollouts keep them: in float32, in which 0.9 lies below 0.9 in float64.
+    one.observe(np.array([5]), np.array([[7.0, 0.9, 0.5, -3.0]], np.float32))
+    assert one.pass_rate[5] == share
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -200,5 +244,8 @@ def test_stream_errors(domains):
         stream(domains[:1]).set_state(stream(domains).get_state())
     with pytest.raises(ValueError, match="character '2' of"):
         PromptStream(
-            domains, CharVocabulary("S:="), num_prompts=1, max_prompt_tokens=20, total_steps=1
+            EncodedExamples(domains, CharVocabulary("S:=")),
+            num_prompts=1,
+            max_prompt_tokens=20,
+            total_steps=1,
         )

@@ -4,7 +4,14 @@ import json
 import numpy as np
 import pytest
 
-from fiberjax.tasks import CharVocabulary, Domain, Example, make_family, supervised_batches
+from fiberjax.tasks import (
+    CharVocabulary,
+    Domain,
+    EncodedExamples,
+    Example,
+    make_family,
+    supervised_batches,
+)
 from fiberjax.tasks.examples import draw_examples
 
 VOCABULARY = CharVocabulary()
@@ -22,7 +29,7 @@ def domains():
 
 def batches(domains, **options):
     defaults = {"batch_size": 8, "max_prompt_tokens": 14, "max_completion_tokens": 44}
-    return supervised_batches(domains, VOCABULARY, **{**defaults, **options})
+    return supervised_batches(EncodedExamples(domains, VOCABULARY), **{**defaults, **options})
 
 
 def same(one, other):

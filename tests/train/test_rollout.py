@@ -14,7 +14,7 @@ from fiberjax.seeds import EVALUATION, PROFILE, TRAINING, row_keys
 from fiberjax.tasks import reward_completions
 from fiberjax.train.forward import make_log_probs
 from fiberjax.train.minibatches import make_batches
-from fiberjax.train.rollout import Sampler, positions_of
+from fiberjax.train.rollout import Sampler, positions_of, rows_at_a_time
 
 GROUP = 4
 
@@ -65,7 +65,7 @@ def cut(built, rollouts, minibatches, states=False, **overrides):
     )
 
 
-def test_a_prompts_samples_stand_together_and_are_scored_as_its_own(build):
+def test_a_prompts_samples_stand_together_and_are_rewarded_as_its_own(build):
     built, _, rollouts = build()
     prompts = rollouts.prompts
     columns = prompts.tokens.shape[1]
@@ -204,9 +204,20 @@ def test_a_draw_depends_on_seed_stream_and_step_alone(build):
 
 
 @pytest.mark.parametrize(
-    ("shape", "max_rows"), [((1, 1, 1), 8), ((2, 2, 2), 5), ((4, 2, 1), 1)], ids=str
+    ("shape", "max_rows", "sizes"),
+    [
+        ((1, 1, 1), 8, [8] * 4),
+        ((2, 2, 2), 5, [16] * 2),
+        ((4, 2, 1), 1, [8] * 4),
+        # 32 rows in 5 parts of 7, and 16 on each of two shards in 3 of 6: the rest is dropped.
+        ((1, 1, 1), 7, [7] * 5),
+        ((2, 1, 1), 7, [12] * 3),
+    ],
+    ids=str,
 )
-def test_draws_do_not_depend_on_the_parts_they_are_drawn_in(build, shape, max_rows, monkeypatch):
+def test_draws_do_not_depend_on_the_parts_they_are_drawn_in(
+    build, shape, max_rows, sizes, monkeypatch
+):
     built, params, rollouts = build()
     count = int(np.prod(shape))
     device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
@@ -222,9 +233,18 @@ def test_draws_do_not_depend_on_the_parts_they_are_drawn_in(build, shape, max_ro
     assert again.texts == rollouts.texts
     np.testing.assert_array_equal(again.tokens, rollouts.tokens)
     np.testing.assert_allclose(again.sampler_log_prob, rollouts.sampler_log_prob, atol=1e-5)
-    shards = mesh.row_shards(device_mesh)
-    assert len(drawn) > 1 and sum(drawn) == len(rollouts.tokens)
-    assert max(drawn) <= max_rows * shards
+    assert drawn == sizes
+
+
+@pytest.mark.parametrize("rows", [*range(1, 30), 127, 128])
+def test_parts_are_few_of_one_size_and_hold_all_rows(rows):
+    assert rows_at_a_time(rows, 0) == rows
+    for most in range(1, rows + 3):
+        size = rows_at_a_time(rows, most)
+        parts = -(-rows // size)
+        assert 1 <= size <= most and parts == -(-rows // most)
+        # No part could be smaller.
+        assert parts * (size - 1) < rows
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
@@ -266,7 +286,7 @@ def test_sampler_and_trainer_agree_on_log_probabilities(build, temperature):
     assert gap[rollouts.mask].max() > 1e-2
 
 
-def test_scores_do_not_depend_on_micro_batches(build):
+def test_log_probabilities_do_not_depend_on_micro_batches(build):
     built, params, rollouts = build()
     np.testing.assert_allclose(
         trainer_log_prob(built, params, rollouts, micro_batches=4),

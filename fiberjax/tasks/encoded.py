@@ -1,0 +1,129 @@
+"""The examples of a run as token ids: every text is encoded once, however many read it."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fiberjax.tasks.domains import Domain, Examples
+from fiberjax.tasks.examples import Example
+from fiberjax.tasks.vocabulary import Vocabulary, prompt_ids
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRows:
+    """Token ids of many texts, one behind the other.
+
+    Attributes:
+      ids: int32[T], all tokens.
+      ends: int64[N], where each text ends.
+    """
+
+    ids: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Returns the tokens of one text, int32[n]."""
+        return self.span(index, index + 1)
+
+    def span(self, start: int, stop: int) -> np.ndarray:
+        """Returns the tokens of texts ``start`` to ``stop``, one behind the other; int32[n]."""
+        return self.ids[self.ends[start - 1] if start > 0 else 0 : self.ends[stop - 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int64[N]."""
+        return np.diff(self.ends, prepend=0)
+
+
+class EncodedExamples(Examples):
+    """All domains' examples with their tokens, which streams and evaluations share.
+
+    Prompts and solutions are encoded when they are first asked for: a run without a warm start
+    needs no solution, and may have some that its vocabulary cannot hold.
+
+    Args:
+      domains: where the examples come from.
+      vocabulary: tokenizer.
+    """
+
+    def __init__(self, domains: Sequence[Domain], vocabulary: Vocabulary):
+        super().__init__(domains)
+        self.vocabulary = vocabulary
+
+    @functools.cached_property
+    def prompts(self) -> TokenRows:
+        """The prompts, begin of sequence first where the vocabulary has one.
+
+        Raises:
+          ValueError: the vocabulary cannot hold one; names its row.
+        """
+        return self._encoded(lambda example: prompt_ids(self.vocabulary, example.prompt))
+
+    @functools.cached_property
+    def solutions(self) -> TokenRows:
+        """The solutions, without end of sequence.
+
+        Raises:
+          ValueError: the vocabulary cannot hold one; names its row.
+        """
+        return self._encoded(lambda example: self.vocabulary.encode(example.solution))
+
+    def _encoded(self, encode: Callable[[Example], list[int]]) -> TokenRows:
+        rows = []
+        for index, example in enumerate(self):
+            try:
+                rows.append(np.array(encode(example), np.int32))
+            except ValueError as error:
+                raise ValueError(f"{self.where(index)}: {error}") from None
+        return TokenRows(np.concatenate(rows), np.cumsum([len(row) for row in rows]))
+
+    def where(self, index: int) -> str:
+        """Names an example's row in errors: that of its file, or of its domain."""
+        domain = self.domain_of(index)
+        stated = self[index].where
+        row = index - self.offsets[domain]
+        return stated if stated else f"domain {self.domains[domain].name!r}, row {row + 1}"
+
+    def check_prompts(self, max_prompt_tokens: int) -> None:
+        """Refuses a prompt that the vocabulary or the window cannot hold.
+
+        Raises:
+          ValueError: names the row and its length, or the unknown character.
+        """
+        for index in np.flatnonzero(self.prompts.lengths > max_prompt_tokens)[:1]:
+            raise ValueError(
+                f"{self.where(index)}: the prompt has {self.prompts.lengths[index]} tokens, the "
+                f"window holds max_prompt_tokens={max_prompt_tokens}"
+            )
+
+    def check_solutions(self, max_completion_tokens: int) -> None:
+        """Refuses a solution that the vocabulary or the window cannot hold.
+
+        Raises:
+          ValueError: names the row and its length, or the unknown character.
+        """
+        lengths = self.solutions.lengths + 1
+        for index in np.flatnonzero(lengths > max_completion_tokens)[:1]:
+            raise ValueError(
+                f"{self.where(index)}: the solution has {lengths[index]} tokens with its end of "
+                f"sequence, the window holds max_completion_tokens={max_completion_tokens}"
+            )
+
+    def digest(self) -> str:
+        """Returns a hash of what the supervised stream teaches: all tokens, in their order.
+
+        The same for other texts, names or tokenizer files that come to the same tokens.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        eos_id = np.array([self.vocabulary.eos_id])
+        for part in (self.prompts, self.solutions):
+            digest.update(part.ends.tobytes() + part.ids.tobytes())
+        # Flaws are drawn from the tokens of a domain.
+        digest.update(np.array(self.offsets).tobytes() + eos_id.tobytes())
+        return digest.hexdigest()

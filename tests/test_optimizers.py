@@ -1,0 +1,177 @@
+"""The optimizers against loops: decoupled decay, and which parameters it reaches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fiberjax import optimizers
+from fiberjax.optimizers import OPTIMIZERS, make_optimizer, make_schedule
+from fiberjax.policy import TransformerConfig, init
+
+SHAPE = TransformerConfig(
+    vocab_size=8,
+    embed_dim=8,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    mlp_dim=8,
+    qk_norm=True,
+    qkv_bias=True,
+    tie_embeddings=False,
+)
+RATES = (0.1, 0.05, 0.2)
+DECAY = 0.3
+
+
+def make(name, *, weight_decay=DECAY, decay_all=False, b1=0.9):
+    return make_optimizer(
+        name,
+        lambda step: jnp.array(RATES)[step],
+        b1=b1,
+        b2=0.95,
+        weight_decay=weight_decay,
+        decay_all=decay_all,
+        clip_norm=0.0,
+        moment_dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Parameters of a policy, no zero among them; by path."""
+    noise = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(noise.normal(1.0, 0.1, leaf.shape), jnp.float32),
+        jax.eval_shape(lambda: init(SHAPE, jax.random.key(0))),
+    )
+
+
+@pytest.fixture(scope="module")
+def gradients(params):
+    noise = np.random.default_rng(1)
+    return [
+        jax.tree.map(lambda leaf: jnp.asarray(noise.normal(size=leaf.shape), jnp.float32), params)
+        for _ in RATES
+    ]
+
+
+def trained(optimizer, params, gradients):
+    """The parameters after every step."""
+    state, found = optimizer.init(params), []
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        found.append(params)
+    return found
+
+
+def by_path(tree):
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(key.key for key in path): np.asarray(leaf, np.float64) for path, leaf in flat}
+
+
+def decays(path, decay_all):
+    return decay_all or (path.startswith("layers/") and path.endswith("/kernel"))
+
+
+def direction(name, momenta, gradient, step, b1):
+    """The step's direction of one parameter, and its moments after it; written out."""
+    first, second = momenta
+    if name == "sgd":
+        first = gradient + b1 * first
+        return first, (first, second)
+    first = b1 * first + (1 - b1) * gradient
+    second = 0.95 * second + 0.05 * gradient**2
+    corrected = first / (1 - b1**step), second / (1 - 0.95**step)
+    return corrected[0] / (np.sqrt(corrected[1]) + 1e-8), (first, second)
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+@pytest.mark.parametrize(("name", "b1"), [("adamw", 0.9), ("sgd", 0.9), ("sgd", 0.0)])
+def test_decay_is_decoupled_from_the_moments(params, gradients, name, b1, decay_all):
+    found = trained(make(name, b1=b1, decay_all=decay_all), params, gradients)
+    expected = by_path(params)
+    moments = {path: (np.zeros_like(p), np.zeros_like(p)) for path, p in expected.items()}
+    for step, (rate, gradient) in enumerate(zip(RATES, gradients, strict=True), start=1):
+        for path, g in by_path(gradient).items():
+            along, moments[path] = direction(name, moments[path], g, step, b1)
+            decay = DECAY * expected[path] if decays(path, decay_all) else 0.0
+            expected[path] = expected[path] - rate * (along + decay)
+        for path, value in by_path(found[step - 1]).items():
+            np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_muon_decays_its_matrices_alone(params, gradients, decay_all):
+    with_decay, without = (
+        by_path(trained(make("muon", weight_decay=d, decay_all=decay_all), params, gradients)[0])
+        for d in (DECAY, 0.0)
+    )
+    for path, start in by_path(params).items():
+        decay = DECAY * start if decays(path, False) else 0.0
+        np.testing.assert_allclose(
+            with_decay[path], without[path] - RATES[0] * decay, rtol=1e-5, atol=1e-6, err_msg=path
+        )
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_with_decay_of_all_the_state_is_that_of_optax(params, name):
+    """So that a run that was saved before there was a choice can be read."""
+    schedule = optax.constant_schedule(0.1)
+    plain = {
+        "adamw": optax.adamw(schedule, b1=0.9, b2=0.95, mu_dtype=jnp.float32),
+        "muon": optax.contrib.muon(
+            schedule,
+            mu_dtype=jnp.float32,
+            muon_weight_dimension_numbers=optimizers._muon_dimensions,
+        ),
+    }[name]
+    before = jax.eval_shape(optax.chain(optax.identity(), plain).init, params)
+    now = jax.eval_shape(make(name, decay_all=True).init, params)
+    assert jax.tree.structure(now) == jax.tree.structure(before)
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(state)] for state in (now, before)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "lion"}, "optimizer must be one of adamw, muon, sgd; got 'lion'"),
+        ({"b1": 1.0}, r"b1 must be in \[0, 1\); got 1\.0"),
+        ({"b2": -0.1}, r"b2 must be in \[0, 1\); got -0\.1"),
+        ({"weight_decay": -1.0}, r"weight_decay must be at least 0; got -1\.0"),
+        ({"weight_decay": float("nan")}, "weight_decay must be at least 0; got nan"),
+        ({"clip_norm": -1.0}, r"clip_norm must be at least 0"),
+        ({"moment_dtype": "int8"}, "moment_dtype must be one of float32, bfloat16; got 'int8'"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    good = {
+        "name": OPTIMIZERS[0],
+        "schedule": optax.constant_schedule(0.1),
+        "b1": 0.9,
+        "b2": 0.95,
+        "weight_decay": 0.0,
+        "decay_all": False,
+        "clip_norm": 1.0,
+        "moment_dtype": "float32",
+    }
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(**good | options)
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_schedules_rise_to_their_peak_and_end_where_they_should(name):
+    schedule = make_schedule(name, learning_rate=0.4, warmup_steps=4, total_steps=12)
+    assert float(schedule(0)) == 0 and float(schedule(2)) == pytest.approx(0.2)
+    assert float(schedule(4)) == pytest.approx(0.4)
+    middle, end = {"constant": (0.4, 0.4), "linear": (0.2, 0.0), "cosine": (0.2, 0.0)}[name]
+    assert float(schedule(8)) == pytest.approx(middle)
+    assert float(schedule(12)) == pytest.approx(end, abs=1e-7)
+    with pytest.raises(ValueError, match="warmup_steps must be between 0 and the 3 steps"):
+        make_schedule(name, learning_rate=0.4, warmup_steps=4, total_steps=3)
+    with pytest.raises(ValueError, match="schedule must be one of constant, linear, cosine"):
+        make_schedule("wavy", learning_rate=0.4, warmup_steps=0, total_steps=3)
