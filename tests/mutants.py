@@ -307,6 +307,13 @@ MUTANTS = (
         "_log_kept(z, z)",
         (f"{TRAINER}::test_truncated_sampling_is_no_mismatch",),
     ),
+    Mutant(
+        "drawn tables that nobody wrote are whole on every device",
+        "fiberjax/policy/sampler.py",
+        'return Samples(*(placement.activation(of, "activation") for of in state.samples))',
+        "return state.samples",
+        (f"{ROLLOUT}::test_what_is_drawn_lies_where_its_rows_do",),
+    ),
     # The step.
     Mutant(
         "the mismatch weight is left out",

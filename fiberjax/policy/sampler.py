@@ -238,7 +238,8 @@ def _sample(
             functools.partial(step, columns=prompt_columns + end - 1),
             state,
         )
-    return state.samples
+    # A table that no step writes would otherwise be whole on every device.
+    return Samples(*(placement.activation(of, "activation") for of in state.samples))
 
 
 def truncated_logits(z: Array, *, top_k: int, top_p: Array | float | None) -> Array:

@@ -247,6 +247,21 @@ def test_parts_are_few_of_one_size_and_hold_all_rows(rows):
         assert parts * (size - 1) < rows
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_what_is_drawn_lies_where_its_rows_do(build, top_p):
+    """A process reads its own rows of every array: also of those that hold nothing but zeros."""
+    built, params, rollouts = build(top_p=top_p)
+    device_mesh = mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 1}, jax.devices()[:4])
+    sampler = dataclasses.replace(built.sampler(built.train), mesh=device_mesh)
+    rows = jax.NamedSharding(device_mesh, mesh.ROWS)
+    prompts = (rollouts.prompts.tokens, rollouts.prompts.mask, np.arange(8, dtype=np.int32))
+    tokens, mask, places = mesh.place(device_mesh, prompts, mesh.ROWS)
+    params = sampler.read(jax.device_put(params, jax.NamedSharding(device_mesh, mesh.REPLICATED)))
+    drawn = sampler.draw(params, tokens, mask, row_keys(0, TRAINING, 0, places))
+    for name, values in drawn._asdict().items():
+        assert values.sharding.is_equivalent_to(rows, values.ndim), name
+
+
 def test_batches_that_packing_would_not_shorten_stay_as_they_are(build):
     built, _, rollouts = build()
     full = dataclasses.replace(
