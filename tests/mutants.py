@@ -580,8 +580,15 @@ MUTANTS = (
     Mutant(
         "gradient descent has no momentum",
         "fiberjax/optimizers.py",
-        "momentum=b1 if b1 > 0 else None",
-        "momentum=None",
+        "optax.trace(b1, accumulator_dtype=dtype) if b1 > 0 else optax.identity(),",
+        "optax.identity(),",
+        GRPO,
+    ),
+    Mutant(
+        "embeddings and scales decay",
+        "fiberjax/optimizers.py",
+        "decayed = None if decay_all else _of_layer_matrices",
+        "decayed = None",
         GRPO,
     ),
     # Meshes.

@@ -241,11 +241,12 @@ def plain_iteration(built, start, anchor, rollouts, *, gate, weighting, mismatch
         descent = jax.tree.map(np.negative, policy.gradient(params, chosen, *slopes[:2]))
         rate = RATE * (1 - len(norms["actor/grad_norm"]) / updates)
         norms["actor/grad_norm"].append(norm_of(descent))
-        momentum = jax.tree.map(
-            lambda m, g, p: MOMENTUM * m + g + DECAY * p, momentum, descent, params
+        momentum = jax.tree.map(lambda m, g: MOMENTUM * m + g, momentum, descent)
+        change = jax.tree_util.tree_map_with_path(
+            lambda path, m, p, rate=rate: -rate * (m + decay_of(path) * p), momentum, params
         )
-        params = jax.tree.map(lambda p, m, rate=rate: p - rate * m, params, momentum)
-        norms["actor/update_norm"].append(rate * norm_of(momentum))
+        params = jax.tree.map(np.add, params, change)
+        norms["actor/update_norm"].append(norm_of(change))
     gap = np.abs(old - sampler)
     metrics = {name: total / count for name, (total, count) in totals.items()}
     metrics |= {name: np.mean(of) for name, of in norms.items()}
@@ -255,6 +256,11 @@ def plain_iteration(built, start, anchor, rollouts, *, gate, weighting, mismatch
     kept = np.exp(rollouts.log_kept.astype(np.float64)[rollouts.mask])
     metrics |= {"rollout/kept_mass/mean": kept.mean(), "rollout/kept_mass/min": kept.min()}
     return params, metrics
+
+
+def decay_of(path):
+    """Matrices of the layers decay, whatever the gradient; embeddings and scales do not."""
+    return DECAY if path[0].key == "layers" and path[-1].key == "kernel" else 0.0
 
 
 def norm_of(tree):
