@@ -132,6 +132,7 @@ def unknown_options(text: str) -> list[str]:
     config = quickstart.get_config()
     sections = {name for name, value in config.items() if hasattr(value, "items")} - {"gate"}
     named = [word.split(".") for word in WORD.findall(text) if "." in word and "/" not in word]
+    named = [word for word in named if word[-1] not in ("md", "json")]  # Files of a run.
     return [".".join(w) for w in named if w[0] in sections and w[1] not in config[w[0]]]
 
 
