@@ -76,7 +76,8 @@ def make_optimizer(
       b1: decay of the first moment (momentum of Muon; of SGD, 0 for none).
       b2: decay of the second moment.
       weight_decay: λ, per unit of learning rate.
-      decay_all: AdamW and SGD decay every parameter; Muon's Adam decays none all the same.
+      decay_all: AdamW and SGD decay every parameter, SGD through its momentum; Muon's Adam decays
+        none all the same.
       clip_norm: largest global norm of the gradient; 0 leaves it alone.
       moment_dtype: "float32" or "bfloat16", of the first moment.
 
@@ -111,6 +112,12 @@ def make_optimizer(
             mu_dtype=dtype,
             consistent_rms=_ADAM_RMS,
             muon_weight_dimension_numbers=_muon_dimensions,
+        )
+    elif decay_all:
+        # As the first runs had it, so that they go on: decay passes through the momentum.
+        base = optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            optax.sgd(schedule, momentum=b1 if b1 > 0 else None, accumulator_dtype=dtype),
         )
     else:
         base = optax.chain(

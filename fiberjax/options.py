@@ -316,7 +316,8 @@ class Optimizer:
       b1: decay of the first moment.
       b2: decay of the second moment.
       weight_decay: decoupled, of the layers' matrices alone.
-      decay_all: whether AdamW and SGD decay embeddings, head, norm scales and biases too.
+      decay_all: whether AdamW and SGD decay embeddings, head, norm scales and biases too, SGD
+        through its momentum: as the first runs did.
       clip_norm: largest global gradient norm; 0 for none.
       moment_dtype: "float32" or "bfloat16".
     """

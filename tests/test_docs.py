@@ -13,8 +13,10 @@ import sys
 import pytest
 
 import fiberjax
+from configs import quickstart
 from fiberjax.experiment import SECTIONS
 from fiberjax.options import Run
+from fiberjax.run import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = sorted(
@@ -28,6 +30,7 @@ PAGES = sorted(
 )
 # Its sections need other frameworks, each its own: `test_elsewhere` and `peers` run them.
 BY_SECTION = {"docs/elsewhere.md"}
+OF_OTHERS = {"docs/names.md", "docs/elsewhere.md", "docs/options.md"}
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -110,6 +113,43 @@ def test_files_that_are_named_exist(page):
     assert named
     for name in named:
         assert (ROOT / name).exists(), f"{page} names {name}"
+
+
+# Guides speak of this code's metrics and options; the others of another program's too.
+GUIDES = [page for page in PAGES if page.startswith("docs/") and page not in OF_OTHERS]
+WORD = re.compile(r"`(?:--)?(?:config\.)?([a-z][\w./<>]*)")
+
+
+def unknown_metrics(text: str) -> list[str]:
+    """The metrics that a text names, like `reward/mean`, and no run logs."""
+    groups = {name.split("/")[0] for name in metrics.METRICS}
+    named = [word for word in WORD.findall(text) if word.split("/")[0] in groups and "/" in word]
+    return [name for name in named if not metrics.describe(name).unit]
+
+
+def unknown_options(text: str) -> list[str]:
+    """The options that a text names, like `rollout.samples`, and no config has."""
+    config = quickstart.get_config()
+    sections = {name for name, value in config.items() if hasattr(value, "items")} - {"gate"}
+    named = [word.split(".") for word in WORD.findall(text) if "." in word and "/" not in word]
+    named = [word for word in named if word[-1] not in ("md", "json")]  # Files of a run.
+    return [".".join(w) for w in named if w[0] in sections and w[1] not in config[w[0]]]
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_guides_name_metrics_and_options_that_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert unknown_metrics(text) == [] and unknown_options(text) == []
+
+
+def test_a_wrong_name_would_be_seen():
+    assert unknown_metrics("`reward/mean`, `gate/regime/G-I`, `actor/pg_los`") == ["actor/pg_los"]
+    assert unknown_options("`config.mesh.dat=2` and `tasks.file`") == ["mesh.dat"]
+
+
+def test_every_page_has_its_place_in_the_reading_order():
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "docs" / "README.md").read_text("utf-8"))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(links)
 
 
 @pytest.mark.slow

@@ -89,8 +89,13 @@ def direction(name, momenta, gradient, step, b1):
     return corrected[0] / (np.sqrt(corrected[1]) + 1e-8), (first, second)
 
 
-@pytest.mark.parametrize("decay_all", [False, True])
-@pytest.mark.parametrize(("name", "b1"), [("adamw", 0.9), ("sgd", 0.9), ("sgd", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "b1", "decay_all"),
+    [
+        *(("adamw", 0.9, decay_all) for decay_all in (False, True)),
+        *(("sgd", b1, False) for b1 in (0.9, 0.0)),
+    ],
+)
 def test_decay_is_decoupled_from_the_moments(params, gradients, name, b1, decay_all):
     found = trained(make(name, b1=b1, decay_all=decay_all), params, gradients)
     expected = by_path(params)
@@ -101,6 +106,20 @@ def test_decay_is_decoupled_from_the_moments(params, gradients, name, b1, decay_
             decay = DECAY * expected[path] if decays(path, decay_all) else 0.0
             expected[path] = expected[path] - rate * (along + decay)
         for path, value in by_path(found[step - 1]).items():
+            np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("b1", [0.9, 0.0])
+def test_with_decay_of_all_the_momentum_of_sgd_gathers_it(params, gradients, b1):
+    """As in runs that began before there was a choice."""
+    found = trained(make("sgd", b1=b1, decay_all=True), params, gradients)
+    expected = by_path(params)
+    momentum = {path: np.zeros_like(p) for path, p in expected.items()}
+    for rate, gradient, after in zip(RATES, gradients, found, strict=True):
+        for path, g in by_path(gradient).items():
+            momentum[path] = g + DECAY * expected[path] + b1 * momentum[path]
+            expected[path] = expected[path] - rate * momentum[path]
+        for path, value in by_path(after).items():
             np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
@@ -117,20 +136,26 @@ def test_muon_decays_its_matrices_alone(params, gradients, decay_all):
         )
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_with_decay_of_all_the_state_is_that_of_optax(params, name):
+@pytest.mark.parametrize(
+    ("name", "b1"), [("adamw", 0.9), ("muon", 0.9), ("sgd", 0.9), ("sgd", 0.0)]
+)
+def test_with_decay_of_all_the_state_is_that_of_optax(params, name, b1):
     """So that a run that was saved before there was a choice can be read."""
     schedule = optax.constant_schedule(0.1)
     plain = {
-        "adamw": optax.adamw(schedule, b1=0.9, b2=0.95, mu_dtype=jnp.float32),
+        "adamw": optax.adamw(schedule, b1=b1, b2=0.95, mu_dtype=jnp.float32),
         "muon": optax.contrib.muon(
             schedule,
             mu_dtype=jnp.float32,
             muon_weight_dimension_numbers=optimizers._muon_dimensions,
         ),
+        "sgd": optax.chain(
+            optax.add_decayed_weights(DECAY),
+            optax.sgd(schedule, momentum=b1 if b1 > 0 else None, accumulator_dtype=jnp.float32),
+        ),
     }[name]
     before = jax.eval_shape(optax.chain(optax.identity(), plain).init, params)
-    now = jax.eval_shape(make(name, decay_all=True).init, params)
+    now = jax.eval_shape(make(name, b1=b1, decay_all=True).init, params)
     assert jax.tree.structure(now) == jax.tree.structure(before)
     shapes = [[leaf.shape for leaf in jax.tree.leaves(state)] for state in (now, before)]
     assert shapes[0] == shapes[1]

@@ -6,6 +6,7 @@ the tools that need root or a network. What cannot be tested so: gcloud itself, 
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -251,3 +252,26 @@ def test_setup_installs_a_branch_and_again_what_it_became(tmp_path):
             assert ["gcsfuse", "--implicit-dirs", "my-bucket", "/mnt/a bucket"] in tools
     done = cloud.run("setup.sh", REPOSITORY=str(source), REVISION="no-such-branch")
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/some/repository"])
+def test_setup_clones_the_address_of_the_project_or_asks_for_one(tmp_path, address):
+    cloud = Cloud(tmp_path)
+    scripts = tmp_path / "clone" / "experiments" / "tpu"
+    shutil.copytree(SCRIPTS, scripts)
+    pyproject = f'[tool.fiberjax]\nrepository = "{address}"\n'
+    (tmp_path / "clone" / "pyproject.toml").write_text(pyproject)
+    for tool in ("gcsfuse", "sudo", "curl", "mountpoint", "git"):
+        cloud.stub(tool)
+    for host in cloud.hosts:
+        uv = LOG.replace("{log}", "tools.jsonl").replace("{code}", "0")
+        write(host / ".local" / "bin" / "uv", uv)
+    done = cloud.run(str(scripts / "setup.sh"))
+    if address:
+        for host in cloud.hosts:
+            assert ["git", "clone", "-q", address, "fiberjax"] in log(host / "tools.jsonl")
+    else:
+        assert done.returncode == 1 and cloud.calls == []
+        assert done.stderr == (
+            "REPOSITORY is not set: the address of the repository that every host clones\n"
+        )

@@ -10,7 +10,9 @@ export RUNTIME="${RUNTIME:-v2-alpha-tpuv5-lite}"
 export SLICES="${SLICES:-1}"
 # A bucket in the zone's region: runs, checkpoints and warm starts live there, seen by every host.
 export BUCKET="${BUCKET:-my-bucket}"
-export REPOSITORY="${REPOSITORY:-https://github.com/my-name/fiberjax}"
+# What each host clones: the address in pyproject.toml, where there is one.
+here="$(dirname "${BASH_SOURCE[0]}")"
+export REPOSITORY="${REPOSITORY:-$(sed -n 's/^repository = "\(.*\)"$/\1/p' "$here/../../pyproject.toml")}"
 export REVISION="${REVISION:-main}"
 # Where the bucket appears on every host.
 export MOUNT="${MOUNT:-/mnt/fiberjax}"

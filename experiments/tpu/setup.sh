@@ -2,6 +2,10 @@
 # Installs the project on every host and mounts the bucket; safe to run again.
 set -euo pipefail
 . "$(dirname "$0")/settings.sh"
+if [ -z "$REPOSITORY" ]; then
+  echo "REPOSITORY is not set: the address of the repository that every host clones" >&2
+  exit 1
+fi
 everywhere "
 set -e
 if ! command -v gcsfuse > /dev/null; then

@@ -159,7 +159,7 @@ def describe_devices(topology: Topology) -> list[Any]:
     except Exception as error:
         raise RuntimeError(
             f"the TPU compiler cannot describe {topology}: {error}. It comes with "
-            'libtpu: pip install "fiberjax[tpu]"'
+            "libtpu, the extra `tpu`: uv sync --inexact --extra tpu"
         ) from error
     devices = list(described.devices)
     if len(devices) != topology.num_devices:

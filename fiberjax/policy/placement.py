@@ -11,8 +11,8 @@ from fiberjax.policy import attention
 class Placement:
     """One device: everything stays where it is, attention is dense.
 
-    `mesh.placement` makes one for a mesh, which overrides what it must. Hashable, so that it can be
-    a static argument.
+    `shardings.placement` makes one for a mesh, which overrides what it must. Hashable, so that it
+    can be a static argument.
     """
 
     def activation(self, x: Array, name: str) -> Array:

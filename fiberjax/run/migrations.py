@@ -55,7 +55,8 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     Raises:
       ValueError: the version is not one of the past.
 
-    >>> migrate({"advantage": "pass_at_k", "training": {}}, 0)["advantage"]
+    >>> old = {"advantage": "pass_at_k", "optimizer": {}, "tasks": {}, "training": {}}
+    >>> migrate(old, 0)["advantage"]
     'leave_one_out_max'
     """
     if type(version) is not int or not 0 <= version <= VERSION:

@@ -11,7 +11,7 @@ import pytest
 
 from fiberjax import experiment
 from fiberjax.policy import weights
-from fiberjax.run import checkpoints, warm_start
+from fiberjax.run import checkpoints, identity, warm_start
 from fiberjax.tasks import loading
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def test_export_needs_no_prompts(make_config, one_device, tmp_path):
     params = warm_start.random_params(built.policy, built.mesh, seed=3)
     with checkpoints.Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as saved:
         saved.save(7, built.fresh_state(params), {})
-    (tmp_path / "run" / "config.json").write_text(config.to_json_best_effort())
+    identity.claim(tmp_path / "run", built, config.to_json_best_effort())
     command = [sys.executable, "experiments/export.py", f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(
         [*command, f"--output={tmp_path / 'exported'}", "--dtype=float32"],
