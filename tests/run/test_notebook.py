@@ -16,6 +16,14 @@ from fiberjax.run.trainer import Trainer
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def interrupts_arrive():
+    """What starts in the background of a shell ignores interrupts, the tests too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def config(make_config):
     config = make_config()
