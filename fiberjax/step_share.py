@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import ArrayLike
 
 from fiberjax import objective, segments
 from fiberjax.gates import Gate, tokenwise
@@ -91,7 +92,7 @@ def open_share(
                 weighting=weighting,
                 constant_length=constant_length,
             )
-            return objective.add_over(surrogate, axis_name).total
+            return lax.psum(surrogate.total, axis_name) if axis_name else surrogate.total
 
         return jax.grad(total)(lax.stop_gradient(log_ratio))
 
@@ -131,9 +132,9 @@ def scale_by_share(
     inner = optax.with_extra_args_support(optimizer)
 
     def update(
-        updates: Any, state: Any, params: Any = None, *, share: jax.Array, **extra: Any
+        updates: Any, state: Any, params: Any = None, *, share: ArrayLike, **extra: Any
     ) -> tuple[Any, Any]:
         updates, state = inner.update(updates, state, params, **extra)
-        return jax.tree.map(lambda u: u * share.astype(u.dtype), updates), state
+        return jax.tree.map(lambda u: u * jnp.asarray(share, u.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
