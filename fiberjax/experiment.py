@@ -310,6 +310,7 @@ def _step_options(training: options.Training, window: options.Window) -> StepOpt
         kl_estimator=training.kl_estimator if training.kl_coefficient > 0 else None,
         kl_ratio_weight=training.kl_ratio_weight,
         entropy_bonus=training.entropy_coefficient != 0,
+        step_share=None if training.step_share == "none" else training.step_share,
         num_micro_batches=training.micro_batches,
         chunk=training.chunk,
     )
@@ -320,6 +321,12 @@ def _optimizer(
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The learning rate by update, and the optimizer."""
     chosen = options.parse(options.Optimizer, config, "config.optimizer")
+    if training.step_share != "none" and chosen.name == "sgd":
+        raise ValueError(
+            f"config.training.step_share = {training.step_share!r} is for optimizers that "
+            "normalise the gradient, such as 'muon' and 'adamw'; config.optimizer.name is 'sgd', "
+            "whose step is short by itself where the gate closes"
+        )
     schedule = optimizers.make_schedule(
         chosen.schedule,
         learning_rate=chosen.learning_rate,
