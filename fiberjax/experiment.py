@@ -141,8 +141,11 @@ class Experiment:
         state = jax.eval_shape(lambda: self.fresh_state(init(self.policy, jax.random.key(0))))
         return shardings.abstract(state, shardings.state_shardings(self.mesh, state))
 
-    def sampler(self, domains: tuple[Domain, ...]) -> Sampler:
-        """The sampler of this experiment over the training or the held-out domains."""
+    def sampler(self, domains: tuple[Domain, ...], *, logit_noise: float = 0.0) -> Sampler:
+        """The sampler of this experiment over the training or the held-out domains.
+
+        `logit_noise` makes it one that disagrees with the policy; see `policy.sample`.
+        """
         return Sampler(
             config=self.policy,
             mesh=self.mesh,
@@ -152,6 +155,7 @@ class Experiment:
             temperature=float(self.knobs.temperature),
             top_k=self.rollout.top_k,
             top_p=self.rollout.top_p,
+            logit_noise=logit_noise,
             max_rows=self.rollout.max_rows,
             seed=self.seed,
         )
