@@ -92,6 +92,10 @@ def hierarchy(depth: int, **options: Any) -> dict[str, Any]:
     }
 
 
+def silent(depth: int, **options: Any) -> dict[str, Any]:
+    return hierarchy(depth, name="silent", weight_cap=1.3, **options)
+
+
 CLIP = {"clip_low": 0.1, "clip_high": 0.15}
 EXACT = {"variant": "exact"}
 
@@ -129,5 +133,8 @@ CASES: dict[str, Case] = {
     "exact3": Case(hierarchy(3, **EXACT), reference.exact),
     "exact_by_sign": Case(hierarchy(2, epsilon_negative=0.03, **EXACT), reference.exact),
     "exact_hold": Case(hierarchy(2, base_gate="hold", **EXACT), reference.exact),
+    "silent": Case(
+        silent(3, epsilon_negative=0.15, signal="residual", budget_scale="noise"), reference.silent
+    ),
 }
 """Every entry of the name table at least once."""
