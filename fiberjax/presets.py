@@ -131,3 +131,5 @@ PRESETS |= {
     "silent_domain": _silent("trajectory", "group", "domain"),
     "silent_residual": _silent("trajectory", "group", "domain", signal="residual"),
 }
+# Ours: the published hierarchy, but no cell is moved by what its siblings do.
+PRESETS["fiberpo_domain_bounded"] = PRESETS["fiberpo_domain"] | dict(lift="bounded")

@@ -78,6 +78,7 @@ _HIERARCHY = GateSpec(
     {
         "variant": Option("published", bundle.VARIANTS),
         "base_gate": Option("rollback", tuple(aggregate.BASE_GATES)),
+        "lift": Option("plain", bundle.LIFTS),
     },
     dual_clip_past=True,
     settings=hierarchy.Hierarchy,
