@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -73,8 +73,13 @@ class Laboratory:
         config.seed = setting.seed
         return config
 
-    def run(self, setting: Setting) -> dict[str, Any]:
+    def run(self, setting: Setting, shares: Sequence[float] | None = None) -> dict[str, Any]:
         """Trains and evaluates one setting; what happened, as JSON.
+
+        Args:
+          setting: which run.
+          shares: what the learning rate is multiplied by, a number an iteration, from
+            `records.shares`; for a setting with a replay, and none other.
 
         Returns:
           `setting` (its identity) and `gate` (all options of it); `metrics`, by name a number an
@@ -85,6 +90,8 @@ class Laboratory:
         Raises:
           ValueError: the setting cannot be built; names the path.
         """
+        if (shares is None) != (setting.replay is None):
+            raise ValueError("shares go with a setting that replays another run, and only with it")
         began = time.monotonic(), time.process_time()
         config = self.config(setting)
         built = self._build(config)
@@ -101,7 +108,11 @@ class Laboratory:
             ahead = min(iteration + setting.staleness + 1, built.iterations)
             for batch in range(iteration + len(waiting), ahead):
                 waiting.append(trainer.collect(state.params, stream, batch))
+            if shares is not None:
+                state = _at_rate(state, shares[iteration] * float(built.schedule(0)))
             state, scalars = trainer.update(state, waiting.popleft(), iteration)
+            if shares is not None:
+                scalars["actor/learning_rate"] *= shares[iteration]
             rows.append(scalars)
             done = iteration + 1
             try:
@@ -207,6 +218,13 @@ def _fresh(built: Experiment) -> Callable[[Any, float], TrainState]:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, built.abstract_state())
     compiled = jax.jit(make, out_shardings=shardings)
     return lambda params, rate: compiled(params, np.float32(rate))
+
+
+def _at_rate(state: TrainState, rate: float) -> TrainState:
+    """The state with another learning rate from here on."""
+    old = optax.tree.get(state.opt_state, "step_size")
+    new = jax.device_put(np.float32(rate), old.sharding)
+    return dataclasses.replace(state, opt_state=optax.tree.set(state.opt_state, step_size=new))
 
 
 def _held_out(built: Experiment, params: Any, iteration: int) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.study.settings import Setting
+from experiments.study.settings import PINNED, Setting
 
 Record = Mapping[str, Any]
 """What `Laboratory.run` gives, with the `commit` of the code."""
@@ -24,9 +24,18 @@ def append(path: Path, record: Record) -> None:
         os.fsync(file.fileno())
 
 
-def read(folder: Path) -> list[Record]:
-    """All runs of a folder, of every figure: one that two figures share is made once."""
-    return [record for path in sorted(folder.glob("*.jsonl")) for record in _lines(path)]
+def read(*paths: Path) -> list[Record]:
+    """All runs of files and of folders, of every figure: one that two share is made once.
+
+    Options that a record does not name are filled in from `PINNED`.
+    """
+    return [
+        _whole(record)
+        for path in paths
+        for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
+        if file.exists()
+        for record in _lines(file)
+    ]
 
 
 def find(records: Sequence[Record], setting: Setting, gate: Mapping[str, Any]) -> Record | None:
@@ -45,6 +54,53 @@ def find(records: Sequence[Record], setting: Setting, gate: Mapping[str, Any]) -
         ):
             return record
     return None
+
+
+def newest(records: Iterable[Record], setting: Setting) -> Record | None:
+    """The run of a setting that was made last, whatever other numbers its gate had."""
+    wanted, found = setting.identity(), None
+    for record in records:
+        if record["setting"] == wanted:
+            found = record
+    return found
+
+
+def measure(record: Record, start: str = "mean@") -> str:
+    """The name of a held-out measure, with its number of samples."""
+    return next(
+        name for name in record["held_out"][0] if name.startswith(start) and "by" not in name
+    )
+
+
+def last(record: Record, start: str = "mean@") -> float | None:
+    """A held-out measure after the last iteration; None where it is not finite."""
+    return record["held_out"][-1][measure(record, start)]
+
+
+def shares(record: Record, form: str, iterations: int) -> list[float]:
+    """What a replay multiplies the learning rate by, a number an iteration.
+
+    Args:
+      record: of the run that is replayed.
+      form: "sequence" or "mean".
+      iterations: that are needed.
+
+    Raises:
+      ValueError: the run has no shares, or ended before.
+    """
+    values = record["metrics"].get("actor/open_share", [])[:iterations]
+    if len(values) < iterations or None in values:
+        raise ValueError(
+            f"{record['method']} is to be replayed, and has no actor/open_share of "
+            f"{iterations} iterations"
+        )
+    return values if form == "sequence" else [sum(values) / len(values)] * iterations
+
+
+def _whole(record: Record) -> Record:
+    """The record with the options that were not named when it was made."""
+    setting = record["setting"]
+    return {**record, "setting": {**setting, "options": {**PINNED, **setting["options"]}}}
 
 
 def _lines(path: Path) -> Iterator[Record]:

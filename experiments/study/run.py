@@ -12,16 +12,18 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from configs import quickstart
 from experiments.study import records
+from experiments.study.figures import FIGURES
 from experiments.study.records import Record
-from experiments.study.settings import FIGURES, Setting
+from experiments.study.settings import Setting
 
 FLAGS = flags.FLAGS
 FIGURE = flags.DEFINE_enum("figure", None, list(FIGURES), "Whose runs to make.", required=True)
@@ -33,16 +35,19 @@ RESULTS = flags.DEFINE_string(
 )
 SCRATCH = flags.DEFINE_string("scratch", "runs/study", "Where data and the warm start are kept.")
 
+Configured = Callable[[Setting], ConfigDict]
+"""Setting -> its whole config; raises ValueError where something does not exist."""
+
 
 class Queue(NamedTuple):
-    """What of a figure is made, what is to be made, and what cannot be: setting -> reason."""
+    """What of a figure is made, what is to be made, and what cannot be: method -> reason."""
 
     made: list[Record]
     waiting: list[Setting]
     absent: dict[str, str]
 
 
-def make_config(gate: str):
+def make_config(gate: str) -> ConfigDict:
     """The quickstart with a gate, its files in the scratch folder."""
     config = quickstart.get_config(gate)
     config.tasks.data_dir = f"{SCRATCH.value}/data"
@@ -50,22 +55,39 @@ def make_config(gate: str):
     return config
 
 
-def queue(settings: Sequence[Setting], made: Sequence[Record], configured) -> Queue:
-    """Sorts settings by what is to be done.
+def finder(made: Sequence[Record], configured: Configured):
+    """Setting -> its run with the gate's numbers of today; None where there is none."""
+
+    def find(setting: Setting) -> Record | None:
+        try:
+            gate = json.loads(configured(setting).gate.to_json_best_effort())
+        except ValueError:
+            return None
+        return records.find(made, setting, gate)
+
+    return find
+
+
+def queue(settings: Sequence[Setting], made: Sequence[Record], configured: Configured) -> Queue:
+    """Sorts settings by what is to be done, each once.
 
     Args:
       settings: of the figure.
       made: all runs there are.
-      configured: setting -> its whole config; raises ValueError where something does not exist.
+      configured: gives the config of a setting.
     """
-    sorted_: Queue = Queue([], [], {})
+    sorted_, find, seen = Queue([], [], {}), finder(made, configured), []
     for setting in settings:
+        identity = setting.identity()
+        if identity in seen:
+            continue
+        seen.append(identity)
         try:
-            gate = json.loads(configured(setting).gate.to_json_best_effort())
+            configured(setting)
         except ValueError as error:
             sorted_.absent[setting.method] = str(error)
             continue
-        found = records.find(made, setting, gate)
+        found = find(setting)
         if found is None:
             sorted_.waiting.append(setting)
         else:
@@ -74,7 +96,7 @@ def queue(settings: Sequence[Setting], made: Sequence[Record], configured) -> Qu
 
 
 def seconds(setting: Setting, made: Sequence[Record], key: str = "cpu_seconds") -> float | None:
-    """What a run will take: the median of those like it, else of all, scaled by its updates.
+    """What a run will take: the median of those like it, else of all, scaled by its tokens.
 
     Runs are alike that differ in gate, seed, learning rate and optimizer alone. None without any.
     """
@@ -84,7 +106,9 @@ def seconds(setting: Setting, made: Sequence[Record], key: str = "cpu_seconds") 
 
     def work(options):
         # Sampling and evaluating a batch cost about as much as an epoch of updates on it.
-        return options["iterations"] * (1 + options["training.epochs"])
+        rows = options["rollout.prompts"] * options["rollout.samples"]
+        width = options["window.prompt"] + options["window.completion"]
+        return options["iterations"] * rows * width * (1 + options["training.epochs"])
 
     mine = json.loads(json.dumps(setting.options))
     alike = [r[key] for r in made if shape(r["setting"]["options"]) == shape(mine)]
@@ -108,8 +132,9 @@ def commit() -> str:
 
 def announce(waiting: Queue, made: Sequence[Record]) -> None:
     """Prints what there is, and what it will cost."""
-    for method, reason in waiting.absent.items():
-        print(f"left out: {method}: {reason}")
+    for reason in dict.fromkeys(waiting.absent.values()):
+        methods = [method for method, of in waiting.absent.items() if of == reason]
+        print(f"left out: {', '.join(methods)}: {reason.partition(';')[0]}")
     total = [seconds(setting, made) for setting in waiting.waiting]
     known = [cost for cost in total if cost is not None]
     cost = (
@@ -124,40 +149,71 @@ def announce(waiting: Queue, made: Sequence[Record]) -> None:
     )
 
 
-def main(argv: list[str]) -> None:
-    """Runs the queue."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logging.set_verbosity(logging.ERROR)
-    began, folder = time.monotonic(), Path(RESULTS.value)
-    from experiments.study.laboratory import Laboratory
+def make(waiting: Sequence[Setting], folder: Path, laboratory, until: float | None) -> bool:
+    """Makes runs one after the other and keeps each; whether the time sufficed for all.
 
-    laboratory, code = Laboratory(make_config), commit()
-    made = records.read(folder)
-    todo = queue(FIGURES[FIGURE.value](int(STAGE.value)), made, laboratory.config)
-    announce(todo, made)
-    if LIST.value:
-        for setting in todo.waiting:
-            print(f"  {setting.method}, seed {setting.seed}")
-        return
-    for number, setting in enumerate(todo.waiting, start=1):
+    Args:
+      waiting: the runs.
+      folder: of the results.
+      laboratory: a `Laboratory`.
+      until: of the monotonic clock; None for as long as it takes.
+    """
+    code = commit()
+    for number, setting in enumerate(waiting, start=1):
         made = records.read(folder)
         expected = seconds(setting, made, "seconds") or 0.0
-        if MINUTES.value is not None:
-            left = 60 * MINUTES.value - (time.monotonic() - began)
-            if left < expected or left < 0:
-                print(f"{number - 1} of {len(todo.waiting)} made; the time is up")
-                return
-        record = laboratory.run(setting)
+        if until is not None and time.monotonic() + expected > until:
+            print(f"{number - 1} of {len(waiting)} made; the time is up")
+            return False
+        shares = None
+        if setting.replay is not None:
+            donor = finder(made, laboratory.config)(setting.replay.of)
+            if donor is None:
+                print(f"left out: {setting.method}: the run that it replays was not made")
+                continue
+            shares = records.shares(donor, setting.replay.form, setting.options["iterations"])
+        record = laboratory.run(setting, shares)
         records.append(folder / f"{FIGURE.value}.jsonl", {**record, "commit": code})
-        first, *_, end = record["held_out"]
-        measure = next(name for name in end if name.startswith("mean@"))
+        first, end = record["held_out"][0], record["held_out"][-1]
+        name = records.measure(record)
+        # Parameters that are not finite have no number.
+        after = "not finite" if end[name] is None else f"{end[name]:.3f}"
         print(
-            f"{number}/{len(todo.waiting)} {setting.method}, seed {setting.seed}: "
-            f"{first[measure]:.3f} -> {end[measure]:.3f} in {record['seconds']:.0f} s"
+            f"{number}/{len(waiting)} {setting}: "
+            f"{first[name]:.3f} -> {after} in {record['seconds']:.0f} s"
             + (f"; {record['collapsed']}" if record["collapsed"] else ""),
             flush=True,
         )
+    return True
+
+
+def main(argv: list[str]) -> None:
+    """Runs the queue, and what its results bring into it."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.ERROR)
+    until = None if MINUTES.value is None else time.monotonic() + 60 * MINUTES.value
+    folder = Path(RESULTS.value)
+    from experiments.study.laboratory import Laboratory
+
+    laboratory, before = Laboratory(make_config), None
+    while True:
+        made = records.read(folder)
+        find = finder(made, laboratory.config)
+        settings = FIGURES[FIGURE.value](int(STAGE.value), find)
+        todo = queue(settings, made, laboratory.config)
+        if not todo.waiting or todo.waiting == before:  # The rest replays what is not there.
+            if before is None:
+                announce(todo, made)
+            return
+        announce(todo, made)
+        if LIST.value:
+            for setting in todo.waiting:
+                print(f"  {setting}")
+            return
+        if not make(todo.waiting, folder, laboratory, until):
+            return
+        before = todo.waiting
 
 
 if __name__ == "__main__":

@@ -1,15 +1,49 @@
-"""What the study runs, as plain data: one setting a run, lists of settings by figure and stage.
+"""What a run of the study is, as plain data: a difference from `BASE`.
 
-A setting is the difference from `BASE`, where a batch sees 32 updates at a constant learning rate:
-enough for the trust region to be what decides. Every figure changes one thing around it.
+There a batch sees 32 updates at a constant learning rate: enough for the trust region to be what
+decides. Every figure (`experiments.study.figures`) changes one thing around it.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
+
+PINNED: Mapping[str, Any] = {
+    "advantage": "grpo",
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.999,
+    "optimizer.weight_decay": 0.0,
+    "rollout.temperature": 1.0,
+    "training.entropy_coefficient": 0.0,
+    "training.kl_coefficient": 0.0,
+    "training.micro_batches": 4,
+    "training.packing": True,
+    "training.step_share": "none",
+    "training.weighting": "trajectory",
+    "tasks.domains": {
+        "brackets": {"min_length": 4, "max_length": 8},
+        "reverse": {"min_length": 4, "max_length": 7, "letters": "0123456789"},
+        "running_sum": {"min_operands": 5, "max_operands": 6},
+        "selection": {"min_length": 6, "max_length": 7},
+        "sort": {"min_length": 6, "max_length": 9},
+    },
+    "window.prompt": 16,
+    "window.completion": 52,
+    "warm_start.steps": 450,
+    "warm_start.batch_size": 64,
+    "warm_start.flawed": 0.6,
+    "warm_start.optimizer": "muon",
+    "warm_start.learning_rate": 1.5e-2,
+    "warm_start.weight_decay": 0.01,
+}
+"""What the quickstart had when the first runs were made, and may not change them by changing.
+
+Records that do not name one of these had it: `records.read` fills it in. So a value here never
+changes, and one is added only with the value that all runs before had."""
 
 BASE: Mapping[str, Any] = {
+    **PINNED,
     "iterations": 15,
     "rollout.prompts": 64,
     "rollout.samples": 16,
@@ -36,6 +70,19 @@ EVALUATE_EVERY = 5
 
 
 @dataclasses.dataclass(frozen=True)
+class Replay:
+    """Steps as long as those of another run, whatever the gate of this one does.
+
+    Attributes:
+      of: the run whose recorded `actor/open_share` multiplies the learning rate.
+      form: its value of every iteration in order, or their mean throughout.
+    """
+
+    of: "Setting"
+    form: Literal["sequence", "mean"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """One run.
 
@@ -46,6 +93,8 @@ class Setting:
       staleness: iterations between sampling a batch and training on it.
       noise: standard deviation of the noise on the sampler's logits.
       seed: of sampling; the warm start is the same for all.
+      replay: where the learning rate follows another run; None where it is constant.
+      axis: where the run stands on the axes of its figure, as in `{"σ": 0.1}`; for pictures alone.
     """
 
     method: str
@@ -54,6 +103,12 @@ class Setting:
     staleness: int = 0
     noise: float = 0.0
     seed: int = 0
+    replay: Replay | None = None
+    axis: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        places = [f"{name} = {value:g}" for name, value in self.axis.items()]
+        return ", ".join([self.method, *places, f"seed {self.seed}"])
 
     @property
     def options(self) -> dict[str, Any]:
@@ -61,14 +116,16 @@ class Setting:
         return {**BASE, **self.overrides}
 
     def identity(self) -> dict[str, Any]:
-        """What makes it another run, as JSON gives it back: everything but the method's name."""
-        fields = {
+        """What makes it another run, as JSON gives it back: all but method's name and axis."""
+        fields: dict[str, Any] = {
             "gate": self.gate,
             "options": self.options,
             "staleness": self.staleness,
             "noise": self.noise,
             "seed": self.seed,
         }
+        if self.replay is not None:
+            fields["replay"] = {"of": self.replay.of.identity(), "form": self.replay.form}
         return json.loads(json.dumps(fields))
 
     def at(self, seed: int, **overrides: Any) -> "Setting":
@@ -76,95 +133,8 @@ class Setting:
         given = {path.replace("__", "."): value for path, value in overrides.items()}
         return dataclasses.replace(self, seed=seed, overrides={**self.overrides, **given})
 
-
-def _over(settings: Sequence[Setting], seeds: Sequence[int]) -> tuple[Setting, ...]:
-    """Every setting at every seed, all settings of a seed before the next one."""
-    return tuple(setting.at(seed) for seed in seeds for setting in settings)
-
-
-TABLE = tuple(
-    Setting(name, name)
-    for name in (
-        "gspo",
-        "grpo",
-        "fiberpo_domain_pessimistic",
-        "dppo_tv",
-        "importance",
-        "fiberpo_domain",
-    )
-)
-"""Shipped budgets, side by side."""
-
-
-def _hierarchy(name: str, preset: str, budget: float) -> Setting:
-    """A pessimistic hierarchy that holds, over the exact bundle, one budget at every level."""
-    levels = {
-        "fiberpo_pessimistic": ("trajectory",),
-        "fiberpo_domain_pessimistic": ("trajectory", "group", "domain"),
-    }[preset]
-    budgets = {f"gate.levels.{level}.budget": budget for level in levels}
-    options = {"gate.variant": "exact", "gate.base_gate": "hold", "gate.epsilon": 0.2}
-    return Setting(f"{name} {budget:g}", preset, options | budgets)
-
-
-TRIALS = tuple(
-    _hierarchy(name, preset, budget)
-    for name, preset in (
-        ("trajectory alone", "fiberpo_pessimistic"),
-        ("three levels", "fiberpo_domain_pessimistic"),
-    )
-    for budget in (1e-3, 3e-4)
-)
-"""Tight budgets in a form that does not push when closed."""
-
-
-def _shared(method: str, preset: str, **overrides: Any) -> Setting:
-    """A gate with the step as long as the share that it leaves open."""
-    options = {path.replace("__", "."): value for path, value in overrides.items()}
-    return Setting(method, preset, {"training.step_share": "importance", **options})
-
-
-SHARED = (
-    _shared("silent: three levels", "silent_domain"),
-    _shared("GSPO", "gspo"),
-    _shared("silent: trajectory", "silent_trajectory"),
-    _shared("silent: three levels, residuals", "silent_residual"),
-    _shared("GRPO", "grpo"),
-    _shared("FiberPO-Domain, pessimistic", "fiberpo_domain_pessimistic"),
-)
-"""The step share, over gates that fall silent and gates that do not."""
-
-UNSHARED = (
-    Setting("silent: three levels, whole steps", "silent_domain"),
-    Setting("silent: trajectory, whole steps", "silent_trajectory"),
-)
-"""What the step share adds to the silent hierarchies."""
-
-HARD = tuple(
-    setting.at(0, optimizer__learning_rate=3e-3)
-    for setting in (SHARED[0], SHARED[1], SHARED[2], TABLE[0], TABLE[1])
-)
-"""Three times the learning rate, at which every gate with whole steps collapses."""
-
-
-def table(stage: int) -> tuple[Setting, ...]:
-    """Shipped budgets and tight ones; two seeds in stage 1."""
-    return _over((*TABLE, *TRIALS), SEEDS[:2] if stage == 1 else SEEDS)
-
-
-def share(stage: int) -> tuple[Setting, ...]:
-    """The step share and the silent hierarchy; two seeds in stage 1."""
-    return _over((*SHARED, *UNSHARED), SEEDS[:2] if stage == 1 else SEEDS)
-
-
-def hard(stage: int) -> tuple[Setting, ...]:
-    """The same at three times the learning rate; two seeds in stage 1."""
-    return _over(HARD, SEEDS[:2] if stage == 1 else SEEDS)
-
-
-FIGURES: Mapping[str, Callable[[int], tuple[Setting, ...]]] = {
-    "table": table,
-    "share": share,
-    "hard": hard,
-}
-"""Name of a figure -> its settings by stage, in the order they run."""
+    def on(self, axis: Mapping[str, float], **changes: Any) -> "Setting":
+        """The setting at a place of its figure: further overrides, or `staleness` and `noise`."""
+        fields = {name: changes.pop(name) for name in ("staleness", "noise") if name in changes}
+        moved = self.at(self.seed, **changes)
+        return dataclasses.replace(moved, axis={**self.axis, **axis}, **fields)

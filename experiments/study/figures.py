@@ -1,0 +1,334 @@
+"""The runs of every figure, by stage: one thing changed around `settings.BASE`.
+
+Stage 1 is all that is worth a look, on two seeds; stage 2 is what is reported, on five.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from experiments.study import halving
+from experiments.study.halving import Find
+from experiments.study.settings import SEEDS, Replay, Setting
+from fiberjax.presets import preset
+
+
+def _shared(method: str, gate: str, **overrides: Any) -> Setting:
+    """A gate with the step as long as the share that it leaves open."""
+    return Setting(method, gate, {"training.step_share": "importance"}).at(0, **overrides)
+
+
+def _over(settings: Sequence[Setting], stage: int) -> tuple[Setting, ...]:
+    """Every setting at every seed of a stage, all settings of a seed before the next one."""
+    seeds = SEEDS[:2] if stage == 1 else SEEDS
+    return tuple(setting.at(seed) for seed in seeds for setting in settings)
+
+
+TABLE = tuple(
+    Setting(name, name)
+    for name in (
+        "gspo",
+        "grpo",
+        "fiberpo_domain_pessimistic",
+        "dppo_tv",
+        "importance",
+        "fiberpo_domain",
+    )
+)
+"""Shipped budgets, side by side."""
+
+
+def _hierarchy(name: str, gate: str, budget: float) -> Setting:
+    """A pessimistic hierarchy that holds, over the exact bundle, one budget at every level."""
+    budgets = {f"gate.levels.{level}.budget": budget for level in preset(gate)["order"]}
+    options = {"gate.variant": "exact", "gate.base_gate": "hold", "gate.epsilon": 0.2}
+    return Setting(f"{name} {budget:g}", gate, options | budgets)
+
+
+TRIALS = tuple(
+    _hierarchy(name, gate, budget)
+    for name, gate in (
+        ("trajectory alone", "fiberpo_pessimistic"),
+        ("three levels", "fiberpo_domain_pessimistic"),
+    )
+    for budget in (1e-3, 3e-4)
+)
+"""Tight budgets in a form that does not push when closed."""
+
+SHARED = (
+    _shared("silent: three levels", "silent_domain"),
+    _shared("GSPO", "gspo"),
+    _shared("silent: trajectory", "silent_trajectory"),
+    _shared("silent: three levels, residuals", "silent_residual"),
+    _shared("GRPO", "grpo"),
+    _shared("FiberPO-Domain, pessimistic", "fiberpo_domain_pessimistic"),
+)
+"""The step share, over gates that fall silent and gates that do not."""
+
+UNSHARED = (
+    Setting("silent: three levels, whole steps", "silent_domain"),
+    Setting("silent: trajectory, whole steps", "silent_trajectory"),
+)
+"""What the step share adds to the silent hierarchies."""
+
+HARD = tuple(
+    setting.at(0, optimizer__learning_rate=3e-3)
+    for setting in (SHARED[0], SHARED[1], SHARED[2], TABLE[0], TABLE[1])
+)
+"""Three times the learning rate, at which every gate with whole steps collapses."""
+
+SIX = (
+    Setting("GRPO", "grpo"),
+    Setting("GSPO", "gspo"),
+    Setting("CPPO", "cppo"),
+    Setting("DPPO", "dppo_tv"),
+    Setting("FiberPO-Domain", "fiberpo_domain"),
+    _shared("silent, share", "silent_domain"),
+)
+"""Those that every axis is run for on five seeds."""
+
+MORE = (
+    _shared("GSPO, share", "gspo"),
+    _shared("silent trajectory, share", "silent_trajectory"),
+)
+"""Beside them in stage 1: what the share does without the upper levels."""
+
+PEERS = (
+    *SIX,
+    *MORE,
+    Setting("no gate", "importance"),
+    Setting("DAPO", "dapo"),
+    Setting("CISPO", "cispo"),
+    Setting("SAPO", "sapo"),
+    Setting("GMPO", "gmpo"),
+    Setting("DPPO, KL", "dppo_kl"),
+    Setting("PNPO", "pnpo"),
+    Setting("MinPRO", "minpro"),
+    Setting("FIPO", "fipo"),
+    Setting("VESPO", "vespo", {"training.edge": "direct"}),
+    Setting("TOPR", "topr"),
+    Setting("LUSPO", "luspo", {"training.weighting": "constant"}),
+    Setting("M2PO", "m2po"),
+    Setting("TRM", "trm"),
+    Setting("OPSM", "opsm"),
+    Setting("TVPO", "tvpo"),
+    Setting("FiberPO", "fiberpo"),
+    Setting("FiberPO-Domain, pessimistic", "fiberpo_domain_pessimistic"),
+)
+"""All methods as they are shipped."""
+
+
+def table(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Shipped budgets and tight ones."""
+    return _over((*TABLE, *TRIALS), stage)
+
+
+def share(stage: int, find: Find) -> tuple[Setting, ...]:
+    """The step share and the silent hierarchy."""
+    return _over((*SHARED, *UNSHARED), stage)
+
+
+def hard(stage: int, find: Find) -> tuple[Setting, ...]:
+    """The same at three times the learning rate."""
+    return _over(HARD, stage)
+
+
+def peers(stage: int, find: Find) -> tuple[Setting, ...]:
+    """All methods with the budgets they are shipped with."""
+    return _over(PEERS, stage)
+
+
+def suspects(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Why the published hierarchy collapses: one thing of it changed at a time."""
+    gate = "fiberpo_domain"
+    published = Setting("published", gate)
+    settings = [
+        published,
+        Setting("(a) side rule", "fiberpo_domain_pessimistic"),
+        Setting("(b) gate holds", gate, {"gate.base_gate": "hold"}),
+        Setting("(c) exact bundle", gate, {"gate.variant": "exact"}),
+        *(_scaled(f"(d) budgets / {part}", gate, 1 / part) for part in (30, 300)),
+        Setting("(e) trajectory alone", "fiberpo"),
+        Setting("lift bounded", "fiberpo_domain_bounded"),
+        _shared("(f) Muon, share", gate),
+    ]
+    for rate in (1e-4, 3e-4, 1e-3):
+        adam = {"optimizer.name": "adamw", "optimizer.learning_rate": rate}
+        settings.append(Setting(f"(f) AdamW {rate:g}", gate, adam))
+        adam_share = adam | {"training.step_share": "importance"}
+        settings.append(Setting(f"(f) AdamW {rate:g}, share", gate, adam_share))
+    for rate in (0.01, 0.03, 0.1):  # Its steps are short by themselves: no share.
+        sgd = {"optimizer.name": "sgd", "optimizer.learning_rate": rate}
+        settings.append(Setting(f"(f) SGD {rate:g}", gate, sgd))
+    return _over((*settings, UNSHARED[0], SHARED[0]), stage)
+
+
+def _scaled(method: str, gate: str, factor: float) -> Setting:
+    """A hierarchy with the budgets of all its levels times a number; of tokens as they are."""
+    levels = preset(gate)["levels"]
+    budgets = {
+        f"gate.levels.{name}.budget": [factor * bound for bound in level["budget"]]
+        for name, level in levels.items()
+    }
+    return Setting(method, gate, budgets)
+
+
+def updates(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Updates a batch at equal samples: N = epochs × minibatches."""
+    splits = {1: (1, 1), 4: (1, 4), 16: (2, 8), 32: (4, 8), 64: (8, 8)}
+    return _over(
+        [
+            method.on({"N": n}, training__epochs=epochs, training__minibatches=minibatches)
+            for n, (epochs, minibatches) in splits.items()
+            for method in _methods(stage)
+        ],
+        stage,
+    )
+
+
+def staleness(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Updates between sampling and training, by learning rate.
+
+    A batch of 32 prompts is seen once, in four updates, so S updates are S/4 iterations of the
+    queue; those within the batch come on top, 0 to 3. The start gives the first S/4 + 1 batches.
+    """
+    once = {"iterations": 30, "rollout__prompts": 32}
+    once |= {"training__epochs": 1, "training__minibatches": 4}
+    return _over(
+        [
+            method.on(
+                {"S": 4 * queue, "η": rate},
+                staleness=queue,
+                optimizer__learning_rate=rate,
+                **once,
+            )
+            for queue in (0, 1, 4, 16)
+            for rate in (1e-3, 3e-3, 1e-2)
+            for method in (SIX if stage == 2 else (SIX[0], SIX[1], SIX[5], MORE[0]))
+        ],
+        stage,
+    )
+
+
+def noise(stage: int, find: Find) -> tuple[Setting, ...]:
+    """A sampler that disagrees with the policy: noise on its logits."""
+    return _over(
+        [
+            method.on({"σ": sigma}, noise=sigma)
+            for sigma in (0.0, 0.02, 0.1, 0.3)
+            for method in _methods(stage)
+        ],
+        stage,
+    )
+
+
+def length(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Worked answers of about 30, 100 and 300 tokens; the longest for three methods."""
+    sizes = {
+        30: ((4, 5), (5, 5), (16, 42)),
+        100: ((12, 14), (11, 12), (36, 120)),
+        300: ((33, 36), (21, 22), (80, 330)),
+    }
+    settings = []
+    for tokens, (operands, digits, window) in sizes.items():
+        domains = {
+            "running_sum": dict(zip(("min_operands", "max_operands"), operands, strict=True)),
+            "selection": dict(zip(("min_length", "max_length"), digits, strict=True)),
+        }
+        few = (SIX[0], SIX[1], SIX[5])
+        for method in few if tokens == 300 else _methods(stage):
+            settings.append(method.on({"tokens": tokens}, **_tasks(domains, *window)))
+    return _over(settings, stage)
+
+
+def domains(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Domains of 5, 28 and 97 tokens an answer, which drift apart: a case for upper levels."""
+    given = {
+        "brackets": {"min_length": 4, "max_length": 8},
+        "reverse": {"min_length": 25, "max_length": 30, "letters": "0123456789"},
+        "running_sum": {"min_operands": 12, "max_operands": 14},
+    }
+    levels = (
+        *SIX,
+        *MORE,
+        _shared("silent, residuals, share", "silent_residual"),
+        Setting("FiberPO", "fiberpo"),
+    )
+    return _over([method.at(0, **_tasks(given, 36, 120)) for method in levels], stage)
+
+
+def low_entropy(stage: int, find: Find) -> tuple[Setting, ...]:
+    """A start that was taught four times as long, and is surer of itself."""
+    return _over([method.at(0, warm_start__steps=1800) for method in _methods(stage)], stage)
+
+
+def control(stage: int, find: Find) -> tuple[Setting, ...]:
+    """A trust region, or a smaller learning rate? Shares of another seed, whatever the gate."""
+    shared, replays = [], []
+    for seed in SEEDS[:2] if stage == 1 else SEEDS:
+        for name, given in (("silent", SHARED[0]), ("GSPO", SHARED[1])):
+            # Of the seed before, so that both of stage 1 have one.
+            donor = given.at(seed - 1 if seed > 0 else 1)
+            named = dataclasses.replace(given, method=f"{name}, share", seed=seed)
+            shared += [named, Setting(f"{name}, whole steps", given.gate, seed=seed)]
+            for gate, what in ((given.gate, name), ("importance", "no gate")):
+                replays += [
+                    Setting(
+                        f"{what}, {form} of {name}", gate, seed=seed, replay=Replay(donor, form)
+                    )
+                    for form in ("sequence", "mean")
+                ]
+    return (*shared, *replays)
+
+
+def references(stage: int, find: Find) -> tuple[Setting, ...]:
+    """What the open coefficients are compared with, and the share without momentum."""
+    settings = []
+    for name, gate in (("silent", "silent_domain"), ("GSPO", "gspo")):
+        for reference in ("importance", "limit", "on_policy"):
+            given = {"training.step_share": reference}
+            settings.append(Setting(f"{name}, {reference}", gate, given))
+        still = Setting(f"{name}, no momentum", gate, {"optimizer.b1": 0.0})
+        settings += [still, _shared(f"{name}, importance, no momentum", gate, optimizer__b1=0.0)]
+    return _over(settings, stage)
+
+
+def budgets(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Every method's budgets on the tuning seeds, by successive halving; both stages alike."""
+    return halving.settings(find)
+
+
+def _methods(stage: int) -> tuple[Setting, ...]:
+    """Those of an axis: five seeds of six, or two seeds of more."""
+    return SIX if stage == 2 else (*SIX, *MORE)
+
+
+def _tasks(domains: Mapping[str, Any], prompt: int, completion: int) -> dict[str, Any]:
+    """Overrides of what is taught and how long it may be."""
+    return {
+        "tasks__domains": domains,
+        "window__prompt": prompt,
+        "window__completion": completion,
+    }
+
+
+FIGURES: Mapping[str, Callable[[int, Find], tuple[Setting, ...]]] = {
+    figure.__name__: figure
+    for figure in (
+        table,
+        share,
+        hard,
+        peers,
+        suspects,
+        updates,
+        staleness,
+        noise,
+        length,
+        domains,
+        low_entropy,
+        control,
+        references,
+        budgets,
+    )
+}
+"""Name of a figure -> its settings by stage, in the order they run."""
