@@ -29,13 +29,13 @@ def read(*paths: Path) -> list[Record]:
 
     Options that a record does not name are filled in from `PINNED`.
     """
-    return [
-        _whole(record)
-        for path in paths
-        for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
-        if file.exists()
-        for record in _lines(file)
-    ]
+    return [_whole(record) for file in files(*paths) for record in _lines(file)]
+
+
+def files(*paths: Path) -> list[Path]:
+    """Files that exist, and those of folders, each called as its figure."""
+    found = [sorted(path.glob("*.jsonl")) if path.is_dir() else [path] for path in paths]
+    return [file for group in found for file in group if file.exists()]
 
 
 def find(records: Sequence[Record], setting: Setting, gate: Mapping[str, Any]) -> Record | None:

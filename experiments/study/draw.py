@@ -1,0 +1,178 @@
+r"""Writes the tables of the runs that were made, and draws them.
+
+    python -m experiments.study.draw
+    python -m experiments.study.draw --page=/tmp/study.md more/results/*.jsonl
+
+Reads the results that are named, by default all of `experiments/study/results`, and draws the
+figures whose files they are. Makes no run, and leaves out what was not made.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from experiments.study import early_warning, halving, pictures, records, summary
+from experiments.study.figures import FIGURES
+from experiments.study.records import Record
+from experiments.study.settings import SEEDS, Setting
+from experiments.study.summary import Cell
+
+ROOT = Path(__file__).parents[2]
+PAGE = flags.DEFINE_string("page", str(ROOT / "docs" / "study_tables.md"), "What is written.")
+IMAGES = flags.DEFINE_string(
+    "images", "images/study", "Where pictures go, seen from the page's folder."
+)
+
+WARNINGS = 8
+"""Metrics in a table of early warnings."""
+
+HEAD = """# The runs of the study
+
+Written by `python -m experiments.study.draw`; do not edit. `experiments/study/README.md` says what
+a run is.
+
+* *mean@k*, *pass@k*: on held-out prompts, mean over domains; after the last iteration, with
+  Student's 95 % interval over seeds. One seed has none, and two say little.
+* *KL*: k3 from the policy that sampled to the one being trained; the least and the largest of an
+  iteration, nats a token.
+* *open*: the share of a step that the gate left open, where it was recorded.
+* *reward*: in training; the best iteration and the last, mean over seeds.
+* *collapsed*: seeds that were not finite, or ended more than {lost:.0%} below their best
+  evaluation.
+"""
+
+
+def page(names: Sequence[str], made: Sequence[Record], images: Path, folder: Path) -> str:
+    """The page of figures, of each the runs that there are; their pictures are written.
+
+    Args:
+      names: of the figures.
+      made: from `records.read`; those of other figures too, which they may share.
+      images: where pictures go.
+      folder: of the page, which links to them.
+    """
+    parts = [HEAD.format(lost=summary.LOST)]
+    for name, figure in FIGURES.items():
+        settings = [
+            setting
+            for stage in (1, 2)
+            for setting in figure(stage, lambda setting: records.newest(made, setting))
+        ]
+        cells = summary.cells(settings, made)
+        if name in names and cells:
+            told = (figure.__doc__ or "").partition("\n")[0]
+            parts += [f"## {name}", told, table(cells)]
+            parts += _pictures(name, cells, images, folder) if name != "budgets" else _chosen(made)
+            parts += [*_missing(settings, cells), *warned(cells)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """The numbers of a figure as Markdown, a line a cell."""
+    places = list(dict.fromkeys(name for cell in cells for name, _ in cell.place))
+    some = cells[0].runs[0]
+    measures = [records.measure(some), records.measure(some, "pass@")]
+    head = ["method", *places, "seeds", f"{measures[0]} before", "after", f"{measures[1]} after"]
+    head += ["KL", "open", "reward best", "last", "collapsed"]
+    lines = [head, ["---"] * len(head)]
+    for cell in cells:
+        row, place = summary.row(cell), dict(cell.place)
+        value, low, high = row.after
+        alone = len(cell.runs) == 1
+        lines.append(
+            [
+                cell.method,
+                *(f"{place[name]:g}" if name in place else "" for name in places),
+                str(len(cell.runs)),
+                f"{row.before:.3f}",
+                f"{value:.3f}" if alone else f"{value:.3f} [{low:.3f}, {high:.3f}]",
+                f"{row.passed:.3f}",
+                "" if row.kl is None else f"{row.kl[0]:.2g} to {row.kl[1]:.2g}",
+                "" if row.open_share is None else f"{row.open_share:.2f}",
+                f"{row.reward[0]:.3f}",
+                f"{row.reward[1]:.3f}",
+                f"{row.collapsed} of {len(cell.runs)}" if row.collapsed else "no",
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def warned(cells: Sequence[Cell]) -> list[str]:
+    """The metrics that told of a collapse first, as Markdown; none where there is none to tell."""
+    runs: list[Record] = []
+    for cell in cells:
+        runs += [run for run in cell.runs if run not in runs]
+    found = early_warning.warnings(runs)[:WARNINGS]
+    if not found:
+        return []
+    lines = [
+        "| metric | warned | at iteration | iterations before the reward fell | false alarms |",
+        "|---|---|---|---|---|",
+        *(
+            f"| `{of.metric}` | {of.warned} of {of.of} | {of.iteration:g} | {of.lead:g} "
+            f"| {of.false:.0%} |"
+            for of in found
+        ),
+    ]
+    fallen = sum(map(summary.collapsed, runs))
+    told = (
+        f"What left the band of the {len(runs) - fallen} runs that did not collapse first, in the "
+        f"{fallen} that did (medians; false alarms: each healthy run against the others' band):"
+    )
+    return [told, "\n".join(lines)]
+
+
+def _pictures(name: str, cells: Sequence[Cell], images: Path, folder: Path) -> list[str]:
+    files = pictures.curves(cells, images / name)
+    mapped = pictures.collapse_map(cells, images / f"{name}_map.png")
+    titles = ["learning curves", "KL", "where it collapses"]
+    return [
+        f"![{name}: {title}]({os.path.relpath(path, folder)})"
+        for title, path in zip(titles, [*files, mapped], strict=True)
+        if path is not None
+    ]
+
+
+def _chosen(made: Sequence[Record]) -> list[str]:
+    """The budgets that the tuning chose."""
+    best = halving.chosen(lambda setting: records.newest(made, setting))
+    return [f"Chosen: {'; '.join(setting.method for setting in best.values())}."] if best else []
+
+
+def _missing(settings: Sequence[Setting], cells: Sequence[Cell]) -> list[str]:
+    """Says what has no run, and what has fewer than five seeds."""
+    there = {(cell.method, cell.place) for cell in cells}
+    absent: dict[str, list[str]] = {}
+    for setting in settings:
+        place = tuple(setting.axis.items())
+        if (setting.method, place) not in there:
+            places = absent.setdefault(setting.method, [])
+            if place and pictures.told(place) not in places:
+                places.append(pictures.told(place))
+    lines = []
+    if absent:
+        told = [f"{method} ({'; '.join(at)})" if at else method for method, at in absent.items()]
+        lines.append(f"No run yet: {'; '.join(told)}.")
+    few = sum(len(cell.runs) < len(SEEDS) for cell in cells)
+    if few:
+        lines.append(f"{few} of {len(cells)} lines have fewer than {len(SEEDS)} seeds.")
+    return lines
+
+
+def main(argv: list[str]) -> None:
+    """Reads, writes, draws."""
+    named = [Path(name) for name in argv[1:]] or [Path(__file__).parent / "results"]
+    made = records.read(*named)
+    if not made:
+        raise app.UsageError(f"no runs in {', '.join(map(str, named))}")
+    names = [file.stem for file in records.files(*named)]
+    out = Path(PAGE.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(names, made, out.parent / IMAGES.value, out.parent), encoding="utf-8")
+    print(f"{len(made)} runs in {out}")
+
+
+if __name__ == "__main__":
+    app.run(main)

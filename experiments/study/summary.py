@@ -1,0 +1,135 @@
+"""What runs say together: the seeds of a method at one place of a figure, and their numbers."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.study import records
+from experiments.study.records import Record
+from experiments.study.settings import Setting
+from fiberjax.run.statistics import Interval, real_interval
+
+LOST = 0.2
+"""A run has collapsed that ends this part below its best evaluation, that of the start included."""
+
+
+class Cell(NamedTuple):
+    """The runs of a method at one place of a figure.
+
+    Attributes:
+      method: its name in the figure.
+      place: where it stands on the figure's axes.
+      runs: one a seed, at least one.
+    """
+
+    method: str
+    place: tuple[tuple[str, float], ...]
+    runs: tuple[Record, ...]
+
+
+class Row(NamedTuple):
+    """A cell's numbers, over its seeds.
+
+    Attributes:
+      before: held-out mean@k at the start.
+      after: the same at the end, with Student's 95 % interval; infinite limits for one seed.
+      passed: held-out pass@k at the end.
+      kl: least and largest k3 of an iteration, nats a token; None if never finite.
+      open_share: mean over iterations; None where steps are whole.
+      reward: mean over seeds of the best iteration's train reward, and of the last one's.
+      collapsed: seeds that did.
+    """
+
+    before: float
+    after: Interval
+    passed: float
+    kl: tuple[float, float] | None
+    open_share: float | None
+    reward: tuple[float, float]
+    collapsed: int
+
+
+def cells(settings: Sequence[Setting], made: Sequence[Record]) -> list[Cell]:
+    """The cells of a figure that have runs, in its order; the newest run of each seed.
+
+    Runs of one cell have the same gate: where a preset was changed between seeds, those of the
+    older one are left out.
+    """
+    found: dict[tuple[str, tuple[tuple[str, float], ...]], list[Record]] = {}
+    for setting in settings:
+        run = records.newest(made, setting)
+        runs = found.setdefault((setting.method, tuple(setting.axis.items())), [])
+        if run is not None and run not in runs:
+            runs.append(run)
+    order = {id(run): index for index, run in enumerate(made)}
+    full = []
+    for (method, place), runs in found.items():
+        if runs:
+            gate = max(runs, key=lambda run: order[id(run)])["gate"]
+            same = tuple(run for run in runs if _alike(run["gate"], gate))
+            full.append(Cell(method, place, same))
+    return full
+
+
+def row(cell: Cell) -> Row:
+    """The numbers of a cell."""
+    kl = [value for run in cell.runs for value in finite(run, "actor/ppo_kl_k3")]
+    share = [value for run in cell.runs for value in finite(run, "actor/open_share")]
+    rewards = [finite(run, "reward/mean") for run in cell.runs]
+    return Row(
+        before=statistics.fmean(evaluations(run)[0] for run in cell.runs),
+        after=real_interval(np.array([evaluations(run)[-1] for run in cell.runs])),
+        passed=statistics.fmean(records.last(run, "pass@") or 0.0 for run in cell.runs),
+        kl=(min(kl), max(kl)) if kl else None,
+        open_share=statistics.fmean(share) if share else None,
+        reward=(
+            statistics.fmean(max(values) for values in rewards),
+            statistics.fmean(values[-1] for values in rewards),
+        ),
+        collapsed=sum(map(collapsed, cell.runs)),
+    )
+
+
+def collapsed(run: Record) -> bool:
+    """Whether a run was not finite, or lost much of what it could; see `LOST`."""
+    values = evaluations(run)
+    return run["collapsed"] is not None or values[-1] < (1 - LOST) * max(values)
+
+
+def evaluations(run: Record) -> list[float]:
+    """Held-out mean@k, start first; 0 where parameters that are not finite answer nothing."""
+    name = records.measure(run)
+    return [0.0 if at[name] is None else at[name] for at in run["held_out"]]
+
+
+def finite(run: Record, metric: str) -> list[float]:
+    """The finite values of a metric by iteration; none where it was not recorded."""
+    return [value for value in run["metrics"].get(metric, []) if value is not None]
+
+
+def curve(runs: Sequence[Record], metric: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """A quantity by iteration as far as all runs have it; `([n], [runs, n])`.
+
+    Args:
+      runs: of one cell.
+      metric: its name; None for the held-out mean@k.
+
+    Returns:
+      The iterations and the values; empty where a run does not have the metric.
+    """
+    by_run: list[Mapping[int, float]] = []
+    for run in runs:
+        if metric is None:
+            at = [int(row["iteration"]) for row in run["held_out"]]
+            by_run.append(dict(zip(at, evaluations(run), strict=True)))
+        else:
+            values = enumerate(run["metrics"].get(metric, []), start=1)
+            by_run.append({at: value for at, value in values if value is not None})
+    shared = sorted(set.intersection(*(set(of) for of in by_run)))
+    return np.array(shared), np.array([[of[at] for at in shared] for of in by_run])
+
+
+def _alike(gate: Mapping, other: Mapping) -> bool:
+    return all(gate[name] == other[name] for name in gate.keys() & other.keys())
