@@ -6,25 +6,33 @@ import json
 import jax
 import numpy as np
 import pytest
+import tiny
 from compilations import compilations
+from ml_collections import ConfigDict
 
 from experiments.study.laboratory import Laboratory
-from experiments.study.settings import Setting
+from experiments.study.settings import BASE, Replay, Setting
 from fiberjax import experiment
-from fiberjax.policy import token_outputs
-from fiberjax.run import loop
 from fiberjax.run.trainer import Trainer
+from fiberjax.run.warm_start import starting_params
 
-SMALL = {
-    "iterations": 3,
-    "rollout.prompts": 8,
-    "rollout.samples": 4,
-    "training.epochs": 2,
-    "training.minibatches": 2,
-    "optimizer.name": "adamw",
-    "evaluation.prompts": 4,
-    "evaluation.samples": 2,
+
+def tiny_option(path):
+    value = tiny.get_config()
+    for name in path.split("."):
+        value = value[name]
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+# What the study pins is too large for a test: the tiny config's own, and smaller.
+SMALL = {path: tiny_option(path) for path in BASE} | {
+    "iterations": 2,
+    "optimizer.learning_rate": 1e-3,
     "warm_start.steps": 100,
+    "tasks.domains": {
+        "reverse": {"min_length": 2, "max_length": 3, "letters": "abcde"},
+        "sort": {"min_length": 2, "max_length": 3, "symbols": "01234"},
+    },
 }
 BUDGET = "gate.levels.trajectory.budget"
 BIG = ("jit(step)", "jit(log_probs)", "jit(_sample)", "jit(make)")
@@ -32,8 +40,6 @@ BIG = ("jit(step)", "jit(log_probs)", "jit(_sample)", "jit(make)")
 
 @pytest.fixture(scope="module")
 def laboratory(scratch):
-    import tiny
-
     def make(gate):
         config = tiny.get_config(gate)
         config.tasks.data_dir = str(scratch / "data")
@@ -57,17 +63,17 @@ def first(laboratory):
     return laboratory.run(setting())
 
 
-def test_a_run_is_the_librarys_own(laboratory, first, one_device, tmp_path):
+def test_a_run_is_the_librarys_own(laboratory, first, one_device):
     config = laboratory.config(setting())
     built = experiment.from_config(config, one_device)
-    loop.train(built, tmp_path, "")
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 == len(first["metrics"]["reward/mean"])
-    for name, values in first["metrics"].items():
-        own = [row.get(name, np.nan) for row in rows]
-        np.testing.assert_allclose(np.array(values, float), own, rtol=1e-4, atol=1e-7)
-    assert first["metrics"]["actor/learning_rate"] == pytest.approx([1e-3] * 3)
-    assert [row["iteration"] for row in first["held_out"]] == [0, 3]
+    trainer, stream = Trainer(built, None), built.prompt_stream()
+    state = built.fresh_state(starting_params(built))
+    for iteration in range(2):
+        state, own = trainer.iterate(state, stream, iteration)
+        for name, values in first["metrics"].items():
+            assert values[iteration] == pytest.approx(own[name], rel=1e-4, abs=1e-7), name
+    assert first["metrics"]["actor/learning_rate"] == pytest.approx([1e-3] * 2)
+    assert [row["iteration"] for row in first["held_out"]] == [0, 2]
 
 
 def test_a_second_time_is_the_same_and_nothing_is_compiled_again(laboratory, first):
@@ -84,7 +90,7 @@ def test_a_second_time_is_the_same_and_nothing_is_compiled_again(laboratory, fir
     assert told(again) == told(first)
     for record in records:
         assert record["metrics"]["actor/ppo_kl_k3"] != first["metrics"]["actor/ppo_kl_k3"]
-    assert records[1]["metrics"]["actor/learning_rate"] == pytest.approx([3e-3] * 3)
+    assert records[1]["metrics"]["actor/learning_rate"] == pytest.approx([3e-3] * 2)
     # One warm start for all: other seeds sample other prompts from it.
     assert first["held_out"][0] != records[0]["held_out"][0]
     assert first["held_out"][0] == records[1]["held_out"][0]
@@ -103,21 +109,16 @@ def test_stale_batches_keep_the_log_probabilities_of_the_policy_that_sampled(
     monkeypatch.setattr(Trainer, "update", watched)
     stale = setting(staleness=2, overrides=SMALL | {"iterations": 4})
     laboratory.run(stale)
-    policy = laboratory._build(laboratory.config(stale)).policy
     assert len(batches) == 4
+    # Compiled already: tokens -> the log-probabilities of the answers under some parameters.
+    log_probs = next(iter(laboratory._trainers.values()))._log_probs
     moved = 0.0
     for iteration, (batch, *_) in enumerate(batches):
-        rows = (batch.tokens, batch.positions, batch.segment_ids)
-        start, mask = rows[0].shape[1] - batch.layout.mask.shape[1], batch.layout.mask
-
-        def log_prob(params, rows=rows, start=start):
-            return token_outputs(
-                policy, params, *rows, start=start, temperature=1.0, chunk=4
-            ).log_prob
-
-        sampled = log_prob(params[max(0, iteration - 2)])
+        rows, mask = (batch.tokens, batch.positions, batch.segment_ids), batch.layout.mask
+        sampled = log_probs(params[max(0, iteration - 2)], rows, mask, np.float32(1.0))
         np.testing.assert_allclose(sampled[mask], batch.old_log_prob[mask], atol=1e-5)
-        moved = np.abs(log_prob(params[iteration])[mask] - batch.old_log_prob[mask]).max()
+        now = log_probs(params[iteration], rows, mask, np.float32(1.0))
+        moved = np.abs(np.asarray(now)[mask] - batch.old_log_prob[mask]).max()
     assert moved > 1e-2
 
 
@@ -126,6 +127,22 @@ def test_noise_makes_the_sampler_disagree_and_the_evaluation_does_not_have_it(la
     gap = "mismatch/log_prob_abs_mean"
     assert first["metrics"][gap][0] < 1e-5 < 0.05 < noisy["metrics"][gap][0]
     assert noisy["held_out"][0] == first["held_out"][0]
+
+
+def test_a_replay_takes_the_steps_of_another_run(laboratory, first):
+    replay = Replay(setting(seed=1), "sequence")
+    with compilations() as seen:
+        still = laboratory.run(setting(replay=replay), [1.0, 0.0])
+        same = laboratory.run(setting(replay=replay), [1.0, 1.0])
+    assert not set(seen) & set(BIG)
+    assert same["metrics"] == first["metrics"]
+    assert still["metrics"]["actor/learning_rate"] == pytest.approx([1e-3, 0.0])
+    # Without a step after the first iteration, all updates of the second see one policy.
+    kl = "actor/ppo_kl_k3"
+    assert still["metrics"][kl][0] == first["metrics"][kl][0] > 0
+    assert still["metrics"][kl][1] < 1e-6 < first["metrics"][kl][1]
+    with pytest.raises(ValueError, match="shares go with a setting that replays another"):
+        laboratory.run(setting(replay=replay))
 
 
 def test_a_run_that_is_not_finite_is_recorded(laboratory, monkeypatch):
