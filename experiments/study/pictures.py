@@ -65,6 +65,7 @@ def curves(cells: Sequence[Cell], stem: Path) -> list[Path]:
             _finish(axes, title, unit, scale)
         _align(grid, scale)
         figure.suptitle(f"{heading}; bands: range over seeds", x=0.01, ha="left", fontsize=11)
+        shown: list[Any]
         if apart:
             shown = [
                 grid[0].plot([], [], color=COLOURS[0], lw=1.8)[0],

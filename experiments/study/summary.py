@@ -11,7 +11,7 @@ from experiments.study.records import Record
 from experiments.study.settings import Setting
 from fiberjax.run.statistics import Interval, real_interval
 
-LOST = 0.2
+LOST = 0.1
 """A run has collapsed that ends this part below its best evaluation, that of the start included."""
 
 

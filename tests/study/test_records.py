@@ -142,7 +142,7 @@ def test_a_cell_says_what_its_runs_say():
     assert row.after.value == pytest.approx(0.7)
     assert row.after.high - row.after.value == pytest.approx(half, rel=1e-4)
     assert row.kl == (0.01, 0.5) and row.open_share == pytest.approx(0.3)
-    assert row.collapsed == 1  # 0.6 is more than a fifth below 0.8.
+    assert row.collapsed == 1  # 0.6 is more than a tenth below 0.8.
     assert math.isinf(summary.row(summary.Cell("GRPO", (), runs[:1])).after.high)
     broken = made(ONE, (0.8, None), collapsed="step 2 is not finite: actor/grad_norm = nan")
     assert summary.row(summary.Cell("GRPO", (), (broken,))).after.value == 0.0
