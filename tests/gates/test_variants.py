@@ -75,7 +75,8 @@ def test_the_theorems_of_the_hierarchy_hold(form):
     np.testing.assert_array_equal(value, 1)
     np.testing.assert_allclose(jacobian, np.eye(21), atol=1e-15)
 
-    value, jacobian = value_and_jacobian(l, a, made(**{**form, **WIDE, "upper_negative": 1e9}))
+    wide = {name: 1e9 for name in form if name == "upper_negative"}
+    value, jacobian = value_and_jacobian(l, a, made(**{**form, **WIDE, **wide}))
     np.testing.assert_allclose(value, np.exp(l), rtol=1e-13)
     np.testing.assert_allclose(jacobian, np.diag(np.exp(l)), atol=1e-14)
 
@@ -98,9 +99,9 @@ def test_the_theorems_of_the_hierarchy_hold(form):
 # Cells re-signed on their way up.
 
 
-def towers(l):
+def towers(l, layout=LAYOUT):
     l = jnp.asarray(l, float)
-    return [bundle.tower(l, LAYOUT, variant="published", signs=signs) for signs in bundle.SIGNS]
+    return [bundle.tower(l, layout, variant="published", signs=signs) for signs in bundle.SIGNS]
 
 
 def test_residuals_of_siblings_sum_to_zero_with_their_sign_and_not_by_channel():
@@ -130,13 +131,10 @@ def test_what_cancels_within_a_cell_is_not_seen_above_it():
 
 
 def test_one_level_has_nothing_to_re_sign():
-    one = {"budgets": {"trajectory": (0.06, 0.04)}}
-    for seed in range(3):
-        l, a = problem(seed)
-        token = value_and_jacobian(l, a, made(**one))
-        resigned = value_and_jacobian(l, a, made(**one, signs="resigned"))
-        for x, y in zip(token, resigned, strict=True):
-            np.testing.assert_array_equal(x, y)
+    token, resigned = towers(problem(0)[0], LAYOUT.select(["trajectory"]))
+    for x, y in zip(jax.tree.leaves(token), jax.tree.leaves(resigned), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert np.any(token.drift[0] > 0) and len(token.drift) == 1
 
 
 # Ratio deviations.
@@ -148,14 +146,14 @@ def test_ratio_deviations_agree_with_logs_to_first_order():
     gaps = []
     for size in (1e-2, 1e-3):
         budgets = {level: np.multiply(size, BUDGETS[level]) for level in LEVELS}
-        options = {"budgets": budgets, "epsilon": 0.5 * size, "base_gate": "hold"}
+        options = {"budgets": budgets, "epsilon": 0.5 * size}
         log, ratio = (
             value_and_jacobian(size * l, a, made(**options, deviation=d))[0]
             for d in ("log", "ratio")
         )
         assert np.max(np.abs(log - np.exp(size * l))) > 0.1 * size
         gaps.append(np.max(np.abs(log - ratio)))
-    assert gaps[0] < 10 * 1e-4 and gaps[1] < 10 * 1e-6
+    assert gaps[0] < 50e-4 and gaps[1] < 0.02 * gaps[0]
 
 
 def test_ratio_deviations_are_held_to_twenty_nats():
