@@ -15,6 +15,7 @@ class Mutant(NamedTuple):
 
 CONTRACT = "tests/gates/test_contract.py"
 AGREES = (f"{CONTRACT}::test_agrees_with_the_loop_written_reference",)
+PREFIX = "tests/gates/test_prefix.py"
 THEOREMS = "tests/gates/test_theorems.py"
 TRAINER = "tests/run/test_trainer.py"
 _WIRING = "tests/run/test_wiring.py::test_an_iteration_is_the_one_written_out"
@@ -116,8 +117,8 @@ FAULTS = (
     Mutant(
         "DPPO measures the move the wrong way round",
         "fiberjax/gates/score.py",
-        "moved = -jnp.sign(log_ratio)",
-        "moved = jnp.sign(log_ratio)",
+        "return -jnp.sign(log_ratio)",
+        "return jnp.sign(log_ratio)",
         AGREES,
     ),
     Mutant(
@@ -170,6 +171,98 @@ FAULTS = (
         "step = (state, token)",
         "step = (state, 0)",
         ("tests/test_layout.py::test_states_are_prompts_and_prefixes",),
+    ),
+    # Prefixes, masks, and whole trajectories.
+    Mutant(
+        "running sums run on into the next trajectory",
+        "fiberjax/segments.py",
+        "kept = (jnp.where(right[0], y, x) for x, y in zip(joined, right[1:], strict=True))",
+        "kept = joined",
+        (f"{PREFIX}::test_running_sums_are_those_of_a_loop[packed]",),
+    ),
+    Mutant(
+        "padding discounts what comes after it",
+        "fiberjax/gates/prefix.py",
+        "passed = jnp.where(layout.mask, jnp.asarray(decay, values.dtype), 1)",
+        "passed = jnp.full(values.shape, decay, values.dtype)",
+        (f"{PREFIX}::test_running_sums_are_those_of_a_loop[rows]",),
+    ),
+    Mutant(
+        "CPPO counts a token against its own prefix",
+        "fiberjax/gates/prefix.py",
+        "saved = running_sum(prefix_delta * weight - spent, layout, before=True)",
+        "saved = running_sum(prefix_delta * weight - spent, layout)",
+        (f"{AGREES[0]}[False-0-cppo]",),
+    ),
+    Mutant(
+        "CPPO drops tokens that move back",
+        "fiberjax/gates/prefix.py",
+        "return (advantage * log_ratio > 0) & (spent > allowed) & mask",
+        "return (spent > allowed) & mask",
+        (f"{AGREES[0]}[False-0-cppo]",),
+    ),
+    Mutant(
+        "the smallest ratio before a token may be its own",
+        "fiberjax/gates/prefix.py",
+        "_cells(layout), (jnp.inf,), before=True)",
+        "_cells(layout), (jnp.inf,))",
+        (f"{AGREES[0]}[False-0-minpro]",),
+    ),
+    Mutant(
+        "FIPO looks back instead of ahead",
+        "fiberjax/gates/prefix.py",
+        "decay=decay, reverse=True)",
+        "decay=decay)",
+        (f"{AGREES[0]}[False-0-fipo]",),
+    ),
+    Mutant(
+        "PNPO's gradient runs through the prefix",
+        "fiberjax/gates/prefix.py",
+        "drift, count = jax.lax.stop_gradient(log_ratio), layout.mask.astype(log_ratio.dtype)",
+        "drift, count = log_ratio, layout.mask.astype(log_ratio.dtype)",
+        (f"{PREFIX}::test_a_token_is_moved_by_its_own_score_alone",),
+    ),
+    Mutant(
+        "M2PO bounds the second moment of each device alone",
+        "fiberjax/gates/masks.py",
+        "within = (lax.psum(excess, axes) if axes else excess) <= 0",
+        "within = excess <= 0",
+        (f"{CONTRACT}::test_sharded_equals_one_device[m2po-False]",),
+    ),
+    Mutant(
+        "TRM forgets the largest divergence",
+        "fiberjax/gates/masks.py",
+        "return (beyond | (trajectory_mean",
+        "return ((trajectory_mean",
+        (f"{AGREES[0]}[False-0-trm]",),
+    ),
+    Mutant(
+        "OPSM drops good trajectories too",
+        "fiberjax/gates/masks.py",
+        "return (advantage < 0) & (fallen > delta)",
+        "return fallen > delta",
+        (f"{AGREES[0]}[False-0-opsm]",),
+    ),
+    Mutant(
+        "TVPO drops what moves back",
+        "fiberjax/gates/masks.py",
+        "> delta) & (advantage * log_ratio > 0)",
+        "> delta) & (advantage != 0)",
+        (f"{AGREES[0]}[False-0-tvpo]",),
+    ),
+    Mutant(
+        "VESPO's kernel is differentiated",
+        "fiberjax/gates/sequence.py",
+        "drift = trajectory_sum(jax.lax.stop_gradient(log_ratio), layout, level)",
+        "drift = trajectory_sum(log_ratio, layout, level)",
+        (f"{CONTRACT}::test_first_order_agreement_on_policy[vespo-False]",),
+    ),
+    Mutant(
+        "TOPR leaves bad trajectories their whole ratio",
+        "fiberjax/gates/sequence.py",
+        "jnp.minimum(ratio, weight_cap)).astype",
+        "ratio).astype",
+        (f"{AGREES[0]}[False-0-topr]",),
     ),
     # Objective.
     Mutant(

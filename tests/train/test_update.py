@@ -156,6 +156,11 @@ def assert_same(a, b, tolerance=1e-5):
     np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
+# Of the masks and the gates on prefixes one each: the others differ from them within the gate,
+# where the contract of all gates holds them.
+ALIKE = ("pnpo", "minpro", "fipo", "vespo", "topr", "luspo", "trm", "opsm", "tvpo")
+STEPPED = [name for name in PRESETS if name not in ALIKE]
+
 ALL_TERMS = {"entropy_bonus": True, "kl_estimator": "k3"}
 
 
@@ -201,7 +206,7 @@ def test_contents_of_padding_change_nothing(device_mesh, params, gate):
         assert got_metrics == metrics
 
 
-@pytest.mark.parametrize("gate", PRESETS)
+@pytest.mark.parametrize("gate", STEPPED)
 def test_no_step_and_no_budget_compiles_again(device_mesh, params, gate):
     step, state, knobs = started(device_mesh, gate, params, rate=1.0)
     batch = place(device_mesh, make_batch(params))
@@ -216,7 +221,7 @@ def test_no_step_and_no_budget_compiles_again(device_mesh, params, gate):
     assert state.step == 4
 
 
-@pytest.mark.parametrize("gate", PRESETS)
+@pytest.mark.parametrize("gate", STEPPED)
 def test_at_the_sampling_policy_every_gate_gives_the_reinforce_gradient(device_mesh, params, gate):
     batch = make_batch(params)
     weight = batch.sample_weight[:, :1].repeat(COMPLETION, axis=1)
