@@ -16,6 +16,7 @@ class Mutant(NamedTuple):
 CONTRACT = "tests/gates/test_contract.py"
 AGREES = (f"{CONTRACT}::test_agrees_with_the_loop_written_reference",)
 PREFIX = "tests/gates/test_prefix.py"
+MISMATCH = "tests/test_mismatch.py"
 THEOREMS = "tests/gates/test_theorems.py"
 TRAINER = "tests/run/test_trainer.py"
 _WIRING = "tests/run/test_wiring.py::test_an_iteration_is_the_one_written_out"
@@ -346,16 +347,30 @@ FAULTS = (
     ),
     Mutant(
         "truncated weights are at least the cap",
-        "fiberjax/kl.py",
+        "fiberjax/mismatch.py",
         "return jnp.minimum(ratio, cap)",
         "return jnp.maximum(ratio, cap)",
-        ("tests/test_kl.py::test_mismatch_weights",),
+        (f"{MISMATCH}::test_weights_of_tokens_and_of_trajectories",),
     ),
     Mutant(
         "tokens that the sampler likes far better are kept",
-        "fiberjax/kl.py",
+        "fiberjax/mismatch.py",
         "(ratio <= cap) & (ratio * cap >= 1)",
         "(ratio <= cap)",
-        ("tests/test_kl.py::test_mismatch_weights",),
+        (f"{MISMATCH}::test_weights_of_tokens_and_of_trajectories",),
+    ),
+    Mutant(
+        "IcePop's band is open below",
+        "fiberjax/mismatch.py",
+        "jnp.where((ratio >= floor) & (ratio <= cap), ratio, 0)",
+        "jnp.where(ratio <= cap, ratio, 0)",
+        (f"{MISMATCH}::test_weights_of_tokens_and_of_trajectories",),
+    ),
+    Mutant(
+        "long trajectories are rejected for their length",
+        "fiberjax/mismatch.py",
+        "mean = safe_exp(safe_divide(jnp.sum(gap, axis=-1, keepdims=True), tokens))",
+        "mean = safe_exp(jnp.sum(gap, axis=-1, keepdims=True))",
+        (f"{MISMATCH}::test_a_band_has_two_bounds",),
     ),
 )

@@ -125,7 +125,7 @@ CASES: dict[str, Case] = {
     ),
     "topr": Case({"name": "topr", "weight_cap": 1.1}, reference.topr),
     "m2po": Case({"name": "m2po", "second_moment": 0.03}, reference.m2po),
-    "trm": Case({"name": "trm", "largest": 0.06, "mean": 0.02}, reference.trm),
+    "trm": Case({"name": "trm", "largest": 0.03, "mean": 0.03}, reference.trm),
     "opsm": Case({"name": "opsm", "delta": 0.01, **CLIP}, reference.opsm),
     "tvpo": Case({"name": "tvpo", "delta": 0.15}, reference.tvpo),
     "cppo": Case(
