@@ -191,8 +191,8 @@ FAULTS = (
     Mutant(
         "CPPO counts a token against its own prefix",
         "fiberjax/gates/prefix.py",
-        "saved = running_sum(prefix_delta * weight - spent, layout, before=True)",
-        "saved = running_sum(prefix_delta * weight - spent, layout)",
+        "saved = running_sum(weight * prefix_delta - spent, layout, before=True)",
+        "saved = running_sum(weight * prefix_delta - spent, layout)",
         (f"{AGREES[0]}[False-0-cppo]",),
     ),
     Mutant(

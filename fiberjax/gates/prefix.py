@@ -377,7 +377,7 @@ def _over_budget(
     fall = (1 - jnp.asarray(last_weight, moved.dtype)) / jnp.maximum(steps, 1)
     weight = jnp.where(mask, 1 - fall * earlier, 0)
     spent = jnp.where(mask, weight * moved, 0)
-    saved = running_sum(prefix_delta * weight - spent, layout, before=True)
+    saved = running_sum(weight * prefix_delta - spent, layout, before=True)
     allowed = delta + jnp.minimum(saved, 0)
     return (advantage * log_ratio > 0) & (spent > allowed) & mask
 
