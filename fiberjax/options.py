@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from fiberjax.mismatch import CORRECTIONS
 from fiberjax.optimizers import MOMENT_DTYPES, OPTIMIZERS, SCHEDULES
+from fiberjax.step_share import REFERENCES as STEP_SHARES
 
 Section = TypeVar("Section")
 
@@ -277,6 +278,10 @@ class Training:
       kl_ratio_weight: whether the KL penalty weighs each token by its ratio, as its gradient needs
         from the second update on a batch; False takes tokens as if the current policy had drawn
         them.
+      step_share: multiplies each update by the share of the coefficients that the gate leaves open,
+        so that an optimizer that normalises does not undo the gate: "importance", "limit" or
+        "on_policy" says what they are compared with (see `step_share.REFERENCES`); "none" takes
+        whole steps. Not for "sgd", whose steps are short by themselves.
       edge: what the gate's ratios are taken over: "update", the policy before the first update on
         the rollouts, as the trainer computes it; or "direct", the sampler, which has the mismatch
         within.
@@ -300,6 +305,7 @@ class Training:
     kl_estimator: str
     kl_ratio_weight: bool
     edge: str
+    step_share: str
     mismatch: str
     mismatch_cap: float
     mismatch_floor: float
@@ -309,6 +315,7 @@ class Training:
         _require_positive(self, "epochs", "minibatches", "micro_batches", "chunk")
         _require_choice("weighting", self.weighting, ("trajectory", "token", "constant"))
         _require_choice("kl_estimator", self.kl_estimator, ("k2", "k3"))
+        _require_choice("step_share", self.step_share, ("none", *STEP_SHARES))
         _require_choice("edge", self.edge, ("update", "direct"))
         _require_choice("mismatch", self.mismatch, ("none", *CORRECTIONS))
         if self.edge == "direct" and self.mismatch != "none":

@@ -35,6 +35,7 @@ METRICS: Mapping[str, Metric] = {
     "actor/entropy": Metric("nats/token", "entropy of the next-token distribution"),
     "actor/grad_norm": Metric("norm", "global norm of the gradient before any clipping, mean"),
     "actor/update_norm": Metric("norm", "global norm of the change of the parameters, mean"),
+    "actor/open_share": Metric("fraction", "share of the step that the gate leaves open, mean"),
     "actor/learning_rate": Metric("rate", "learning rate, mean over the updates"),
     "actor/pg_clipfrac": Metric("fraction", "tokens whose gradient the gate changed"),
     "is_ratio/mean": Metric("ratio", "importance ratio of tokens, mean"),

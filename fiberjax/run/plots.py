@@ -93,6 +93,7 @@ PANELS = (
     Panel(
         "clip_fraction", "Clipped tokens by level", "fraction of tokens", ("gate/clip_fraction/*",)
     ),
+    Panel("open_share", "Share of a step left open", "fraction of a step", ("actor/open_share",)),
     Panel("fiber_residual", "Fiber residual", "nats / token", ("gate/fiber_residual",)),
     Panel(
         "regimes_global",
