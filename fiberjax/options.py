@@ -270,7 +270,8 @@ class Training:
       micro_batches: splits of the policy's passes within an optimizer batch; the gradient is the
         same for any number.
       packing: puts several trajectories into a row for the updates, so that ragged answers waste no
-        tokens; the result is the same. A few shapes compile, as answers grow longer or shorter.
+        tokens; the result is the same. Whole micro-batches are saved, so there must be several. A
+        few shapes compile, as answers grow longer or shorter.
       weighting: "trajectory" (published), "token", or "constant" (sum over the completion window).
       entropy_coefficient: weight of the entropy bonus; 0 leaves it out.
       kl_coefficient: weight of the KL penalty to the warm start; 0 leaves it out.

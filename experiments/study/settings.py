@@ -118,10 +118,53 @@ TRIALS = tuple(
 """Tight budgets in a form that does not push when closed."""
 
 
+def _shared(method: str, preset: str, **overrides: Any) -> Setting:
+    """A gate with the step as long as the share that it leaves open."""
+    options = {path.replace("__", "."): value for path, value in overrides.items()}
+    return Setting(method, preset, {"training.step_share": "importance", **options})
+
+
+SHARED = (
+    _shared("silent: three levels", "silent_domain"),
+    _shared("GSPO", "gspo"),
+    _shared("silent: trajectory", "silent_trajectory"),
+    _shared("silent: three levels, residuals", "silent_residual"),
+    _shared("GRPO", "grpo"),
+    _shared("FiberPO-Domain, pessimistic", "fiberpo_domain_pessimistic"),
+)
+"""The step share, over gates that fall silent and gates that do not."""
+
+UNSHARED = (
+    Setting("silent: three levels, whole steps", "silent_domain"),
+    Setting("silent: trajectory, whole steps", "silent_trajectory"),
+)
+"""What the step share adds to the silent hierarchies."""
+
+HARD = tuple(
+    setting.at(0, optimizer__learning_rate=3e-3)
+    for setting in (SHARED[0], SHARED[1], SHARED[2], TABLE[0], TABLE[1])
+)
+"""Three times the learning rate, at which every gate with whole steps collapses."""
+
+
 def table(stage: int) -> tuple[Setting, ...]:
     """Shipped budgets and tight ones; two seeds in stage 1."""
     return _over((*TABLE, *TRIALS), SEEDS[:2] if stage == 1 else SEEDS)
 
 
-FIGURES: Mapping[str, Callable[[int], tuple[Setting, ...]]] = {"table": table}
+def share(stage: int) -> tuple[Setting, ...]:
+    """The step share and the silent hierarchy; two seeds in stage 1."""
+    return _over((*SHARED, *UNSHARED), SEEDS[:2] if stage == 1 else SEEDS)
+
+
+def hard(stage: int) -> tuple[Setting, ...]:
+    """The same at three times the learning rate; two seeds in stage 1."""
+    return _over(HARD, SEEDS[:2] if stage == 1 else SEEDS)
+
+
+FIGURES: Mapping[str, Callable[[int], tuple[Setting, ...]]] = {
+    "table": table,
+    "share": share,
+    "hard": hard,
+}
 """Name of a figure -> its settings by stage, in the order they run."""
