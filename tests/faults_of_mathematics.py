@@ -19,6 +19,7 @@ PREFIX = "tests/gates/test_prefix.py"
 MISMATCH = "tests/test_mismatch.py"
 THEOREMS = "tests/gates/test_theorems.py"
 LIFTS = "tests/gates/test_lifts.py"
+VARIANTS = "tests/gates/test_variants.py"
 SILENT = "tests/gates/test_silent.py"
 TRAINER = "tests/run/test_trainer.py"
 _WIRING = "tests/run/test_wiring.py::test_an_iteration_is_the_one_written_out"
@@ -151,6 +152,27 @@ FAULTS = (
         "whole = (taken <= 0) | (drift == 0)",
         "whole = taken <= 0",
         (f"{LIFTS}::test_a_trajectory_at_zero_has_the_identity_whatever_its_siblings_do",),
+    ),
+    Mutant(
+        "a re-signed cell hands up its drift in the wrong channel",
+        "fiberjax/gates/bundle.py",
+        "return jnp.stack([jnp.where(net >= 0, net, 0), jnp.where(net >= 0, 0, -net)], axis=-1)",
+        "return jnp.stack([jnp.where(net >= 0, 0, -net), jnp.where(net >= 0, net, 0)], axis=-1)",
+        (f"{VARIANTS}::test_residuals_of_siblings_sum_to_zero_with_their_sign_and_not_by_channel",),
+    ),
+    Mutant(
+        "the upper token budget holds drift downwards",
+        "fiberjax/gates/hierarchy.py",
+        "both = [jnp.where(upwards, pair[1], pair[0]) for pair in bounds]",
+        "both = [jnp.where(upwards, pair[0], pair[1]) for pair in bounds]",
+        (f"{VARIANTS}::test_agrees_with_the_loop_written_reference",),
+    ),
+    Mutant(
+        "a level's advantage meets its whole drift, not its own part",
+        "fiberjax/gates/levelwise.py",
+        "own, total = own - levels.lift(gated[k + 1], k), levels.lift(total, k)",
+        "total = levels.lift(total, k)",
+        (f"{VARIANTS}::test_each_level_meets_its_own_advantage",),
     ),
     Mutant(
         "a closed token of the silent hierarchy pushes",

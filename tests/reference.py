@@ -48,10 +48,16 @@ def fgh(
     epsilon_negative=None,
     base_gate="rollback",
     lift="plain",
+    signs="token",
+    deviation="log",
+    alpha=1.0,
+    upper_negative=None,
 ):
     """The published hierarchy; `budgets` is one pair a level."""
     gate = {"rollback": aggregate, "hold": hold}[base_gate]
     levels, l = len(budgets), np.asarray(l, np.float64)
+    if deviation == "ratio":
+        l = np.exp(np.clip(l, -20, 20)) - 1
     parents = parents[: levels - 1]
     drift, size = {}, {}
     for y in set(trajectory):
@@ -64,6 +70,8 @@ def fgh(
     for k in range(1, levels):
         for z in {parents[k - 1][y] for (j, y) in drift if j == k - 1}:
             of = [d for (j, y), d in drift.items() if j == k - 1 and parents[k - 1][y] == z]
+            if signs == "resigned":
+                of = [(max(p - m, 0.0), max(m - p, 0.0)) for p, m in of]
             drift[k, z] = tuple(sum(d[c] for d in of) / len(of) for c in (0, 1))
             size[k, z] = len(of)
 
@@ -77,12 +85,14 @@ def fgh(
 
     out = []
     for i in range(len(l)):
-        log_weight = weight(0, trajectory[i], 0) - weight(0, trajectory[i], 1)
+        base = alpha * (weight(0, trajectory[i], 0) - weight(0, trajectory[i], 1))
         s = sign(l[i])
         mine, other = drift[0, trajectory[i]][:: 1 if s > 0 else -1]
         bound = epsilon_negative if epsilon_negative is not None and a[i] < 0 else epsilon
+        upper = upper_negative if upper_negative is not None and a[i] < 0 else bound
         u, v = s * l[i] - mine, -other
-        out.append(math.exp(log_weight + clip(s * u, bound) - clip(s * v, bound)))
+        gated = base + min(max(s * u, -bound), upper) - min(max(s * v, -bound), upper)
+        out.append(1 + gated if deviation == "ratio" else math.exp(gated))
     return np.array(out)
 
 

@@ -17,6 +17,7 @@ budgets and options are one value, a `Hierarchy` or a `SilentHierarchy`. Read th
     aggregate   one drift and its budget
     bundle      drift pushed up and down a tower of cells
     hierarchy   FiberPO and FGH
+    levelwise   its levels with advantages and budgets of their own
     silent      a hierarchy whose closed levels leave no push
     compose     operators over any gate
 
@@ -35,6 +36,7 @@ from fiberjax.gates import (
     compose,
     config,
     hierarchy,
+    levelwise,
     masks,
     prefix,
     score,
@@ -59,6 +61,7 @@ __all__ = [
     "config",
     "from_config",
     "hierarchy",
+    "levelwise",
     "masks",
     "prefix",
     "score",
@@ -80,11 +83,15 @@ _HIERARCHY = GateSpec(
         "budgets": BY_LEVEL,
         "epsilon": Budget(0.05, "nats"),
         "epsilon_negative": Budget(None, "nats"),
+        "alpha": Budget(None, "exponent of the base weight"),
+        "upper_negative": Budget(None, "nats"),
     },
     {
         "variant": Option("published", bundle.VARIANTS),
         "base_gate": Option("rollback", tuple(aggregate.BASE_GATES)),
         "lift": Option("plain", bundle.LIFTS),
+        "signs": Option("token", bundle.SIGNS),
+        "deviation": Option("log", hierarchy.DEVIATIONS),
     },
     dual_clip_past=True,
     settings=hierarchy.Hierarchy,

@@ -161,7 +161,10 @@ CASES: dict[str, Case] = {
     "fiberpo_domain": Case(hierarchy(3, name="fiberpo_domain"), reference.fgh),
     "fgh_by_sign": Case(hierarchy(3, epsilon_negative=0.03), reference.fgh),
     "fgh_hold": Case(hierarchy(3, base_gate="hold"), reference.fgh),
-    "fgh_bounded": Case(hierarchy(3, lift="bounded"), reference.fgh),
+    "fgh_variants": Case(
+        hierarchy(3, lift="bounded", signs="resigned", deviation="ratio", upper_negative=0.3),
+        reference.fgh,
+    ),
     "exact1": Case(hierarchy(1, **EXACT), reference.exact),
     "exact3": Case(hierarchy(3, **EXACT), reference.exact),
     "exact_by_sign": Case(hierarchy(2, epsilon_negative=0.03, **EXACT), reference.exact),
