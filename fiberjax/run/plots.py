@@ -88,10 +88,22 @@ PANELS = (
         kind="range",
         scale="log",
     ),
+    Panel(
+        "effective_sample_size",
+        "Effective sample size by level",
+        "fraction of tokens or cells",
+        ("is_ratio/effective_sample_size/*",),
+    ),
     Panel("grad_norm", "Gradient norm", "norm (log scale)", ("actor/grad_norm",), scale="log"),
     Panel("learning_rate", "Learning rate", "learning rate", ("actor/learning_rate",)),
     Panel(
         "clip_fraction", "Clipped tokens by level", "fraction of tokens", ("gate/clip_fraction/*",)
+    ),
+    Panel(
+        "quadrants",
+        "Clipped tokens by advantage and drift",
+        "fraction of a quadrant",
+        ("gate/quadrant/*",),
     ),
     Panel("fiber_residual", "Fiber residual", "nats / token", ("gate/fiber_residual",)),
     Panel(
@@ -123,11 +135,14 @@ NOT_DRAWN: Mapping[str, str] = {
     "actor/pg_loss": "near 0 whatever a policy learns: advantages of a group sum to 0",
     "actor/update_norm": "follows the learning rate where the optimizer normalises",
     "actor/pg_clipfrac": "the largest and more of gate/clip_fraction/<level>, which are drawn",
+    "actor/drift_over_one": "0 until a run falls apart: seen with the range of is_ratio",
     "reward/std": "follows from the mean where rewards are 0 or 1",
     "response_length/clip_ratio": "seen where the longest response meets the window",
     "rollout/kept_mass/mean": "set by top_k and top_p; 1 without them",
     "rollout/kept_mass/min": "set by top_k and top_p; 1 without them",
     "gate/channel/<level>/<sign>": "nats to set budgets by: read for a level, not followed",
+    "gate/channel/<level>/<sign>/median": "as the mean",
+    "gate/channel/<level>/<sign>/p99": "as the mean",
     "gate/log_ratio_non_finite": "stops the run where it is not 0",
     "timing/rollout_s": "of the machine, not of the policy",
     "timing/update_s": "of the machine, not of the policy",

@@ -251,6 +251,8 @@ def plain_iteration(built, start, anchor, rollouts, *, gate, weighting, mismatch
     metrics = {name: total / count for name, (total, count) in totals.items()}
     metrics |= {name: np.mean(of) for name, of in norms.items()}
     metrics |= {"is_ratio/min": min(ratios), "is_ratio/max": max(ratios)}
+    effective = sum(ratios) ** 2 / sum(r**2 for r in ratios) / len(ratios)
+    metrics |= {"is_ratio/effective_sample_size/token": effective}
     metrics |= {"mismatch/log_prob_abs_max": gap.max(), "mismatch/log_prob_abs_mean": gap.mean()}
     metrics |= {"reward/mean": rollouts.reward.mean(), "response_length/mean": len(old) / len(rows)}
     kept = np.exp(rollouts.log_kept.astype(np.float64)[rollouts.mask])
