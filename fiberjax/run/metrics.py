@@ -35,6 +35,9 @@ METRICS: Mapping[str, Metric] = {
     "actor/entropy": Metric("nats/token", "entropy of the next-token distribution"),
     "actor/grad_norm": Metric("norm", "global norm of the gradient before any clipping, mean"),
     "actor/update_norm": Metric("norm", "global norm of the change of the parameters, mean"),
+    "actor/grad_momentum_cosine": Metric(
+        "cosine", "of the gradient and the optimizer's first moment before it, mean"
+    ),
     "actor/learning_rate": Metric("rate", "learning rate, mean over the updates"),
     "actor/pg_clipfrac": Metric("fraction", "tokens whose gradient the gate changed"),
     "actor/drift_over_one": Metric(

@@ -95,6 +95,12 @@ PANELS = (
         ("is_ratio/effective_sample_size/*",),
     ),
     Panel("grad_norm", "Gradient norm", "norm (log scale)", ("actor/grad_norm",), scale="log"),
+    Panel(
+        "grad_momentum_cosine",
+        "Gradient along momentum",
+        "cosine",
+        ("actor/grad_momentum_cosine",),
+    ),
     Panel("learning_rate", "Learning rate", "learning rate", ("actor/learning_rate",)),
     Panel(
         "clip_fraction", "Clipped tokens by level", "fraction of tokens", ("gate/clip_fraction/*",)
