@@ -61,9 +61,9 @@ default given here. What every gate takes:
 | `dual_clip` | float above 1, ratio | `None` | caps the loss of tokens with a negative advantage |
 | `recovery` | bool | `False` | good tokens that became unlikely are not gated |
 
-A weight on the score takes none of the last three. A hierarchy (`fiberpo`, `fiberpo_domain` and
-`fgh`) takes `order`, its levels finest first, and `levels.<level>.budget` for each of them, nats: a
-number, or a pair for upward and downward drift.
+A weight on the score takes none of the last three. A hierarchy (`fiberpo`, `fiberpo_domain`, `fgh`
+and `silent`) takes `order`, its levels finest first, and `levels.<level>.budget` for each of them,
+nats: a number, or a pair for upward and downward drift (`silent`: of good and of bad tokens).
 """
 
 

@@ -141,8 +141,11 @@ class Experiment:
         state = jax.eval_shape(lambda: self.fresh_state(init(self.policy, jax.random.key(0))))
         return shardings.abstract(state, shardings.state_shardings(self.mesh, state))
 
-    def sampler(self, domains: tuple[Domain, ...]) -> Sampler:
-        """The sampler of this experiment over the training or the held-out domains."""
+    def sampler(self, domains: tuple[Domain, ...], *, logit_noise: float = 0.0) -> Sampler:
+        """The sampler of this experiment over the training or the held-out domains.
+
+        `logit_noise` makes it one that disagrees with the policy; see `policy.sample`.
+        """
         return Sampler(
             config=self.policy,
             mesh=self.mesh,
@@ -152,6 +155,7 @@ class Experiment:
             temperature=float(self.knobs.temperature),
             top_k=self.rollout.top_k,
             top_p=self.rollout.top_p,
+            logit_noise=logit_noise,
             max_rows=self.rollout.max_rows,
             seed=self.seed,
         )
@@ -310,6 +314,7 @@ def _step_options(training: options.Training, window: options.Window) -> StepOpt
         kl_estimator=training.kl_estimator if training.kl_coefficient > 0 else None,
         kl_ratio_weight=training.kl_ratio_weight,
         entropy_bonus=training.entropy_coefficient != 0,
+        step_share=None if training.step_share == "none" else training.step_share,
         num_micro_batches=training.micro_batches,
         chunk=training.chunk,
     )
@@ -320,6 +325,12 @@ def _optimizer(
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The learning rate by update, and the optimizer."""
     chosen = options.parse(options.Optimizer, config, "config.optimizer")
+    if training.step_share != "none" and chosen.name == "sgd":
+        raise ValueError(
+            f"config.training.step_share = {training.step_share!r} is for optimizers that "
+            "normalise the gradient, such as 'muon' and 'adamw'; config.optimizer.name is 'sgd', "
+            "whose step is short by itself where the gate closes"
+        )
     schedule = optimizers.make_schedule(
         chosen.schedule,
         learning_rate=chosen.learning_rate,

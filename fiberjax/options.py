@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fiberjax.optimizers import MOMENT_DTYPES, OPTIMIZERS, SCHEDULES
+from fiberjax.step_share import REFERENCES as STEP_SHARES
 
 Section = TypeVar("Section")
 
@@ -268,7 +269,8 @@ class Training:
       micro_batches: splits of the policy's passes within an optimizer batch; the gradient is the
         same for any number.
       packing: puts several trajectories into a row for the updates, so that ragged answers waste no
-        tokens; the result is the same. A few shapes compile, as answers grow longer or shorter.
+        tokens; the result is the same. Whole micro-batches are saved, so there must be several. A
+        few shapes compile, as answers grow longer or shorter.
       weighting: "trajectory" (published), "token", or "constant" (sum over the completion window).
       entropy_coefficient: weight of the entropy bonus; 0 leaves it out.
       kl_coefficient: weight of the KL penalty to the warm start; 0 leaves it out.
@@ -276,6 +278,10 @@ class Training:
       kl_ratio_weight: whether the KL penalty weighs each token by its ratio, as its gradient needs
         from the second update on a batch; False takes tokens as if the current policy had drawn
         them.
+      step_share: multiplies each update by the share of the coefficients that the gate leaves open,
+        so that an optimizer that normalises does not undo the gate: "importance", "limit" or
+        "on_policy" says what they are compared with (see `step_share.REFERENCES`); "none" takes
+        whole steps. Not for "sgd", whose steps are short by themselves.
       mismatch: correction for sampler and trainer disagreeing: "none", "truncate" (weights capped)
         or "mask" (tokens beyond the cap dropped).
       mismatch_cap: the cap, a ratio above 1.
@@ -291,6 +297,7 @@ class Training:
     kl_coefficient: float
     kl_estimator: str
     kl_ratio_weight: bool
+    step_share: str
     mismatch: str
     mismatch_cap: float
     chunk: int
@@ -299,6 +306,7 @@ class Training:
         _require_positive(self, "epochs", "minibatches", "micro_batches", "chunk")
         _require_choice("weighting", self.weighting, ("trajectory", "token", "constant"))
         _require_choice("kl_estimator", self.kl_estimator, ("k2", "k3"))
+        _require_choice("step_share", self.step_share, ("none", *STEP_SHARES))
         _require_choice("mismatch", self.mismatch, ("none", "truncate", "mask"))
         _require(self.kl_coefficient >= 0, "kl_coefficient", self.kl_coefficient, "at least 0")
         _require(self.mismatch_cap > 1, "mismatch_cap", self.mismatch_cap, "above 1")

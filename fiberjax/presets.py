@@ -69,6 +69,20 @@ def _apc(delta: float, level: str, form: str) -> dict[str, Any]:
     )
 
 
+def _silent(*levels: str, signal: str = "drift") -> dict[str, Any]:
+    """A silent hierarchy, 4e-4 nats at every level: GSPO's upper bound, to start tuning from."""
+    return dict(
+        name="silent",
+        epsilon=0.2,
+        epsilon_negative=None,
+        weight_cap=3.0,
+        signal=signal,
+        budget_scale="none",
+        order=levels,
+        levels={level: dict(budget=4e-4) for level in levels},
+    )
+
+
 # Ours, to start tuning from: the minus channel is smaller, since the bias of a KL pushes mass down,
 # coarser levels are tighter, and the token's own budget is tightest of all.
 _TRAJECTORY, _GROUP, _DOMAIN = (0.11, 0.09), (0.06, 0.05), (0.03, 0.025)
@@ -111,3 +125,11 @@ PRESETS |= {
 # Ours: trajectory × sign as base space, and a gate that holds at its budget instead of falling.
 PRESETS["fiberpo_exact"] = PRESETS["fiberpo_pessimistic"] | dict(variant="exact")
 PRESETS["fiberpo_hold"] = PRESETS["fiberpo_pessimistic"] | dict(base_gate="hold")
+# Ours: a level over its budget leaves no push, and moving back is never closed.
+PRESETS |= {
+    "silent_trajectory": _silent("trajectory"),
+    "silent_domain": _silent("trajectory", "group", "domain"),
+    "silent_residual": _silent("trajectory", "group", "domain", signal="residual"),
+}
+# Ours: the published hierarchy, but no cell is moved by what its siblings do.
+PRESETS["fiberpo_domain_bounded"] = PRESETS["fiberpo_domain"] | dict(lift="bounded")

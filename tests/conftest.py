@@ -14,6 +14,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import gc
+
 import jax
 import pytest
 import tiny
@@ -28,6 +30,18 @@ def _fresh_trace_counts():
 
     chex.clear_trace_counter()
     yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_module():
+    """Compiled programs live as long as the module that made them.
+
+    Each takes mappings of memory, of which a process may have 65,530; a worker that kept all of the
+    suite's would die of a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

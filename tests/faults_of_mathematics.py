@@ -16,6 +16,8 @@ class Mutant(NamedTuple):
 CONTRACT = "tests/gates/test_contract.py"
 AGREES = (f"{CONTRACT}::test_agrees_with_the_loop_written_reference",)
 THEOREMS = "tests/gates/test_theorems.py"
+LIFTS = "tests/gates/test_lifts.py"
+SILENT = "tests/gates/test_silent.py"
 TRAINER = "tests/run/test_trainer.py"
 _WIRING = "tests/run/test_wiring.py::test_an_iteration_is_the_one_written_out"
 GRPO = (f"{_WIRING}[grpo-trajectory-truncate-False-1]",)
@@ -140,6 +142,27 @@ FAULTS = (
         "return (advantage < 0) & (gated > bound)",
         "return (advantage > 0) & (gated > bound)",
         (f"{CONTRACT}::test_the_dual_clip_of_ppo_is_the_published_one",),
+    ),
+    Mutant(
+        "a cell is moved by its siblings, where both bounds meet",
+        "fiberjax/gates/bundle.py",
+        "whole = (taken <= 0) | (drift == 0)",
+        "whole = taken <= 0",
+        (f"{LIFTS}::test_a_trajectory_at_zero_has_the_identity_whatever_its_siblings_do",),
+    ),
+    Mutant(
+        "a closed token of the silent hierarchy pushes",
+        "fiberjax/gates/silent.py",
+        "return jnp.where(excess > 0, weight, weight * unit_score(log_ratio))",
+        "return weight * unit_score(log_ratio)",
+        (f"{SILENT}::test_the_jacobian_is_diagonal_and_zero_where_the_definition_closes",),
+    ),
+    Mutant(
+        "the silent hierarchy closes what moves back",
+        "fiberjax/gates/silent.py",
+        "both = jnp.stack([moved, -moved], axis=-1)",
+        "both = jnp.stack([-moved, moved], axis=-1)",
+        AGREES,
     ),
     # Layout and segments.
     Mutant(

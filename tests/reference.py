@@ -38,7 +38,16 @@ def sign(x):
 
 
 def fgh(
-    l, a, trajectory, parents, *, budgets, epsilon, epsilon_negative=None, base_gate="rollback"
+    l,
+    a,
+    trajectory,
+    parents,
+    *,
+    budgets,
+    epsilon,
+    epsilon_negative=None,
+    base_gate="rollback",
+    lift="plain",
 ):
     """The published hierarchy; `budgets` is one pair a level."""
     gate = {"rollback": aggregate, "hold": hold}[base_gate]
@@ -57,16 +66,18 @@ def fgh(
             of = [d for (j, y), d in drift.items() if j == k - 1 and parents[k - 1][y] == z]
             drift[k, z] = tuple(sum(d[c] for d in of) / len(of) for c in (0, 1))
             size[k, z] = len(of)
+
+    def weight(k, y, c):
+        """The gated drift of a cell: its own, and what comes down to it."""
+        up = parents[k][y] if k + 1 < levels else None
+        above = 0.0 if up is None else drift[k + 1, up][c]
+        gated = gate(drift[k, y][c] - above, budgets[k][c], size[k, y])
+        gated += 0.0 if up is None else weight(k + 1, up, c)
+        return min(max(gated, 0.0), drift[k, y][c]) if lift == "bounded" else gated
+
     out = []
     for i in range(len(l)):
-        log_weight, y = 0.0, trajectory[i]
-        for k in range(levels):
-            up = drift[k + 1, parents[k][y]] if k + 1 < levels else (0.0, 0.0)
-            plus, minus = (drift[k, y][c] - up[c] for c in (0, 1))
-            log_weight += gate(plus, budgets[k][0], size[k, y])
-            log_weight -= gate(minus, budgets[k][1], size[k, y])
-            if k + 1 < levels:
-                y = parents[k][y]
+        log_weight = weight(0, trajectory[i], 0) - weight(0, trajectory[i], 1)
         s = sign(l[i])
         mine, other = drift[0, trajectory[i]][:: 1 if s > 0 else -1]
         bound = epsilon_negative if epsilon_negative is not None and a[i] < 0 else epsilon
@@ -76,7 +87,16 @@ def fgh(
 
 
 def exact(
-    l, a, trajectory, parents, *, budgets, epsilon, epsilon_negative=None, base_gate="rollback"
+    l,
+    a,
+    trajectory,
+    parents,
+    *,
+    budgets,
+    epsilon,
+    epsilon_negative=None,
+    base_gate="rollback",
+    lift="plain",
 ):
     """The exact bundle: each channel is a tower of its own, counting only what it holds."""
     gate = {"rollback": aggregate, "hold": hold}[base_gate]
@@ -94,15 +114,63 @@ def exact(
                 of = [m for m in of if m is not None]
             return (sum(of) / len(of), len(of)) if of else (None, 0)
 
-        own, log_gated = mean(0, y)[0], 0.0
-        for k in range(levels):
+        def weight(k, y, c=c, mean=mean):
             m, n = mean(k, y)
-            if k + 1 < levels:
-                m -= mean(k + 1, parents[k][y])[0]
-            log_gated += s * gate(m, budgets[k][c], n)
-            y = parents[k][y] if k + 1 < levels else y
+            if k + 1 == levels:
+                gated = gate(m, budgets[k][c], n)
+            else:
+                up = parents[k][y]
+                gated = gate(m - mean(k + 1, up)[0], budgets[k][c], n) + weight(k + 1, up)
+            return min(max(gated, 0.0), m) if lift == "bounded" else gated
+
         bound = epsilon_negative if epsilon_negative is not None and a[i] < 0 else epsilon
-        out.append(math.exp(log_gated + clip(l[i] - s * own, bound)))
+        own = mean(0, y)[0]
+        out.append(math.exp(s * weight(0, y) + clip(l[i] - s * own, bound)))
+    return np.array(out)
+
+
+def silent(
+    l,
+    a,
+    trajectory,
+    parents,
+    *,
+    budgets,
+    epsilon,
+    epsilon_negative=None,
+    weight_cap,
+    signal="drift",
+    budget_scale="none",
+):
+    """The silent hierarchy: the value of every token, open or closed."""
+    levels = len(budgets)
+    at = [cells(trajectory, parents, k) for k in range(levels)]
+
+    def children(k, y):
+        if k == 0:
+            return [l[i] for i in range(len(l)) if trajectory[i] == y]
+        return [drift(k - 1, x) for x in sorted(set(at[k - 1])) if parents[k - 1][x] == y]
+
+    def drift(k, y):
+        return sum(children(k, y)) / len(children(k, y))
+
+    out = []
+    for i in range(len(l)):
+        s = sign(a[i])
+        bound = epsilon_negative if epsilon_negative is not None and s < 0 else epsilon
+        beyond = [s * l[i] - bound]
+        for k in range(levels):
+            moved = s * drift(k, at[k][i])
+            if signal == "residual" and k + 1 < levels:
+                own = moved - s * drift(k + 1, at[k + 1][i])
+                moved = min(moved, own) if moved > 0 else 0.0
+            budget = budgets[k][0 if s > 0 else 1]
+            if budget_scale == "noise":
+                budget /= math.sqrt(len(children(k, at[k][i])))
+            beyond.append(moved - budget)
+        # Back by what is too much, and never past where the token began.
+        back = min(max(0.0, *beyond), max(s * l[i], 0.0))
+        out.append(min(math.exp(l[i] - s * back), weight_cap))
     return np.array(out)
 
 

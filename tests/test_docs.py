@@ -39,7 +39,7 @@ SHOWN = {
     *("advantages", "kl", "layout", "objective", "segments", "trust_region", "probes"),
     *("diagnostics", "presets", "gates", "gates.aggregate", "gates.apc", "gates.bundle"),
     *("gates.channels", "gates.compose", "gates.configured", "gates.hierarchy", "gates.score"),
-    *("gates.sequence", "gates.tokenwise"),
+    *("gates.sequence", "gates.silent", "gates.tokenwise"),
 }
 
 

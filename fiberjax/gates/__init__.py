@@ -5,7 +5,7 @@ Every gate is a pure function
     gate(log_ratio, advantage, layout, *, budgets and options) -> gated_ratio
 
 of arrays `[B, T]` or `[N]`; those of DPPO also take `old_log_prob`, and a hierarchy's budgets and
-options are one value, a `Hierarchy`. Read them in this order:
+options are one value, a `Hierarchy` or a `SilentHierarchy`. Read them in this order:
 
     channels    what gates compute with
     tokenwise   PPO and its kin
@@ -15,6 +15,7 @@ options are one value, a `Hierarchy`. Read them in this order:
     aggregate   one drift and its budget
     bundle      drift pushed up and down a tower of cells
     hierarchy   FiberPO and FGH
+    silent      a hierarchy whose closed levels leave no push
     compose     operators over any gate
 
 `GATES` is the table of names, and `from_config` builds any of them from a config.
@@ -34,6 +35,7 @@ from fiberjax.gates import (
     hierarchy,
     score,
     sequence,
+    silent,
     tokenwise,
 )
 from fiberjax.gates.config import BY_LEVEL, LEVEL, Budget, Budgets, Gate, GateSpec, Option
@@ -55,6 +57,7 @@ __all__ = [
     "hierarchy",
     "score",
     "sequence",
+    "silent",
     "tokenwise",
 ]
 
@@ -75,6 +78,7 @@ _HIERARCHY = GateSpec(
     {
         "variant": Option("published", bundle.VARIANTS),
         "base_gate": Option("rollback", tuple(aggregate.BASE_GATES)),
+        "lift": Option("plain", bundle.LIFTS),
     },
     dual_clip_past=True,
     settings=hierarchy.Hierarchy,
@@ -158,6 +162,23 @@ GATES: Mapping[str, GateSpec] = {
     "fiberpo": dataclasses.replace(_HIERARCHY, depth=1),
     "fiberpo_domain": dataclasses.replace(_HIERARCHY, depth=3),
     "fgh": _HIERARCHY,
+    "silent": GateSpec(
+        silent.silent,
+        tokenwise.importance,
+        silent.clipped,
+        {
+            "budgets": BY_LEVEL,
+            "epsilon": Budget(0.2, "nats"),
+            "epsilon_negative": Budget(None, "nats"),
+            "weight_cap": Budget(3.0, "ratio"),
+        },
+        {
+            "signal": Option("drift", silent.SIGNALS),
+            "budget_scale": Option("none", silent.SCALES),
+        },
+        score_weight=True,
+        settings=silent.SilentHierarchy,
+    ),
 }
 """Every gate by name, with the defaults and units of its budgets and options."""
 

@@ -15,6 +15,11 @@ FiberPO is this with one level, FGH with any number.
 divides by all tokens of the cell. "exact" takes trajectory × sign as base space: each channel is a
 cell of its own and divides by its own count, so that residuals sum to zero within it (the
 reflecting condition) and a zeroed channel leaves no net push.
+
+`LIFTS` names two ways down. "plain" adds up what the gates of all levels leave. A cell that has not
+drifted is then moved by its siblings wherever their parent's gate is open and its own is not: its
+negative residual is cut short and its parent's drift is not. "bounded" (ours) keeps the gated drift
+of every cell between 0 and its own drift.
 """
 
 import dataclasses
@@ -28,6 +33,7 @@ from fiberjax.layout import Layout
 from fiberjax.segments import class_sum, safe_divide
 
 VARIANTS = ("published", "exact")
+LIFTS = ("plain", "bounded")
 
 
 @jax.tree_util.register_dataclass
@@ -108,28 +114,56 @@ def _pushforward(
 
 
 def log_weight(
-    bundle: Tower, layout: Layout, budgets: tuple[jax.Array, ...], *, base_gate: str
+    bundle: Tower,
+    layout: Layout,
+    budgets: tuple[jax.Array, ...],
+    *,
+    base_gate: str,
+    lift: str = "plain",
 ) -> jax.Array:
     """Gates every level's residual and lifts the sum to the finest cells; float[S_1, 2], nats.
 
-        Wₖ = g(Rₖ; Cₖ, nₖ) + lift Wₖ₊₁
+        Wₖ = g(Rₖ; Cₖ, nₖ) + lift Wₖ₊₁                        plain
+        Wₖ = clip(g(Rₖ; Cₖ, nₖ) + lift Wₖ₊₁, 0, Sₖ)           bounded
 
     Args:
       bundle: the drift of every level.
       layout: the cells.
       budgets: for each level, float[2], nats: plus and minus.
       base_gate: static, one of `aggregate.BASE_GATES`.
+      lift: static, one of `LIFTS`.
 
     Returns:
-      The gated drift of each finest cell by channel; equal to `S₁` where every gate is open.
+      The gated drift of each finest cell by channel; equal to `S₁` where every gate is open. Where
+      the bounded lift clips to `Sₖ` it has the gradient of `Sₖ`, also where `Sₖ = 0` and both
+      bounds meet; where it clips to 0, none.
     """
+    return _descend(bundle, layout, budgets, base_gate, lift)[0]
+
+
+def _descend(
+    bundle: Tower, layout: Layout, budgets: tuple[jax.Array, ...], base_gate: str, lift: str
+) -> tuple[jax.Array, tuple[tuple[jax.Array, jax.Array], ...]]:
+    """The gated drift, and for each level bool[S_k, 2] twice: where it is clipped to `Sₖ`, to 0."""
     gate = aggregate.BASE_GATES[base_gate]
-    weight: jax.Array | None = None
-    for k in reversed(range(len(bundle.residual))):
-        gated = gate(bundle.residual[k], budgets[k], bundle.size[k])
-        weight = gated if weight is None else gated + layout.lift(weight, k)
-    assert weight is not None
-    return weight
+    weight = taken = jnp.zeros_like(bundle.drift[-1])
+    bounds = []
+    for k in reversed(range(len(bundle.drift))):
+        drift, residual = bundle.drift[k], bundle.residual[k]
+        gated = gate(residual, budgets[k], bundle.size[k])
+        if k + 1 < len(bundle.drift):
+            weight, taken = layout.lift(weight, k), layout.lift(taken, k)
+        weight = gated + weight
+        # What the gates took off, exactly 0 where all are open: `Sₖ − Wₖ` would be rounded.
+        taken = (residual - gated) + taken
+        whole = zeroed = jnp.zeros(drift.shape, bool)
+        if lift == "bounded":
+            whole = (taken <= 0) | (drift == 0)
+            zeroed = ~whole & (weight < 0)
+            weight = jnp.where(whole, drift, jnp.where(zeroed, 0, weight))
+            taken = jnp.where(whole, 0, jnp.where(zeroed, drift, taken))
+        bounds.append((whole, zeroed))
+    return weight, tuple(reversed(bounds))
 
 
 def closed(bundle: Tower, budgets: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -138,3 +172,28 @@ def closed(bundle: Tower, budgets: tuple[jax.Array, ...]) -> tuple[jax.Array, ..
         jnp.abs(residual) > budget
         for residual, budget in zip(bundle.residual, budgets, strict=True)
     )
+
+
+def changed(
+    bundle: Tower,
+    layout: Layout,
+    budgets: tuple[jax.Array, ...],
+    *,
+    base_gate: str,
+    lift: str = "plain",
+) -> tuple[jax.Array, ...]:
+    """The finest cells whose gated drift each level changes; for each level bool[S_1, 2].
+
+    Arguments as `log_weight`. A level changes what its gate closes or its bound zeroes, unless a
+    finer cell is clipped on the way down.
+    """
+    _, bounds = _descend(bundle, layout, budgets, base_gate, lift)
+    tables = []
+    for k, table in enumerate(closed(bundle, budgets)):
+        whole, zeroed = bounds[k]
+        table = (table | zeroed) & ~whole
+        for j in reversed(range(k)):
+            clipped = bounds[j][0] | bounds[j][1]
+            table = (layout.lift(table.astype(jnp.int32), j) > 0) & ~clipped
+        tables.append(table)
+    return tuple(tables)

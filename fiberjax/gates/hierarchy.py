@@ -43,9 +43,10 @@ class Hierarchy:
       epsilon_negative: another such budget where the advantage is negative; None for the same.
       variant: "published" or "exact" (see `bundle`). Static.
       base_gate: "rollback" (published) or "hold". Static.
+      lift: "plain", or "bounded", where no cell is moved by its siblings (see `bundle`). Static.
 
     Raises:
-      ValueError: a variant or base gate that does not exist.
+      ValueError: a variant, base gate or lift that does not exist.
 
     >>> options = Hierarchy(budgets={"trajectory": (0.11, 0.09), "group": 0.06}, epsilon=0.05)
     >>> dataclasses.replace(options, variant="exact").variant, len(jax.tree.leaves(options))
@@ -57,12 +58,14 @@ class Hierarchy:
     epsilon_negative: ArrayLike | None = None
     variant: str = dataclasses.field(default="published", metadata={"static": True})
     base_gate: str = dataclasses.field(default="rollback", metadata={"static": True})
+    lift: str = dataclasses.field(default="plain", metadata={"static": True})
 
     def __post_init__(self) -> None:
         """Refuses what does not exist."""
         for name, value, choices in (
             ("variant", self.variant, bundle.VARIANTS),
             ("base_gate", self.base_gate, tuple(aggregate.BASE_GATES)),
+            ("lift", self.lift, bundle.LIFTS),
         ):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} does not exist; choose from {choices}")
@@ -76,6 +79,9 @@ def fgh(
         Bₖ(y) = g(Rₖ⁺(y); Cₖ⁺, nₖ) − g(Rₖ⁻(y); Cₖ⁻, nₖ),   log Wᵢ = Σₖ Bₖ(cellₖ(i))
         fᵢ = clip(lᵢuᵢ, ±ε) − clip(lᵢvᵢ, ±ε),   uᵢ = lᵢℓᵢ − S₁^(lᵢ),   vᵢ = −S₁^(−lᵢ)
         Gᵢ = exp(log Wᵢ + fᵢ)
+
+    With the bounded lift, `Σₖ Bₖ` is clipped on its way down, level by level and channel by
+    channel, to lie between 0 and the cell's own drift (`bundle.log_weight`).
 
     The exact bundle gates each channel as a cell of its own:
 
@@ -172,7 +178,7 @@ def inspect(
     dtype = log_ratio.dtype
     pairs = tuple(per_channel(budgets[level], dtype) for level in layout.levels)
     tower = bundle.tower(log_ratio, layout, variant=variant)
-    weight = bundle.log_weight(tower, layout, pairs, base_gate=base_gate)
+    weight = bundle.log_weight(tower, layout, pairs, base_gate=base_gate, lift=hierarchy.lift)
 
     # Token budgets [E]: one, or one for each sign of the advantage.
     bounds = [epsilon] if epsilon_negative is None else [epsilon, epsilon_negative]
@@ -236,13 +242,13 @@ def clipped(
         opposite = class_spread(state.tower.drift[0][:, ::-1], layout.cell_id, channels)
         token = token | (opposite > bound)
     masks = {"token": (token & mask).reshape(shape)}
-    for level, table in zip(layout.levels, bundle.closed(state.tower, state.budgets), strict=True):
+    tables = bundle.changed(
+        state.tower, layout, state.budgets, base_gate=state.base_gate, lift=hierarchy.lift
+    )
+    for level, table in zip(layout.levels, tables, strict=True):
         if hierarchy.variant == "published":
             # Every token of the cell moves both channels' weights.
             table = jnp.broadcast_to(jnp.any(table, axis=-1, keepdims=True), table.shape)
-        table = table.astype(jnp.int32)
-        for k in reversed(range(layout.index(level))):
-            table = layout.lift(table, k)
-        lifted = class_spread(table, layout.cell_id, channels) > 0
+        lifted = class_spread(table.astype(jnp.int32), layout.cell_id, channels) > 0
         masks[level] = (lifted & mask).reshape(shape)
     return masks

@@ -64,6 +64,7 @@ def sample(
     temperature: Array | float = 1.0,
     top_k: int = 0,
     top_p: Array | float = 1.0,
+    logit_noise: Array | float = 0.0,
     greedy: bool = False,
     stage: int = STAGE,
     placement: Placement = ONE_DEVICE,
@@ -73,6 +74,10 @@ def sample(
     The distribution of a token is softmax(z / τ), restricted to the `top_k` likeliest tokens, then
     to the likeliest of those that together first reach probability `top_p`, then renormalised.
     Tokens as likely as the last one kept are kept too.
+
+    With `logit_noise` σ, z is the policy's logits plus σ times standard normal noise, drawn anew
+    for every token: a sampler that disagrees with the policy, as one of low precision does. What is
+    reported is then of the disturbed distribution.
 
     A row's draw depends on its own prompt and key alone (step t uses `fold_in(key, t)`): permuting
     rows permutes completions.
@@ -89,8 +94,9 @@ def sample(
       temperature: τ, positive.
       top_k: 0 keeps every token; static.
       top_p: in (0, 1]; a Python 1.0 costs nothing, anything else a sort a step.
-      greedy: take the likeliest token; static. `temperature`, `top_k` and `top_p` are then
-        ignored and `log_prob` is that of the policy at temperature 1.
+      logit_noise: σ, at least 0; a Python 0.0 costs nothing.
+      greedy: take the likeliest token; static. `temperature`, `top_k`, `top_p` and `logit_noise`
+        are then ignored and `log_prob` is that of the policy at temperature 1.
       stage: the most tokens of a stage, at least 1; each stage is compiled by itself; static.
       placement: where the policy's arrays lie.
 
@@ -104,9 +110,12 @@ def sample(
     if stage < 1:
         raise ValueError(f"stage must be at least 1 token, got {stage}")
     if greedy:
-        temperature, top_k, top_p = 1.0, 0, 1.0
+        temperature, top_k, top_p, logit_noise = 1.0, 0, 1.0, 0.0
     _validate_distribution(config, temperature, top_k, top_p)
+    if isinstance(logit_noise, int | float) and not logit_noise >= 0:
+        raise ValueError(f"logit_noise must be at least 0, got {logit_noise}")
     truncate = not (isinstance(top_p, int | float) and top_p == 1.0)
+    disturb = not (isinstance(logit_noise, int | float) and logit_noise == 0.0)
     return _sample(
         params,
         prompts,
@@ -114,6 +123,7 @@ def sample(
         keys,
         temperature,
         top_p if truncate else None,
+        logit_noise if disturb else None,
         config=config,
         max_new_tokens=max_new_tokens,
         eos_id=eos_id,
@@ -160,6 +170,7 @@ def _sample(
     keys: Array,
     temperature: Array | float,
     top_p: Array | float | None,
+    logit_noise: Array | float | None,
     *,
     config: TransformerConfig,
     max_new_tokens: int,
@@ -181,9 +192,11 @@ def _sample(
         if greedy:
             token, log_prob = _argmax(z)
         else:
+            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
+            if logit_noise is not None:
+                z += logit_noise * _normal(step_keys, z)
             tempered = z / temperature
             z = truncated_logits(tempered, top_k=top_k, top_p=top_p)
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
             uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(step_keys)
             token, log_prob = _categorical(uniform, z, placement)
         past = state.samples
@@ -297,6 +310,16 @@ def _categorical(uniform: Array, z: Array, placement: Placement) -> tuple[Array,
     token = block * width + within
     chosen = jnp.take_along_axis(z, token[:, None], axis=-1)[:, 0]
     return token, chosen - jnp.log(jnp.sum(block_mass, axis=-1))
+
+
+def _normal(keys: Array, z: Array) -> Array:
+    """Standard normal noise of the shape of `z` [B, V], row b by `keys[b]`."""
+
+    def row(key: Array) -> Array:
+        # Apart from the uniforms, which are drawn with the key itself.
+        return jax.random.normal(jax.random.fold_in(key, 1), z.shape[1:], z.dtype)
+
+    return jax.vmap(row)(keys)
 
 
 def _block_width(vocab: int) -> int:

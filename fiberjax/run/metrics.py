@@ -38,6 +38,7 @@ METRICS: Mapping[str, Metric] = {
     "actor/grad_momentum_cosine": Metric(
         "cosine", "of the gradient and the optimizer's first moment before it, mean"
     ),
+    "actor/open_share": Metric("fraction", "share of the step that the gate leaves open, mean"),
     "actor/learning_rate": Metric("rate", "learning rate, mean over the updates"),
     "actor/pg_clipfrac": Metric("fraction", "tokens whose gradient the gate changed"),
     "actor/drift_over_one": Metric(

@@ -38,6 +38,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         },
         renamed={"advantage": {"pass_at_k": "leave_one_out_max"}},
     ),
+    Migration(added={"training.step_share": "none"}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

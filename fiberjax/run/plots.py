@@ -111,6 +111,7 @@ PANELS = (
         "fraction of a quadrant",
         ("gate/quadrant/*",),
     ),
+    Panel("open_share", "Share of a step left open", "fraction of a step", ("actor/open_share",)),
     Panel("fiber_residual", "Fiber residual", "nats / token", ("gate/fiber_residual",)),
     Panel(
         "regimes_global",

@@ -1,9 +1,10 @@
 """One iteration: rollouts, rewards, advantages, optimizer batches, and the updates on them."""
 
+import copy
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,10 +14,26 @@ from fiberjax import kl, objective, seeds
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.tasks import PromptStream
+from fiberjax.train.batch import Batch
 from fiberjax.train.forward import make_log_probs
 from fiberjax.train.minibatches import make_batches
 from fiberjax.train.rollout import Rollouts
 from fiberjax.train.update import Metrics, Step, TrainState, make_step
+
+
+class Collected(NamedTuple):
+    """The rollouts of an iteration, ready for its updates.
+
+    Attributes:
+      batches: the optimizer batches; their old log-probabilities are those of the policy that
+        sampled.
+      metrics: of the rollouts; numbers by name.
+      seconds: that it took.
+    """
+
+    batches: list[Batch]
+    metrics: dict[str, float]
+    seconds: float
 
 
 class Trainer:
@@ -49,6 +66,32 @@ class Trainer:
         self._estimate: Callable = jax.jit(experiment.estimate, static_argnums=2)
         self._learning_rate: Callable = jax.jit(jax.vmap(experiment.schedule))
 
+    def again(
+        self, experiment: Experiment, reference: Any, *, logit_noise: float = 0.0
+    ) -> "Trainer":
+        """The trainer of another experiment, by the functions that this one has compiled.
+
+        Args:
+          experiment: has the same policy, mesh, gate, estimator, optimizer and step; may have
+            another seed, data, knobs and numbers of iterations, prompts, samples and epochs.
+          reference: as `Trainer` takes it.
+          logit_noise: makes its sampler disagree with the policy; see `policy.sample`.
+
+        Raises:
+          ValueError: it differs in what is compiled; names in what.
+        """
+        for name in ("policy", "mesh", "gate", "estimate", "optimizer", "step"):
+            if getattr(experiment, name) != getattr(self.experiment, name):
+                raise ValueError(f"the experiments differ in {name!r}, which is compiled")
+        mine, others = self.experiment.training, experiment.training
+        if (mine.minibatches, mine.micro_batches) != (others.minibatches, others.micro_batches):
+            raise ValueError("the experiments differ in their minibatches, which are compiled")
+        other = copy.copy(self)
+        other.experiment, other._reference = experiment, reference
+        other._sampler = experiment.sampler(experiment.train, logit_noise=logit_noise)
+        other._learning_rate = jax.jit(jax.vmap(experiment.schedule))
+        return other
+
     def iterate(
         self, state: TrainState, stream: PromptStream, iteration: int
     ) -> tuple[TrainState, dict[str, float]]:
@@ -59,10 +102,20 @@ class Trainer:
           stream: gives the prompts and learns their pass rates.
           iteration: counted from 0; decides every random draw.
         """
+        return self.update(state, self.collect(state.params, stream, iteration), iteration)
+
+    def collect(self, params: Any, stream: PromptStream, iteration: int) -> Collected:
+        """The rollouts that an iteration trains on; see `iterate`.
+
+        Args:
+          params: of the policy that samples.
+          stream: gives the prompts and learns their pass rates.
+          iteration: that will train on them; decides every random draw.
+        """
         began = time.monotonic()
         target = stream.target
         rollouts = self._sampler(
-            self._sampler.read(state.params),
+            self._sampler.read(params),
             next(stream),
             samples=self.experiment.rollout.samples,
             stream=seeds.TRAINING,
@@ -76,28 +129,40 @@ class Trainer:
         credited = rewards
         if self.experiment.rollout.shuffle_rewards:
             credited = shuffled(rewards, self.experiment.seed, iteration)
-        batches, mismatch = self._batches(state.params, rollouts, credited)
-        sampled = time.monotonic()
-        pending = []
+        batches, mismatch = self._batches(params, rollouts, credited)
+        names = self.experiment.domain_names
+        metrics = rollout_metrics(self.experiment.mesh, rollouts, rewards, names)
+        metrics |= mismatch | {"curriculum/target": target}
+        return Collected(batches, metrics, time.monotonic() - began)
+
+    def update(
+        self, state: TrainState, collected: Collected, iteration: int
+    ) -> tuple[TrainState, dict[str, float]]:
+        """The updates on an iteration's rollouts; the new state, and all metrics as numbers.
+
+        Args:
+          state: donated.
+          collected: from `collect`, by this policy or an earlier one.
+          iteration: counted from 0; decides the order of the updates.
+        """
+        began = time.monotonic()
+        batches, pending = collected.batches, []
         order = np.random.default_rng((self.experiment.seed, iteration))
         for _ in range(self.experiment.training.epochs):
             for j in order.permutation(len(batches)):
                 state, step_metrics = self._step(state, batches[j], self.experiment.knobs)
                 pending.append(step_metrics)
-        scalars = joined(pending)
-        ended = time.monotonic()
-        scalars |= mismatch
-        names = self.experiment.domain_names
-        scalars |= rollout_metrics(self.experiment.mesh, rollouts, rewards, names)
+        scalars = joined(pending) | collected.metrics
+        updated = time.monotonic() - began
         updates = iteration * len(pending) + np.arange(len(pending))
         scalars["actor/learning_rate"] = float(np.mean(self._learning_rate(updates)))
-        tokens = scalars["response_length/mean"] * len(rewards)
+        rollout = self.experiment.rollout
+        tokens = scalars["response_length/mean"] * rollout.prompts * rollout.samples
         scalars |= {
-            "curriculum/target": target,
-            "timing/rollout_s": sampled - began,
-            "timing/update_s": ended - sampled,
-            "timing/total_s": ended - began,
-            "perf/tokens_per_s": tokens / (ended - began),
+            "timing/rollout_s": collected.seconds,
+            "timing/update_s": updated,
+            "timing/total_s": collected.seconds + updated,
+            "perf/tokens_per_s": tokens / (collected.seconds + updated),
         }
         return state, scalars
 

@@ -67,6 +67,7 @@ class Sampler:
       temperature: of the sampler.
       top_k: 0 for all tokens.
       top_p: 1.0 for all tokens.
+      logit_noise: standard deviation of the noise on the logits; see `policy.sample`.
       max_rows: drawn at a time on each row shard; 0 for all.
       seed: of every draw.
     """
@@ -79,6 +80,7 @@ class Sampler:
     temperature: float
     top_k: int
     top_p: float
+    logit_noise: float
     max_rows: int
     seed: int
 
@@ -162,6 +164,7 @@ class Sampler:
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
+            logit_noise=self.logit_noise,
             placement=shardings.placement(self.mesh, self.config),
         )
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from fiberjax import diagnostics, kl, objective, optimizers
+from fiberjax import diagnostics, kl, objective, optimizers, step_share
 from fiberjax.gates import Gate
 from fiberjax.objective import Mean, Reduction
 from fiberjax.parallel import mesh
@@ -67,6 +67,8 @@ class StepOptions:
       kl_estimator: "k2" or "k3"; None leaves the KL term out.
       kl_ratio_weight: whether the KL term weighs tokens by their ratio; see `kl.loss`.
       entropy_bonus: whether the entropy bonus is computed, and so the entropy differentiated.
+      step_share: what the coefficients are compared with, one of `step_share.REFERENCES`, where the
+        optimizer's step is to be as long as what the gate leaves open; None leaves it whole.
       num_micro_batches: splits of the policy's passes; divides the rows of a shard.
       chunk: columns whose logits exist at a time.
     """
@@ -76,6 +78,7 @@ class StepOptions:
     kl_estimator: str | None = None
     kl_ratio_weight: bool = True
     entropy_bonus: bool = False
+    step_share: str | None = None
     num_micro_batches: int = 1
     chunk: int = 128
 
@@ -100,7 +103,8 @@ def make_step(
       config: shape of the policy.
       device_mesh: from `mesh.make_mesh`.
       gate: from `gates.from_config`.
-      optimizer: Optax transformation of the gradient of the loss `−J`.
+      optimizer: Optax transformation of the gradient of the loss `−J`; its update is multiplied by
+        the open share where the options ask for that.
       options: static choices.
       shardings: of the state, from `shardings.state_shardings`.
 
@@ -108,6 +112,9 @@ def make_step(
       The jitted step. It donates the state: never read the one passed in again. Metrics are on
       devices; read them while the next step runs.
     """
+    sized = optax.with_extra_args_support(optimizer)
+    if options.step_share is not None:
+        sized = step_share.scale_by_share(optimizer)
 
     def step(state: TrainState, batch: Batch, knobs: Knobs) -> tuple[TrainState, Metrics]:
         forward = make_forward(
@@ -125,7 +132,10 @@ def make_step(
         outputs, pullback = outputs_and_pullback(forward, state.params, rows, parts)
         metrics, cotangents = objective_gradient(device_mesh, gate, options, outputs, batch, knobs)
         gradient = pullback(cotangents)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        extra = {}
+        if options.step_share is not None:
+            extra["share"] = metrics["actor/open_share"].value
+        updates, opt_state = sized.update(gradient, state.opt_state, state.params, **extra)
         one = jnp.ones(())  # Of a step: several have the mean of their norms.
         metrics["actor/grad_norm"] = Mean(optax.tree.norm(gradient), one)
         metrics["actor/update_norm"] = Mean(optax.tree.norm(updates), one)
@@ -231,4 +241,19 @@ def local_objective(
     metrics |= diagnostics.gate_metrics(
         gate, frozen, advantage, layout, knobs.budgets, old_log_prob=old_log_prob
     )
-    return total, {name: objective.add_over(of, axis_name) for name, of in metrics.items()}
+    metrics = {name: objective.add_over(of, axis_name) for name, of in metrics.items()}
+    if options.step_share is not None:
+        share = step_share.open_share(
+            gate,
+            frozen,
+            advantage,
+            credit,
+            layout,
+            knobs.budgets,
+            reference=options.step_share,
+            **weighting,
+            old_log_prob=old_log_prob,
+            axis_name=axis_name,
+        )
+        metrics["actor/open_share"] = Mean(share, jnp.ones(()))
+    return total, metrics

@@ -92,6 +92,10 @@ def hierarchy(depth: int, **options: Any) -> dict[str, Any]:
     }
 
 
+def silent(depth: int, **options: Any) -> dict[str, Any]:
+    return hierarchy(depth, name="silent", weight_cap=1.3, **options)
+
+
 CLIP = {"clip_low": 0.1, "clip_high": 0.15}
 EXACT = {"variant": "exact"}
 
@@ -125,9 +129,13 @@ CASES: dict[str, Case] = {
     "fiberpo_domain": Case(hierarchy(3, name="fiberpo_domain"), reference.fgh),
     "fgh_by_sign": Case(hierarchy(3, epsilon_negative=0.03), reference.fgh),
     "fgh_hold": Case(hierarchy(3, base_gate="hold"), reference.fgh),
+    "fgh_bounded": Case(hierarchy(3, lift="bounded"), reference.fgh),
     "exact1": Case(hierarchy(1, **EXACT), reference.exact),
     "exact3": Case(hierarchy(3, **EXACT), reference.exact),
     "exact_by_sign": Case(hierarchy(2, epsilon_negative=0.03, **EXACT), reference.exact),
     "exact_hold": Case(hierarchy(2, base_gate="hold", **EXACT), reference.exact),
+    "silent": Case(
+        silent(3, epsilon_negative=0.15, signal="residual", budget_scale="noise"), reference.silent
+    ),
 }
 """Every entry of the name table at least once."""

@@ -43,7 +43,7 @@ def test_stored_gates(case, width):
             gated = gate(log_ratio, advantage, layout, budgets)
             return objective.surrogate(gated, advantage, layout).value, gated
 
-        (total, gated), gradient = jax.value_and_grad(value, has_aux=True)(
+        (total, gated), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(
             jnp.asarray(v["log_ratio"].astype(dtype))
         )
     tolerance = 1e-11 if width == 64 else 2e-5

@@ -1,0 +1,251 @@
+"""The silent hierarchy: a level over its budget leaves no push, and moving back is never closed.
+
+A token keeps its own ratio while neither it nor any cell above it has gone beyond its budget in the
+direction that the token's advantage asks for; then it is closed, and silent. With `s = +1` where
+`Â ≥ 0` and `−1` elsewhere, and the signed mean drift of the published pushforward,
+
+    D₁ = mean of ℓ over a cell's tokens,   Dₖ₊₁ = mean of Dₖ over its children,   Dₖ = Sₖ⁺ − Sₖ⁻
+    closedᵢ   ⇔   sᵢ ℓᵢ > ε   or   sᵢ Dₖ(cellₖ(i)) > Cₖ^(sᵢ) at any level k
+
+**The gradient** is a field of coefficients, `∂Gᵢ/∂ℓⱼ = δᵢⱼ · openᵢ · min(rᵢ, c)`: the decisions are
+constants, as those of CISPO and DPPO are, and a closed level pushes nothing at all. No continuous
+function has this gradient once a cell holds two tokens: raise `ℓ₁` while the cell is open, close it
+by `ℓ₂`, take `ℓ₁` back, open it by `ℓ₂`; around this loop the coefficients of `G₁` add up to the
+first rise of `r₁`, and those of a gradient would to 0.
+
+**The value** is a surrogate all the same: each constraint takes back its own overshoot, the largest
+counts, and never more than the token's own drift with its advantage,
+
+    log Gᵢ = ℓᵢ − sᵢ min(maxₑ overshootₑ, max(sᵢ ℓᵢ, 0)),   capped at log c
+
+It is continuous in ℓ, lies between 0 and ℓ but for the cap, and `Gᵢ Âᵢ ≤ min(rᵢ, c) Âᵢ`: a minimum
+of branches, one a constraint. So `G = 1` at `ℓ = 0` whatever the siblings do, and a token that
+moved back keeps its ratio in value even where a cell above closes it.
+
+`SIGNALS` names what a level holds against its budget: "drift", or "residual", the part of the drift
+that is not the parent's: `Dₖ − Dₖ₊₁`, clipped to lie between 0 and `Dₖ`. Unclipped it would close
+cells that stand still because their siblings moved back. Channels instead of signed means are not
+offered: `Sₖ⁺` counts the noise of every token and does not shrink with their number, and it would
+close a cell that moved back on the whole.
+
+`SCALES` names what a budget is measured in: "none", nats; or "noise", nats times `1/√nₖ` for a cell
+of `nₖ` children (tokens, for the finest), as the deviation of a mean of `nₖ` falls; `drift_noise`
+says how large that is. A budget far below it makes a level a test of sign: half of all cells that
+did not drift are closed, and those that moved back go on.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from fiberjax.gates.channels import channel, per_channel, prepare, sign
+from fiberjax.gates.score import unit_score
+from fiberjax.layout import Layout
+from fiberjax.segments import class_spread, safe_divide, safe_exp
+
+SIGNALS = ("drift", "residual")
+SCALES = ("none", "noise")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SilentHierarchy:
+    """The levels of a silent hierarchy and their budgets: a pytree of these, the rest is static.
+
+    Attributes:
+      budgets: for each gated level its budget in nats: one number, or plus and minus, for tokens of
+        good and of bad advantages. Levels nest in the layout's order; those without a budget are
+        passed over.
+      epsilon: budget of a token's own drift, nats.
+      epsilon_negative: another such budget where the advantage is negative; None for the same.
+      weight_cap: `c`, the largest weight of a token. Above `e^ε` it holds only bad tokens that
+        became likelier, on their way back, whose weight `r` has no other bound. A dual clip holds
+        the same tokens; there they are silent beyond `c`, here they weigh `c`.
+      signal: one of `SIGNALS`. Static.
+      budget_scale: one of `SCALES`. Static.
+
+    Raises:
+      ValueError: a signal or scale that does not exist.
+    """
+
+    budgets: Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]]
+    epsilon: ArrayLike
+    epsilon_negative: ArrayLike | None = None
+    weight_cap: ArrayLike
+    signal: str = dataclasses.field(default="drift", metadata={"static": True})
+    budget_scale: str = dataclasses.field(default="none", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        """Refuses what does not exist."""
+        for name, value, choices in (
+            ("signal", self.signal, SIGNALS),
+            ("budget_scale", self.budget_scale, SCALES),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} {value!r} does not exist; choose from {choices}")
+
+
+def silent(
+    log_ratio: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: SilentHierarchy
+) -> jax.Array:
+    """The silent hierarchy over any nesting of cells; the shape of the log ratios.
+
+        Gᵢ = min(exp(ℓᵢ − sᵢ min(maxₑ overshootₑ, max(sᵢ ℓᵢ, 0))), c)
+
+    Args:
+      log_ratio: float[B, T] or [N], nats; bfloat16 is computed in float32.
+      advantage: float of the same shape; read for its sign.
+      layout: where the tokens stand.
+      hierarchy: levels, budgets and options.
+
+    Returns:
+      The gated ratio, 1 at padding. `∂Gᵢ/∂ℓⱼ = δᵢⱼ min(rᵢ, c)` where token `i` is open, 0 where it
+      is closed: at most `e^ε` where drift goes with the advantage, at most `c` anywhere. With one
+      level, `ε = c = ∞` and budgets `(log(1 + ε_hi), −log(1 − ε_lo))`, a token is open where GSPO
+      is, and nowhere else.
+
+    Raises:
+      ValueError: a level that the layout lacks, or no level at all.
+
+    References:
+      Ours. Closed levels: GSPO, arXiv 2507.18071; moving back is always allowed: DPPO,
+      arXiv 2602.04879.
+
+    >>> import numpy as np
+    >>> from fiberjax.layout import make_layout
+    >>> layout = make_layout(np.ones((2, 2), bool), {"group": np.array([0, 0])})
+    >>> budgets = {"trajectory": 0.1, "group": 0.2}
+    >>> hierarchy = SilentHierarchy(budgets=budgets, epsilon=0.5, weight_cap=3.0)
+    >>> drift, ones = jnp.array([[0.4, 0.0], [0.0, 0.0]]), jnp.ones((2, 2))
+    >>> total = lambda l: silent(l, ones, layout, hierarchy).sum()
+    >>> jax.grad(total)(drift).tolist()
+    [[0.0, 0.0], [1.0, 1.0]]
+    """
+    log_ratio, side, excess, _ = _excess(log_ratio, advantage, layout, hierarchy)
+    drift = jax.lax.stop_gradient(log_ratio)
+    back = jnp.minimum(excess, jnp.maximum(side * drift, 0))
+    weight = jnp.minimum(safe_exp(drift - side * back), hierarchy.weight_cap)
+    return jnp.where(excess > 0, weight, weight * unit_score(log_ratio))
+
+
+def clipped(
+    log_ratio: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: SilentHierarchy
+) -> dict[str, jax.Array]:
+    """The tokens that each level closes; bool[...] by level. Arguments as `silent`.
+
+    Those that the cap holds are counted under "token".
+    """
+    log_ratio, _, _, masks = _excess(log_ratio, advantage, layout, hierarchy)
+    capped = (safe_exp(log_ratio) > hierarchy.weight_cap) & layout.mask
+    return {**masks, "token": masks["token"] | capped}
+
+
+def mean_drift(log_ratio: jax.Array, layout: Layout) -> tuple[jax.Array, ...]:
+    """The signed mean drift of every cell; for each level float[S_k], nats, finest first.
+
+    Args:
+      log_ratio: float[...], nats, exactly 0 at padding.
+      layout: the cells, all of whose levels take part.
+
+    Returns:
+      `Sₖ⁺ − Sₖ⁻` of the published bundle; linear in the log ratios.
+    """
+    total = layout.pushforward_tokens(log_ratio)
+    drifts = [safe_divide(total, layout.sizes[0].astype(total.dtype))]
+    for k in range(len(layout.parents)):
+        total = layout.pushforward(drifts[-1], k)
+        drifts.append(safe_divide(total, layout.sizes[k + 1].astype(total.dtype)))
+    return tuple(drifts)
+
+
+def drift_noise(kl: ArrayLike, tokens: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Mean and deviation of the drift that a cell shows for no reason of its own; two float[...].
+
+        E D = −κ,   √Var D = √(2κ/N)
+
+    A policy at `κ = KL(old ‖ current)` nats a token from the one that sampled has, over tokens that
+    had no part in its updates, log ratios of mean `−κ` and of variance `2κ + O(κ^1.5)`. What a mean
+    of `N` of them shows beyond that is the cell's own. A group of `n` trajectories of `T` tokens
+    has `N = nT`; where lengths differ, `T` is their harmonic mean. So budgets of `z` deviations are
+
+        z √(2κ/T) ∓ κ       for a trajectory, plus and minus
+        z √(2κ/(nT)) ∓ κ    for its group
+
+    and with `budget_scale="noise"`, which divides by the roots of `T` and `n` itself, `z √(2κ)` and
+    `z √(2κ/T)`.
+
+    Args:
+      kl: `κ`, nats a token, as `actor/ppo_kl_k3` is logged.
+      tokens: `N`.
+
+    Returns:
+      Mean and deviation, nats.
+
+    References:
+      Ours; both moments are those of the score to second order.
+
+    >>> mean, deviation = drift_noise(0.005, 25)
+    >>> round(float(mean), 3), round(float(deviation), 3)
+    (-0.005, 0.02)
+    """
+    kl = jnp.asarray(kl)
+    return -kl, jnp.sqrt(2 * kl / jnp.asarray(tokens))
+
+
+def _excess(
+    log_ratio: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: SilentHierarchy
+) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
+    """How far beyond its budgets each token is, and by which levels.
+
+    Returns:
+      The log ratios as gates compute with them; `s`, float[...], +1 and −1; the largest overshoot
+      of a token, float[...], nats, a constant, above 0 exactly where it is closed; and by level
+      bool[...], where it closes.
+    """
+    budgets = hierarchy.budgets
+    for level in budgets:
+        layout.index(level)
+    layout = layout.select([level for level in layout.levels if level in budgets])
+    log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
+    drift = jax.lax.stop_gradient(log_ratio)
+    bound = jnp.asarray(hierarchy.epsilon, drift.dtype)
+    if hierarchy.epsilon_negative is not None:
+        bound = jnp.where(advantage < 0, hierarchy.epsilon_negative, bound)
+    side = sign(advantage)
+    own = jnp.maximum(side * drift - bound, 0)
+
+    # Blocks of one cell, where the layout has them, are an axis of their own.
+    column = layout.blocks(channel(advantage))
+
+    def at_tokens(table: jax.Array) -> jax.Array:
+        return class_spread(table, layout.cell_id, column).reshape(drift.shape)
+
+    masks = {"token": (own > 0) & layout.mask}
+    largest = jnp.zeros((layout.sizes[0].shape[0], 2), drift.dtype)
+    for k, table in enumerate(_cell_excess(drift, layout, hierarchy)):
+        for j in reversed(range(k)):
+            table = layout.lift(table, j)
+        largest = jnp.maximum(largest, table)
+        masks[layout.levels[k]] = (at_tokens(table) > 0) & layout.mask
+    return log_ratio, side, jnp.maximum(own, at_tokens(largest)), masks
+
+
+def _cell_excess(
+    drift: jax.Array, layout: Layout, hierarchy: SilentHierarchy
+) -> tuple[jax.Array, ...]:
+    """How far each cell is beyond its budgets, up and down; for each level float[S_k, 2], nats."""
+    drifts, tables = mean_drift(drift, layout), []
+    for k, moved in enumerate(drifts):
+        budget = per_channel(hierarchy.budgets[layout.levels[k]], moved.dtype)
+        if hierarchy.budget_scale == "noise":
+            children = jnp.maximum(layout.sizes[k], 1).astype(moved.dtype)
+            budget = budget / jnp.sqrt(children)[:, None]
+        if hierarchy.signal == "residual" and k + 1 < len(drifts):
+            residual = moved - layout.lift(drifts[k + 1], k)
+            moved = jnp.clip(residual, jnp.minimum(moved, 0), jnp.maximum(moved, 0))
+        both = jnp.stack([moved, -moved], axis=-1)
+        tables.append(jnp.maximum(both - budget, 0))
+    return tuple(tables)

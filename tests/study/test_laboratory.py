@@ -1,0 +1,173 @@
+"""The laboratory: runs are the library's, repeat exactly, and share what is compiled."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from compilations import compilations
+
+from experiments.study.laboratory import Laboratory
+from experiments.study.settings import Setting
+from fiberjax import experiment
+from fiberjax.policy import token_outputs
+from fiberjax.run import loop
+from fiberjax.run.trainer import Trainer
+
+SMALL = {
+    "iterations": 3,
+    "rollout.prompts": 8,
+    "rollout.samples": 4,
+    "training.epochs": 2,
+    "training.minibatches": 2,
+    "optimizer.name": "adamw",
+    "evaluation.prompts": 4,
+    "evaluation.samples": 2,
+    "warm_start.steps": 100,
+}
+BUDGET = "gate.levels.trajectory.budget"
+BIG = ("jit(step)", "jit(log_probs)", "jit(_sample)", "jit(make)")
+
+
+@pytest.fixture(scope="module")
+def laboratory(scratch):
+    import tiny
+
+    def make(gate):
+        config = tiny.get_config(gate)
+        config.tasks.data_dir = str(scratch / "data")
+        config.warm_start.directory = str(scratch / "warm_starts")
+        return config
+
+    return Laboratory(make, jax.devices()[:1])
+
+
+def setting(**changes):
+    given = {"method": "ours", "gate": "fiberpo_domain", "overrides": SMALL}
+    return Setting(**given | changes)
+
+
+def told(record):
+    return {name: of for name, of in record.items() if "seconds" not in name}
+
+
+@pytest.fixture(scope="module")
+def first(laboratory):
+    return laboratory.run(setting())
+
+
+def test_a_run_is_the_librarys_own(laboratory, first, one_device, tmp_path):
+    config = laboratory.config(setting())
+    built = experiment.from_config(config, one_device)
+    loop.train(built, tmp_path, "")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 == len(first["metrics"]["reward/mean"])
+    for name, values in first["metrics"].items():
+        own = [row.get(name, np.nan) for row in rows]
+        np.testing.assert_allclose(np.array(values, float), own, rtol=1e-4, atol=1e-7)
+    assert first["metrics"]["actor/learning_rate"] == pytest.approx([1e-3] * 3)
+    assert [row["iteration"] for row in first["held_out"]] == [0, 3]
+
+
+def test_a_second_time_is_the_same_and_nothing_is_compiled_again(laboratory, first):
+    others = [
+        setting(seed=1),
+        setting(overrides=SMALL | {"optimizer.learning_rate": 3e-3}),
+        setting(overrides=SMALL | {BUDGET: 0.001, "training.epochs": 1}),
+        setting(staleness=1),
+    ]
+    with compilations() as seen:
+        records = [laboratory.run(other) for other in others]
+        again = laboratory.run(setting())
+    assert not set(seen) & set(BIG)
+    assert told(again) == told(first)
+    for record in records:
+        assert record["metrics"]["actor/ppo_kl_k3"] != first["metrics"]["actor/ppo_kl_k3"]
+    assert records[1]["metrics"]["actor/learning_rate"] == pytest.approx([3e-3] * 3)
+    # One warm start for all: other seeds sample other prompts from it.
+    assert first["held_out"][0] != records[0]["held_out"][0]
+    assert first["held_out"][0] == records[1]["held_out"][0]
+
+
+def test_stale_batches_keep_the_log_probabilities_of_the_policy_that_sampled(
+    laboratory, first, monkeypatch
+):
+    params, batches, update = [], [], Trainer.update
+
+    def watched(self, state, collected, iteration):
+        params.append(jax.device_get(state.params))
+        batches.append(jax.device_get(collected.batches))
+        return update(self, state, collected, iteration)
+
+    monkeypatch.setattr(Trainer, "update", watched)
+    stale = setting(staleness=2, overrides=SMALL | {"iterations": 4})
+    laboratory.run(stale)
+    policy = laboratory._build(laboratory.config(stale)).policy
+    assert len(batches) == 4
+    moved = 0.0
+    for iteration, (batch, *_) in enumerate(batches):
+        rows = (batch.tokens, batch.positions, batch.segment_ids)
+        start, mask = rows[0].shape[1] - batch.layout.mask.shape[1], batch.layout.mask
+
+        def log_prob(params, rows=rows, start=start):
+            return token_outputs(
+                policy, params, *rows, start=start, temperature=1.0, chunk=4
+            ).log_prob
+
+        sampled = log_prob(params[max(0, iteration - 2)])
+        np.testing.assert_allclose(sampled[mask], batch.old_log_prob[mask], atol=1e-5)
+        moved = np.abs(log_prob(params[iteration])[mask] - batch.old_log_prob[mask]).max()
+    assert moved > 1e-2
+
+
+def test_noise_makes_the_sampler_disagree_and_the_evaluation_does_not_have_it(laboratory, first):
+    noisy = laboratory.run(setting(noise=0.3))
+    gap = "mismatch/log_prob_abs_mean"
+    assert first["metrics"][gap][0] < 1e-5 < 0.05 < noisy["metrics"][gap][0]
+    assert noisy["held_out"][0] == first["held_out"][0]
+
+
+def test_a_run_that_is_not_finite_is_recorded(laboratory, monkeypatch):
+    update = Trainer.update
+
+    def broken(self, state, collected, iteration):
+        state, scalars = update(self, state, collected, iteration)
+        if iteration == 1:
+            scalars["actor/grad_norm"] = float("nan")
+        return state, scalars
+
+    monkeypatch.setattr(Trainer, "update", broken)
+    record = laboratory.run(setting())
+    assert record["collapsed"] == "step 2 is not finite: actor/grad_norm = nan"
+    assert [row["iteration"] for row in record["held_out"]] == [0, 2]
+    assert len(record["metrics"]["reward/mean"]) == 2
+    assert record["metrics"]["actor/grad_norm"][1] is None
+    json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gate": "fibrepo"}, "gate preset 'fibrepo' does not exist"),
+        ({"overrides": {"training.step_sharing": 1}}, "config.training.step_sharing does not"),
+        ({"overrides": {"gate.levels.turn.budget": 1}}, "config.gate.levels.turn.budget does not"),
+        ({"overrides": SMALL | {"optimizer.schedule": "linear"}}, "must have a constant schedule"),
+        ({"overrides": SMALL | {"training.kl_coefficient": 0.1}}, "no reference policy is kept"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(laboratory, changes, message):
+    with pytest.raises(ValueError, match=message):
+        laboratory.run(setting(**changes))
+
+
+def test_programs_are_shared_only_where_they_may_be(laboratory, first):
+    trainer = next(iter(laboratory._trainers.values()))
+    other = dataclasses.replace(
+        trainer.experiment, step=dataclasses.replace(trainer.experiment.step, weighting="token")
+    )
+    with pytest.raises(ValueError, match="the experiments differ in 'step', which is compiled"):
+        trainer.again(other, None)
+    training = dataclasses.replace(trainer.experiment.training, minibatches=4)
+    with pytest.raises(ValueError, match="differ in their minibatches"):
+        trainer.again(dataclasses.replace(trainer.experiment, training=training), None)
