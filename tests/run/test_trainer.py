@@ -313,8 +313,9 @@ def test_a_nesting_of_ones_own_is_trained_and_logged(make_config, one_device, tm
     trainer, state = trainer_of(built)
     _, scalars = trainer.iterate(state, built.prompt_stream(), 0)
     assert {name for name in scalars if name.startswith("gate/channel/")} == {
-        f"gate/channel/{level}/{sign}"
+        f"gate/channel/{level}/{sign}{quantile}"
         for level in ("trajectory", "topic")
         for sign in ("plus", "minus")
+        for quantile in ("", "/median", "/p99")
     }
     assert sum(scalars[f"gate/regime/{name}"] for name in GLOBAL_REGIMES) == pytest.approx(1)
