@@ -88,6 +88,7 @@ def test_every_metric_is_written_and_described(build):
     built = build(
         training__kl_coefficient=0.1,
         training__entropy_coefficient=0.01,
+        training__step_share="importance",
         training__mismatch="truncate",
         rollout__top_p=0.9,
     )
