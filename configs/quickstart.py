@@ -93,9 +93,11 @@ def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
     config.training.kl_coefficient = 0.0
     config.training.kl_estimator = "k3"
     config.training.kl_ratio_weight = True
+    config.training.edge = "update"
     config.training.step_share = "none"
     config.training.mismatch = "none"
     config.training.mismatch_cap = 2.0
+    config.training.mismatch_floor = 0.5
     config.training.chunk = 128
 
     config.gate = gates.get_gate(gate)

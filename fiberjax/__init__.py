@@ -16,6 +16,7 @@ What a researcher with arrays in hand wants stands here:
 * `surrogate`: the objective to maximise. `coefficients`: its gradient, one number a token, which
   is all that another trainer needs: `-(coefficients * log_prob).sum()` is its loss.
 * `advantages`, `kl`, `objective`: advantages from rewards, KL estimates and entropies, weightings.
+  `mismatch`: weights and masks for a sampler that is not quite the old policy.
 * `probes`, `diagnostics`, `trust_region`: Jacobians and what each level adds; what is worth
   logging; how far TRPO would go.
 * `gates`, `layout`, `segments`: what all of it is made of.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from fiberjax import gates as gates
     from fiberjax import kl as kl
     from fiberjax import layout as layout
+    from fiberjax import mismatch as mismatch
     from fiberjax import objective as objective
     from fiberjax import presets as presets
     from fiberjax import probes as probes
@@ -49,8 +51,8 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = (
-    *("advantages", "diagnostics", "gates", "kl", "layout", "objective", "presets", "probes"),
-    *("segments", "trust_region"),
+    *("advantages", "diagnostics", "gates", "kl", "layout", "mismatch", "objective", "presets"),
+    *("probes", "segments", "trust_region"),
 )
 _FUNCTIONS = {
     "coefficients": "fiberjax.objective",

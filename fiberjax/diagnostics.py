@@ -1,19 +1,24 @@
 """What a run logs about its gate: which level clipped, in which regime the trajectories are.
 
-Everything is a reduction of `objective` (`Mean`, `Sum`, `Max`, `Min`) over the tokens at hand;
-inside `shard_map` the training step joins the shards with `objective.add_over`. Cells count once,
-however their tokens are spread: each token adds its share of a cell.
+Everything is a reduction of `objective` (a `Mean`, a `Quantile` and their kin) over the tokens at
+hand; inside `shard_map` the training step joins the shards with `objective.add_over`. Cells count
+once, however their tokens are spread: each token adds its share of a cell.
 """
+
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from fiberjax import objective
-from fiberjax.gates import aggregate
+from fiberjax import objective, segments
+from fiberjax.gates import aggregate, bundle
+from fiberjax.gates.channels import MINUS, PLUS, channel, prepare
 from fiberjax.gates.config import Budgets, Gate
 from fiberjax.gates.hierarchy import Gating
 from fiberjax.layout import TRAJECTORY, Layout
-from fiberjax.objective import Max, Mean, Min, Reduction, Sum
+from fiberjax.objective import Effective, Max, Mean, Min, Reduction, Sum
 
 GLOBAL_REGIMES = ("G-I", "G-II,r", "G-II", "G-III,r", "G-III")
 """Where the two channels of a trajectory sit: both open, one in rollback, one zeroed, none open
@@ -21,6 +26,16 @@ with one in rollback at least, both zeroed."""
 
 LOCAL_REGIMES = ("L-I", "L-II", "L-III")
 """How many tokens of a trajectory have their own drift clipped: none, some, all."""
+
+QUADRANTS = ("positive_plus", "positive_minus", "negative_plus", "negative_minus")
+"""Signs of a token: of its advantage, above or below 0, and its log ratio's channel. Drift with the
+advantage is in the first and the last, drift against it in the two between."""
+
+QUANTILES = {"median": 0.5, "p99": 0.99}
+"""Of a level's cells, by the end of a metric's name."""
+
+_LARGEST_LOG_WEIGHT = 30.0
+"""Nats. Squares of larger weights, added over tokens, would overflow."""
 
 
 def gate_metrics(
@@ -43,21 +58,27 @@ def gate_metrics(
       old_log_prob: float of the same shape, nats, for gates that need it.
 
     Returns:
-      The metrics of `ratio_metrics`; `actor/pg_clipfrac`, the fraction of tokens whose own row of
-      `∂ log G/∂ℓ` the gate changed, and `gate/clip_fraction/<level>`, that of each level; for
-      hierarchies those of `hierarchy_metrics`.
+      The metrics of `ratio_metrics` and `effective_sample_sizes`; `actor/pg_clipfrac`, the fraction
+      of tokens whose own row of `∂ log G/∂ℓ` the gate changed, `gate/clip_fraction/<level>`, that
+      of each level, and `gate/quadrant/<name>`, that of the tokens of each of `QUADRANTS`; for
+      hierarchies `hierarchy_metrics`, and `channel_metrics` of their tower; for other gates those
+      of the published tower over all levels.
     """
     masks = gate.clipped(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
-    metrics = ratio_metrics(log_ratio, layout)
+    metrics = ratio_metrics(log_ratio, layout) | effective_sample_sizes(log_ratio, layout)
     changed = jnp.zeros_like(layout.mask)
     for level, mask in masks.items():
         metrics[f"gate/clip_fraction/{level}"] = _token_mean(mask, layout)
         changed |= mask
     metrics["actor/pg_clipfrac"] = _token_mean(changed, layout)
+    # A gate without levels has no channels of its own; these say what levels would have seen.
+    drift, credit = prepare(log_ratio, advantage, layout.mask)
+    metrics |= _quadrant_metrics(changed, drift, credit)
     state = gate.inspect(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
-    if state is not None:
-        metrics |= hierarchy_metrics(state)
-    return metrics
+    if state is None:
+        tower = bundle.tower(layout.blocks(drift), layout, variant="published")
+        return metrics | channel_metrics(tower, layout)
+    return metrics | channel_metrics(state.tower, state.layout) | hierarchy_metrics(state)
 
 
 def ratio_metrics(log_ratio: jax.Array, layout: Layout) -> dict[str, Reduction]:
@@ -69,8 +90,9 @@ def ratio_metrics(log_ratio: jax.Array, layout: Layout) -> dict[str, Reduction]:
 
     Returns:
       `is_ratio/mean`, `min` and `max`; `actor/ppo_kl` and `actor/ppo_kl_k3`, the estimates k1 and
-      k3 of KL(old ‖ current), nats a token; `gate/log_ratio_non_finite`, the number of real tokens
-      whose log ratio is NaN or infinite, which no gate hides.
+      k3 of KL(old ‖ current), nats a token; `actor/drift_over_one`, the fraction of tokens whose
+      `|ℓ|` is above 1 nat; `gate/log_ratio_non_finite`, the number of real tokens whose log ratio
+      is NaN or infinite, which no gate hides.
     """
     # As it comes, unlike what gates compute with: infinities are to be seen.
     dtype = jnp.promote_types(log_ratio.dtype, jnp.float32)
@@ -82,30 +104,97 @@ def ratio_metrics(log_ratio: jax.Array, layout: Layout) -> dict[str, Reduction]:
         "is_ratio/max": Max(jnp.max(jnp.where(layout.mask, ratio, -jnp.inf))),
         "actor/ppo_kl": _token_mean(-log_ratio, layout),
         "actor/ppo_kl_k3": _token_mean(jnp.expm1(log_ratio) - log_ratio, layout),
+        "actor/drift_over_one": _token_mean(jnp.abs(log_ratio) > 1, layout),
         "gate/log_ratio_non_finite": Sum(
             jnp.sum((~jnp.isfinite(log_ratio) & layout.mask).astype(jnp.float32))
         ),
     }
 
 
+def effective_sample_sizes(log_ratio: jax.Array, layout: Layout) -> dict[str, Reduction]:
+    """How many tokens and cells carry the weight of all; a dict of metrics.
+
+        ESS = (Σ w)² / (N Σ w²)          over the N tokens, or over the N cells of a level
+
+        token                    wᵢ = rᵢ
+        up to the trajectory     w_y = ∏ rᵢ over its tokens
+        above                    w_z = the mean of the weights of its children
+
+    A trajectory weighs what importance sampling gives it, without a root for its length, so the
+    number falls with the length of answers. A cell above weighs as much as the mean of what it
+    holds: near 1/N one prompt group, or domain, is all that the estimate is made of.
+
+    Args:
+      log_ratio: float[B, T] or [N], nats, of the current policy to the one that sampled.
+      layout: where the tokens stand.
+
+    Returns:
+      `is_ratio/effective_sample_size/<level>`, in (0, 1], for "token" and every level. Log weights
+      are taken within ±30 nats; NaN stays NaN.
+
+    References:
+      VCPO, arXiv 2602.17616 (of trajectories: where it falls, collapse follows).
+    """
+    log_ratio, _ = prepare(log_ratio, log_ratio, layout.mask)
+    name = "is_ratio/effective_sample_size"
+    ratio = jnp.where(layout.mask, _weight(log_ratio), 0)
+    metrics: dict[str, Reduction] = {
+        f"{name}/token": Effective(
+            jnp.sum(ratio), jnp.sum(ratio**2), jnp.sum(layout.mask, dtype=ratio.dtype)
+        )
+    }
+    total = layout.pushforward_tokens(log_ratio)
+    weight = _weight(total)
+    for k, level in enumerate(layout.levels):
+        if 0 < k <= layout.index(TRAJECTORY):
+            total = layout.pushforward(total, k - 1)
+            weight = _weight(total)
+        elif k > 0:
+            weight = jnp.where(layout.sizes[k - 1] > 0, weight, 0)
+            weight = segments.safe_divide(layout.pushforward(weight, k - 1), layout.sizes[k])
+        of, share = _on_finest(weight, layout, level), _shares(layout, level)
+        parts = (jnp.sum(share * of), jnp.sum(share * of**2), jnp.sum(share))
+        metrics[f"{name}/{level}"] = Effective(*parts)
+    return metrics
+
+
+def channel_metrics(tower: bundle.Tower, layout: Layout) -> dict[str, Reduction]:
+    """How far the cells of each level have drifted, up and down; a dict of metrics.
+
+    Args:
+      tower: of `bundle.tower`, over all levels of the layout.
+      layout: the cells.
+
+    Returns:
+      For each level and its two channels `gate/channel/<level>/plus` and `minus`, the mean drift of
+      its cells, nats; and by `QUANTILES` their `median` and `p99`, within 10 % (see
+      `objective.Quantile`).
+    """
+    metrics: dict[str, Reduction] = {}
+    for k, level in enumerate(layout.levels):
+        share = _shares(layout, level)
+        for c, sign in ((PLUS, "plus"), (MINUS, "minus")):
+            name, table = f"gate/channel/{level}/{sign}", tower.drift[k][:, c]
+            metrics[name] = _cell_mean(table, layout, level)
+            sizes = _on_finest(table, layout, level)
+            for label, part in QUANTILES.items():
+                metrics[f"{name}/{label}"] = objective.quantile(sizes, share, part)
+    return metrics
+
+
 def hierarchy_metrics(state: Gating) -> dict[str, Reduction]:
-    """Channels, fibers and regimes of a hierarchy; a dict of metrics.
+    """Fibers and regimes of a hierarchy; a dict of metrics.
 
     Args:
       state: what it decided, of `hierarchy.inspect` or a gate's own.
 
     Returns:
-      For each gated level `gate/channel/<level>/plus` and `minus`, the mean drift of its cells,
-      nats; `gate/fiber_residual`, the mean of `|u|`, nats; `gate/regime/<name>`, the fraction of
+      `gate/fiber_residual`, the mean of `|u|`, nats; `gate/regime/<name>`, the fraction of
       trajectories (or of the finest cells, where trajectories are not gated) in each global and
       local regime.
     """
     layout = state.layout
     metrics: dict[str, Reduction] = {}
-    for k, level in enumerate(layout.levels):
-        for c, name in enumerate(("plus", "minus")):
-            table = state.tower.drift[k][:, c]
-            metrics[f"gate/channel/{level}/{name}"] = _cell_mean(table, layout, level)
     metrics["gate/fiber_residual"] = _token_mean(jnp.abs(state.own_drift), layout)
 
     level = TRAJECTORY if TRAJECTORY in layout.levels else layout.levels[0]
@@ -165,14 +254,71 @@ def local_regime(fiber_clipped: jax.Array, layout: Layout, level: str) -> jax.Ar
     return jnp.where(count == 0, 0, jnp.where(count == total, 2, 1))
 
 
+def cosine(first: Any, second: Any) -> Mean:
+    """The cosine of the angle between two trees of arrays; a `Mean` of one, or of none.
+
+    Args:
+      first: pytree of float arrays, such as a gradient.
+      second: another of the same structure and shapes.
+
+    Returns:
+      `⟨a, b⟩ / (‖a‖ ‖b‖)` in float32, counted once; not counted where one of them is 0.
+
+    >>> float(cosine([jnp.array([3.0, 0.0])], [jnp.array([1.0, 1.0])]).value).__round__(4)
+    0.7071
+    """
+    wide = [jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (first, second)]
+    norms = optax.tree.norm(wide[0]) * optax.tree.norm(wide[1])
+    angle = segments.safe_divide(optax.tree.vdot(*wide), norms)
+    return Mean(angle, (norms != 0).astype(jnp.float32))
+
+
 def _token_mean(values: jax.Array, layout: Layout) -> Mean:
     """The mean over real tokens."""
     return objective.mean(values, layout, weighting="token")
 
 
+def _quadrant_metrics(
+    changed: jax.Array, log_ratio: jax.Array, advantage: jax.Array
+) -> dict[str, Reduction]:
+    """The fraction of each quadrant's tokens that the gate changed; of prepared arrays."""
+    channels = channel(log_ratio)
+    metrics: dict[str, Reduction] = {}
+    for index, name in enumerate(QUADRANTS):
+        # Padding has no advantage, and tokens without one are in no quadrant.
+        inside = (advantage > 0 if index < 2 else advantage < 0) & (channels == index % 2)
+        found = (jnp.sum(of, dtype=jnp.float32) for of in (inside & changed, inside))
+        metrics[f"gate/quadrant/{name}"] = Mean(*found)
+    return metrics
+
+
 def _cell_mean(table: jax.Array, layout: Layout, level: str) -> Mean:
-    """The mean over the used cells of a level, each token adding its share of its cell."""
-    tokens = layout.lift_from(layout.tokens_of(level), level)
-    share = jnp.where(layout.mask, 1 / jnp.maximum(tokens, 1).astype(jnp.float32), 0)
-    values = layout.lift_from(table.astype(jnp.float32), level)
+    """The mean over the used cells of a level."""
+    share = _shares(layout, level)
+    values = _on_finest(table.astype(jnp.float32), layout, level)
     return Mean(jnp.sum(share * values), jnp.sum(share))
+
+
+def _on_finest(table: jax.Array, layout: Layout, level: str) -> jax.Array:
+    """A level's table read at each finest cell; `[S_1]`, of fewer numbers than there are tokens."""
+    for k in reversed(range(layout.index(level))):
+        table = layout.lift(table, k)
+    return table
+
+
+def _shares(layout: Layout, level: str) -> jax.Array:
+    """What the tokens at hand of each finest cell are of its cell in a level; float32[S_1].
+
+    Added over finest cells and devices they count every used cell once.
+    """
+    at_hand = layout.sizes[0]
+    if layout.axis_names[0]:
+        local = dataclasses.replace(layout, axis_names=((),) * len(layout.levels))
+        at_hand = local.pushforward_tokens(layout.mask.astype(jnp.int32))
+    tokens = _on_finest(layout.tokens_of(level), layout, level)
+    return segments.safe_divide(at_hand.astype(jnp.float32), tokens.astype(jnp.float32))
+
+
+def _weight(log_weight: jax.Array) -> jax.Array:
+    """The exponential of a log weight within ±`_LARGEST_LOG_WEIGHT`; same shape."""
+    return jnp.exp(jnp.clip(log_weight, -_LARGEST_LOG_WEIGHT, _LARGEST_LOG_WEIGHT))

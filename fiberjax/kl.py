@@ -1,4 +1,4 @@
-"""Per-token terms beside the gate: KL estimates, entropy, and weights for a mismatched sampler.
+"""Per-token terms beside the gate: KL estimates and entropy.
 
 With `q = log π_ref − log π_θ` of a token sampled from `π_θ`, three estimates of KL(π_θ ‖ π_ref):
 
@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from fiberjax.segments import safe_exp
 
@@ -105,45 +104,6 @@ def entropy(logits: jax.Array) -> jax.Array:
     possible = jnp.isfinite(log_prob)
     log_prob = jnp.where(possible, log_prob, 0)
     return -jnp.sum(jnp.where(possible, jnp.exp(log_prob), 0) * log_prob, axis=-1)
-
-
-def truncated_weight(
-    log_prob: jax.Array, sampler_log_prob: jax.Array, *, cap: ArrayLike
-) -> jax.Array:
-    """Importance weight for a sampler that disagrees with the trainer, capped; same shape.
-
-        w = min(π_trainer / π_sampler, cap)
-
-    Args:
-      log_prob: float[...], nats: the tokens under the trainer's copy of the sampling policy.
-      sampler_log_prob: float of the same shape, nats, as the sampler reported it.
-      cap: the largest weight, commonly 2 to 3; traced.
-
-    Returns:
-      The weight of each token, a constant in gradients; multiplies its contribution.
-
-    References:
-      Truncated importance sampling: Ionides 2008; for samplers, arXiv 2510.18855.
-    """
-    ratio = jnp.exp(jax.lax.stop_gradient(k1(log_prob, sampler_log_prob)))
-    return jnp.minimum(ratio, cap)
-
-
-def masked_weight(log_prob: jax.Array, sampler_log_prob: jax.Array, *, cap: ArrayLike) -> jax.Array:
-    """The same weight, with 0 where it leaves `[1/cap, cap]`; same shape.
-
-    Arguments and result as `truncated_weight`. A token on which the two disagree this much is left
-    out instead of being trusted in part.
-    """
-    ratio = jnp.exp(jax.lax.stop_gradient(k1(log_prob, sampler_log_prob)))
-    return jnp.where((ratio <= cap) & (ratio * cap >= 1), ratio, 0)
-
-
-MISMATCH_WEIGHTS: Mapping[str, Callable[..., jax.Array]] = {
-    "truncate": truncated_weight,
-    "mask": masked_weight,
-}
-"""Corrections for a sampler and a trainer that disagree, by name."""
 
 
 def _wide(values: jax.Array) -> jax.Array:

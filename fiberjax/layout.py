@@ -107,6 +107,12 @@ class Layout:
         """Reads the table of level `k + 1` at each cell of level `k`; returns `[S_k]`."""
         return segments.spread(table, self.parents[k])
 
+    def token_cells(self) -> jax.Array | None:
+        """The finest cell of each token, int32 of the mask's shape; None where a row is a cell."""
+        if self.cell_id is None or self.cell_id.shape == self.mask.shape:
+            return self.cell_id
+        return jnp.repeat(self.cell_id, self.mask.shape[-1] // self.cell_id.shape[-1], axis=-1)
+
     def tokens_of(self, level: str) -> jax.Array:
         """Number of tokens in each cell of a level; int32[S_k]."""
         count = self.sizes[0]
@@ -180,6 +186,10 @@ class Layout:
             num_states=self.num_states,
             state_axes=self.state_axes,
         )
+
+    def all_axes(self) -> tuple[str, ...]:
+        """Every mesh axis that the layout's cells or states are spread over, each named once."""
+        return tuple(dict.fromkeys((*self._axes(0, len(self.levels) - 1), *self.state_axes)))
 
     def _axes(self, first: int, last: int) -> tuple[str, ...]:
         """The mesh axes of a sum that runs through several levels at once, each named once."""

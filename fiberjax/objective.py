@@ -11,11 +11,13 @@ one shard: the training step, and nobody before it, adds both over the mesh axes
 spread over (`add_over`), and over micro-batches (`add`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fiberjax import segments
@@ -55,7 +57,82 @@ class Min(NamedTuple):
     value: jax.Array
 
 
-Reduction = Mean | Sum | Max | Min
+class Effective(NamedTuple):
+    """An effective sample size, kept as the sums of weights and of their squares; float32[] each.
+
+    References:
+      Kish, Survey Sampling, Wiley, 1965.
+
+    >>> weight = jnp.array([1.0, 1.0, 0.0, 0.0])
+    >>> float(Effective(jnp.sum(weight), jnp.sum(weight**2), jnp.float32(4)).value)
+    0.5
+    """
+
+    total: jax.Array
+    squares: jax.Array
+    count: jax.Array  # type: ignore[assignment]
+
+    @property
+    def value(self) -> jax.Array:
+        """`(Σw)² / (N Σw²)`, float32[] in (0, 1], 1 where all weigh alike; 0 of nothing."""
+        share = segments.safe_divide(self.total, self.squares)
+        return share * segments.safe_divide(self.total, self.count)
+
+
+EDGES = np.exp2(np.arange(-72, 25) / 4).astype(np.float32)
+"""Nats. Where quantiles tell two sizes apart: four steps an octave, from 2⁻¹⁸ to 2⁶."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantile:
+    """A quantile of sizes, kept as how many reach each of `EDGES`; exact but for the steps.
+
+    Attributes:
+      reaching: float32[97], the number of sizes at or above each edge.
+      count: float32[], the number of all.
+      share: the quantile, in (0, 1). Static.
+
+    >>> float(quantile(jnp.array([0.01, 0.02, 0.4]), jnp.ones(3), 0.5).value).__round__(3)
+    0.02
+    """
+
+    reaching: jax.Array
+    count: jax.Array
+    share: float = dataclasses.field(metadata={"static": True})
+
+    @property
+    def value(self) -> jax.Array:
+        """The smallest size that a share of all do not exceed, float32[], within 10 %.
+
+        Sizes below the first edge are 0, those of the last edge and beyond are the last; NaN is the
+        largest. 0 where nothing was counted.
+        """
+        below = self.count - self.reaching
+        # Counts are sums of fractions: of cells that lie on several devices each adds its part.
+        step = jnp.sum(below < self.share * self.count * (1 - 1e-5))
+        centres = np.concatenate([[0.0], np.sqrt(EDGES[:-1] * EDGES[1:]), EDGES[-1:]])
+        return jnp.asarray(centres, jnp.float32)[step]
+
+
+def quantile(sizes: jax.Array, weight: jax.Array, share: float) -> Quantile:
+    """The quantile of sizes at hand, each counted as often as it weighs; a `Quantile`.
+
+    Args:
+      sizes: float[S], at least 0.
+      weight: float32[S], 0 for what does not count.
+      share: static, in (0, 1); 0.5 is the median.
+    """
+    # Of a NaN no comparison holds: it reaches every edge.
+    reached = ~(sizes[:, None] < EDGES)
+    return Quantile(
+        reaching=jnp.sum(jnp.where(reached, weight[:, None], 0), axis=0),
+        count=jnp.sum(weight),
+        share=share,
+    )
+
+
+Reduction = Mean | Sum | Max | Min | Effective | Quantile
 """How a quantity of tokens is joined over micro-batches and devices."""
 
 
@@ -226,6 +303,11 @@ def add(first: Reduction, second: Reduction) -> Reduction:
             return Max(jnp.maximum(first.value, second.value))
         case Min(), Min():
             return Min(jnp.minimum(first.value, second.value))
+        case Effective(), Effective():
+            return Effective(*(a + b for a, b in zip(first, second, strict=True)))
+        case Quantile(), Quantile() if first.share == second.share:
+            reaching, count = first.reaching + second.reaching, first.count + second.count
+            return Quantile(reaching, count, first.share)
     raise ValueError(f"reductions of two kinds cannot be joined: {first!r} and {second!r}")
 
 
@@ -242,3 +324,8 @@ def add_over(reduction: Reduction, axis_name: segments.AxisName) -> Reduction:
             return Max(lax.pmax(reduction.value, axis_name))
         case Min():
             return Min(lax.pmin(reduction.value, axis_name))
+        case Effective():
+            return Effective(*(lax.psum(part, axis_name) for part in reduction))
+        case Quantile():
+            reaching, count = lax.psum((reduction.reaching, reduction.count), axis_name)
+            return Quantile(reaching, count, reduction.share)

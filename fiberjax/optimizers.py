@@ -10,6 +10,8 @@ import optax.contrib
 OPTIMIZERS = ("adamw", "muon", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
 MOMENT_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Where Optax's states keep a first moment.
+_MOMENTS = {optax.ScaleByAdamState: "mu", optax.contrib.MuonState: "mu", optax.TraceState: "trace"}
 # Root mean square of an entry of Adam's normalised update, as found in practice
 # (arXiv 2502.16982, section 2.2).
 _ADAM_RMS = 0.2
@@ -127,6 +129,37 @@ def make_optimizer(
         )
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity()
     return optax.chain(clip, base)
+
+
+def momentum(opt_state: Any, params: Any) -> Any | None:
+    """The first moment that an optimizer keeps of its gradients; a tree like the parameters.
+
+    Args:
+      opt_state: of `make_optimizer`, alone or among other states; of any optimizer made of Optax's
+        Adam, Muon and `trace`.
+      params: tree of arrays, whose structure alone is read.
+
+    Returns:
+      For each parameter the decayed mean (Adam, Muon) or sum (SGD) of its gradients so far, after
+      clipping; SGD that decays every parameter adds the decay. None where not every parameter has
+      exactly one, as under SGD without momentum.
+    """
+
+    def keeps_one(node: object) -> bool:
+        return isinstance(node, tuple(_MOMENTS))
+
+    # Muon and its Adam share the parameters out: each one's tree lacks those of the other.
+    found = [
+        entry
+        for node in jax.tree.leaves(opt_state, is_leaf=keeps_one)
+        if keeps_one(node)
+        for entry in jax.tree_util.tree_leaves_with_path(getattr(node, _MOMENTS[type(node)]))
+    ]
+    by_path = dict(found)
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    if len(by_path) != len(found) or by_path.keys() != {path for path, _ in paths}:
+        return None
+    return jax.tree.unflatten(structure, [by_path[path] for path, _ in paths])
 
 
 def _of_layer_matrices(params: Any) -> Any:

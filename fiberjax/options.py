@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from fiberjax.mismatch import CORRECTIONS
 from fiberjax.optimizers import MOMENT_DTYPES, OPTIMIZERS, SCHEDULES
 from fiberjax.step_share import REFERENCES as STEP_SHARES
 
@@ -282,9 +283,16 @@ class Training:
         so that an optimizer that normalises does not undo the gate: "importance", "limit" or
         "on_policy" says what they are compared with (see `step_share.REFERENCES`); "none" takes
         whole steps. Not for "sgd", whose steps are short by themselves.
-      mismatch: correction for sampler and trainer disagreeing: "none", "truncate" (weights capped)
-        or "mask" (tokens beyond the cap dropped).
+      edge: what the gate's ratios are taken over: "update", the policy before the first update on
+        the rollouts, as the trainer computes it; or "direct", the sampler, which has the mismatch
+        within.
+      mismatch: correction for sampler and trainer disagreeing: "none"; of tokens "truncate"
+        (weights capped), "mask" (dropped beyond the cap or below one over it) or "icepop" (dropped
+        beyond the cap or below the floor); of trajectories "truncate_trajectory" (the product of
+        the ratios, capped) or "reject" (dropped where their geometric mean is beyond the cap or
+        below the floor). Only "none" goes with the direct edge.
       mismatch_cap: the cap, a ratio above 1.
+      mismatch_floor: the floor, a ratio below 1.
       chunk: columns whose logits exist at a time.
     """
 
@@ -297,9 +305,11 @@ class Training:
     kl_coefficient: float
     kl_estimator: str
     kl_ratio_weight: bool
+    edge: str
     step_share: str
     mismatch: str
     mismatch_cap: float
+    mismatch_floor: float
     chunk: int
 
     def __post_init__(self) -> None:
@@ -307,9 +317,17 @@ class Training:
         _require_choice("weighting", self.weighting, ("trajectory", "token", "constant"))
         _require_choice("kl_estimator", self.kl_estimator, ("k2", "k3"))
         _require_choice("step_share", self.step_share, ("none", *STEP_SHARES))
-        _require_choice("mismatch", self.mismatch, ("none", "truncate", "mask"))
+        _require_choice("edge", self.edge, ("update", "direct"))
+        _require_choice("mismatch", self.mismatch, ("none", *CORRECTIONS))
+        if self.edge == "direct" and self.mismatch != "none":
+            raise ValueError(
+                f'edge = "direct" has the mismatch within, and mismatch = {self.mismatch!r} would '
+                'correct it twice: expected edge = "update" or mismatch = "none"'
+            )
         _require(self.kl_coefficient >= 0, "kl_coefficient", self.kl_coefficient, "at least 0")
         _require(self.mismatch_cap > 1, "mismatch_cap", self.mismatch_cap, "above 1")
+        floor = self.mismatch_floor
+        _require(0 < floor < 1, "mismatch_floor", floor, "in (0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)

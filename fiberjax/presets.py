@@ -110,6 +110,44 @@ PRESETS: dict[str, dict[str, Any]] = {
     # DPPO (2602.04879): probabilities for the total variation, nats for the KL.
     "dppo_tv": dict(name="dppo_tv", delta_low=0.2, delta_high=0.2, weight_cap=20.0),
     "dppo_kl": dict(name="dppo_kl", delta=0.05, weight_cap=20.0),
+    # CPPO (2606.10968): dense models; of mixtures of experts `delta` is .2.
+    "cppo": dict(name="cppo", delta=0.15, prefix_delta=0.02, last_weight=0.8),
+    # PNPO (2608.01418) and MinPRO (2601.22718): the bounds are ours, PPO's and CISPO's.
+    "pnpo": _clip("pnpo", 0.2, 0.2),
+    "minpro": dict(name="minpro", weight_cap=5.0),
+    # FIPO (2603.19835): half-life in tokens; DAPO's clip.
+    "fipo": dict(
+        name="fipo",
+        half_life=32.0,
+        influence_low=1.0,
+        influence_high=1.2,
+        ratio_cap=10.0,
+        ratio_safe=4.0,
+        clip_low=0.2,
+        clip_high=0.28,
+    ),
+    # VESPO (2602.10693): meant for the ratio over the sampler, `config.training.edge = "direct"`.
+    "vespo": dict(
+        name="vespo",
+        level="trajectory",
+        k_positive=2.0,
+        lambda_positive=3.0,
+        k_negative=3.0,
+        lambda_negative=2.0,
+    ),
+    # TOPR (2503.14286): a bad trajectory weighs at most as on-policy.
+    "topr": dict(name="topr", level="trajectory", form="product", weight_cap=1.0),
+    # LUSPO (2602.05261): GSPO with these bounds and `config.training.weighting = "constant"`, under
+    # which trajectories weigh by their length.
+    "luspo": _clip("gspo", 2e-3, 2.5e-3) | dict(level="trajectory"),
+    # M2PO (2510.01161): nats squared, over the batch.
+    "m2po": dict(name="m2po", second_moment=0.04),
+    # TRM (2512.23075): nats, of one token and on average.
+    "trm": dict(name="trm", level="trajectory", largest=0.1, mean=0.002),
+    # OPSM (DeepSeek-V3.2, 2512.02556): the paper gives no bound; this is TRL's, nats a token.
+    "opsm": dict(name="opsm", level="trajectory", delta=0.5, clip_low=0.2, clip_high=0.2),
+    # TVPO (2603.01365): the bound is ours, the mean deviation of a ratio.
+    "tvpo": dict(name="tvpo", level="trajectory", delta=0.2),
     # The derivation of FiberPO, stage by stage (2603.08239, section 3). `delta` is twice a total
     # variation: at γ = 0.99 TRPO's best radius (1 − γ)/(4γ) gives 2 × 0.002525.
     "apc_trpo": _apc(0.00505, "state", "ratio"),
@@ -133,3 +171,10 @@ PRESETS |= {
 }
 # Ours: the published hierarchy, but no cell is moved by what its siblings do.
 PRESETS["fiberpo_domain_bounded"] = PRESETS["fiberpo_domain"] | dict(lift="bounded")
+# The authors' own numbers: a budget δ of .4 halved between the channels, where their text asks for
+# ε ≪ δ.
+PRESETS["fiberpo_authors"] = _hierarchy(trajectory=(0.2, 0.2)) | dict(epsilon=0.2)
+# The authors, in code since then: cells re-signed on their way up, over `r − 1`. Budgets are ours.
+PRESETS["fiberpo_domain_resigned"] = PRESETS["fiberpo_domain"] | dict(
+    signs="resigned", deviation="ratio"
+)

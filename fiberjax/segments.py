@@ -13,11 +13,17 @@ Every function takes `ids`, the segment of each element, in one of three forms:
 the local sums are then added over those axes, so only a table of `[S]` numbers ever travels.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 AxisName = str | tuple[str, ...] | None
+
+Elements = tuple[jax.Array, ...]
+"""What is combined along a segment: one or several arrays of one shape."""
 
 
 def segment_sum(
@@ -140,6 +146,73 @@ def segment_max(values: jax.Array, ids: jax.Array, num_segments: int) -> jax.Arr
     values = lax.stop_gradient(values.ravel())
     largest = jax.ops.segment_max(values, ids.ravel(), num_segments)
     return jnp.where(jnp.isneginf(largest), 0, largest)
+
+
+@functools.partial(jax.jit, static_argnames=("combine", "neutral", "before", "reverse"))
+def running(
+    combine: Callable[[Elements, Elements], Elements],
+    elements: Elements,
+    ids: jax.Array | None,
+    neutral: tuple[float, ...],
+    *,
+    before: bool = False,
+    reverse: bool = False,
+) -> Elements:
+    """Combines, at every element, its segment's elements up to it; the shapes of the elements.
+
+    The elements of a segment stand in the order of the array, row by row; those of others may
+    stand between them. Whole segments only: nothing is combined over devices.
+
+    Args:
+      combine: static, associative, from two `Elements` to one, the earlier on the left.
+      elements: float[...] each, one or several arrays of one shape.
+      ids: int32 of that shape, or None where a row is a segment. An id that belongs to nothing
+        makes a segment of its own, whose results nobody should read.
+      neutral: static, by array, what stands where nothing came before.
+      before: static, leaves the element itself out.
+      reverse: static, from the last element of a segment back to its first.
+
+    Returns:
+      A tuple as `elements`; differentiable as `combine` is.
+    """
+    if ids is None:
+        starts = jnp.zeros(elements[0].shape, bool)
+        starts = starts.at[..., -1 if reverse else 0].set(True)
+        return _scan(combine, elements, starts, neutral, before, reverse)
+    order = jnp.argsort(ids.ravel(), stable=True)
+    sorted_ids = ids.ravel()[order]
+    change = sorted_ids[1:] != sorted_ids[:-1]
+    edge = jnp.ones((1,), bool)
+    starts = jnp.concatenate([change, edge] if reverse else [edge, change])
+    in_order = tuple(x.ravel()[order] for x in elements)
+    scanned = _scan(combine, in_order, starts, neutral, before, reverse)
+    return tuple(jnp.zeros_like(x).at[order].set(x).reshape(ids.shape) for x in scanned)
+
+
+def _scan(
+    combine: Callable[[Elements, Elements], Elements],
+    elements: Elements,
+    starts: jax.Array,
+    neutral: tuple[float, ...],
+    before: bool,
+    reverse: bool,
+) -> Elements:
+    """`running` along the last axis, begun anew at each start; the shapes of the elements."""
+
+    def step(left: Elements, right: Elements) -> Elements:
+        joined = combine(left[1:], right[1:])
+        kept = (jnp.where(right[0], y, x) for x, y in zip(joined, right[1:], strict=True))
+        return (left[0] | right[0], *kept)
+
+    last = starts.ndim - 1
+    _, *scanned = lax.associative_scan(step, (starts, *elements), reverse=reverse, axis=last)
+    if before:
+        shift = -1 if reverse else 1
+        scanned = [
+            jnp.where(starts, empty, jnp.roll(x, shift, axis=-1))
+            for x, empty in zip(scanned, neutral, strict=True)
+        ]
+    return tuple(scanned)
 
 
 @jax.custom_jvp

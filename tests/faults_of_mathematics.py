@@ -15,8 +15,11 @@ class Mutant(NamedTuple):
 
 CONTRACT = "tests/gates/test_contract.py"
 AGREES = (f"{CONTRACT}::test_agrees_with_the_loop_written_reference",)
+PREFIX = "tests/gates/test_prefix.py"
+MISMATCH = "tests/test_mismatch.py"
 THEOREMS = "tests/gates/test_theorems.py"
 LIFTS = "tests/gates/test_lifts.py"
+VARIANTS = "tests/gates/test_variants.py"
 SILENT = "tests/gates/test_silent.py"
 TRAINER = "tests/run/test_trainer.py"
 _WIRING = "tests/run/test_wiring.py::test_an_iteration_is_the_one_written_out"
@@ -118,8 +121,8 @@ FAULTS = (
     Mutant(
         "DPPO measures the move the wrong way round",
         "fiberjax/gates/score.py",
-        "moved = -jnp.sign(log_ratio)",
-        "moved = jnp.sign(log_ratio)",
+        "return -jnp.sign(log_ratio)",
+        "return jnp.sign(log_ratio)",
         AGREES,
     ),
     Mutant(
@@ -149,6 +152,27 @@ FAULTS = (
         "whole = (taken <= 0) | (drift == 0)",
         "whole = taken <= 0",
         (f"{LIFTS}::test_a_trajectory_at_zero_has_the_identity_whatever_its_siblings_do",),
+    ),
+    Mutant(
+        "a re-signed cell hands up its drift in the wrong channel",
+        "fiberjax/gates/bundle.py",
+        "return jnp.stack([jnp.where(net >= 0, net, 0), jnp.where(net >= 0, 0, -net)], axis=-1)",
+        "return jnp.stack([jnp.where(net >= 0, 0, -net), jnp.where(net >= 0, net, 0)], axis=-1)",
+        (f"{VARIANTS}::test_residuals_of_siblings_sum_to_zero_with_their_sign_and_not_by_channel",),
+    ),
+    Mutant(
+        "the upper token budget holds drift downwards",
+        "fiberjax/gates/hierarchy.py",
+        "both = [jnp.where(upwards, pair[1], pair[0]) for pair in bounds]",
+        "both = [jnp.where(upwards, pair[0], pair[1]) for pair in bounds]",
+        (f"{VARIANTS}::test_agrees_with_the_loop_written_reference",),
+    ),
+    Mutant(
+        "a level's advantage meets its whole drift, not its own part",
+        "fiberjax/gates/levelwise.py",
+        "own, total = own - levels.lift(gated[k + 1], k), levels.lift(total, k)",
+        "total = levels.lift(total, k)",
+        (f"{VARIANTS}::test_each_level_meets_its_own_advantage",),
     ),
     Mutant(
         "a closed token of the silent hierarchy pushes",
@@ -193,6 +217,98 @@ FAULTS = (
         "step = (state, token)",
         "step = (state, 0)",
         ("tests/test_layout.py::test_states_are_prompts_and_prefixes",),
+    ),
+    # Prefixes, masks, and whole trajectories.
+    Mutant(
+        "running sums run on into the next trajectory",
+        "fiberjax/segments.py",
+        "kept = (jnp.where(right[0], y, x) for x, y in zip(joined, right[1:], strict=True))",
+        "kept = joined",
+        (f"{PREFIX}::test_running_sums_are_those_of_a_loop[packed]",),
+    ),
+    Mutant(
+        "padding discounts what comes after it",
+        "fiberjax/gates/prefix.py",
+        "passed = jnp.where(layout.mask, jnp.asarray(decay, values.dtype), 1)",
+        "passed = jnp.full(values.shape, decay, values.dtype)",
+        (f"{PREFIX}::test_running_sums_are_those_of_a_loop[rows]",),
+    ),
+    Mutant(
+        "CPPO counts a token against its own prefix",
+        "fiberjax/gates/prefix.py",
+        "saved = running_sum(weight * prefix_delta - spent, layout, before=True)",
+        "saved = running_sum(weight * prefix_delta - spent, layout)",
+        (f"{AGREES[0]}[False-0-cppo]",),
+    ),
+    Mutant(
+        "CPPO drops tokens that move back",
+        "fiberjax/gates/prefix.py",
+        "return (advantage * log_ratio > 0) & (spent > allowed) & mask",
+        "return (spent > allowed) & mask",
+        (f"{AGREES[0]}[False-0-cppo]",),
+    ),
+    Mutant(
+        "the smallest ratio before a token may be its own",
+        "fiberjax/gates/prefix.py",
+        "_cells(layout), (jnp.inf,), before=True)",
+        "_cells(layout), (jnp.inf,))",
+        (f"{AGREES[0]}[False-0-minpro]",),
+    ),
+    Mutant(
+        "FIPO looks back instead of ahead",
+        "fiberjax/gates/prefix.py",
+        "decay=decay, reverse=True)",
+        "decay=decay)",
+        (f"{AGREES[0]}[False-0-fipo]",),
+    ),
+    Mutant(
+        "PNPO's gradient runs through the prefix",
+        "fiberjax/gates/prefix.py",
+        "drift, count = jax.lax.stop_gradient(log_ratio), layout.mask.astype(log_ratio.dtype)",
+        "drift, count = log_ratio, layout.mask.astype(log_ratio.dtype)",
+        (f"{PREFIX}::test_a_token_is_moved_by_its_own_score_alone",),
+    ),
+    Mutant(
+        "M2PO bounds the second moment of each device alone",
+        "fiberjax/gates/masks.py",
+        "within = (lax.psum(excess, axes) if axes else excess) <= 0",
+        "within = excess <= 0",
+        (f"{CONTRACT}::test_sharded_equals_one_device[m2po-False]",),
+    ),
+    Mutant(
+        "TRM forgets the largest divergence",
+        "fiberjax/gates/masks.py",
+        "return (beyond | (trajectory_mean",
+        "return ((trajectory_mean",
+        (f"{AGREES[0]}[False-0-trm]",),
+    ),
+    Mutant(
+        "OPSM drops good trajectories too",
+        "fiberjax/gates/masks.py",
+        "return (advantage < 0) & (fallen > delta)",
+        "return fallen > delta",
+        (f"{AGREES[0]}[False-0-opsm]",),
+    ),
+    Mutant(
+        "TVPO drops what moves back",
+        "fiberjax/gates/masks.py",
+        "> delta) & (advantage * log_ratio > 0)",
+        "> delta) & (advantage != 0)",
+        (f"{AGREES[0]}[False-0-tvpo]",),
+    ),
+    Mutant(
+        "VESPO's kernel is differentiated",
+        "fiberjax/gates/sequence.py",
+        "drift = trajectory_sum(jax.lax.stop_gradient(log_ratio), layout, level)",
+        "drift = trajectory_sum(log_ratio, layout, level)",
+        (f"{CONTRACT}::test_first_order_agreement_on_policy[vespo-False]",),
+    ),
+    Mutant(
+        "TOPR leaves bad trajectories their whole ratio",
+        "fiberjax/gates/sequence.py",
+        "jnp.minimum(ratio, weight_cap)).astype",
+        "ratio).astype",
+        (f"{AGREES[0]}[False-0-topr]",),
     ),
     # Objective.
     Mutant(
@@ -276,16 +392,30 @@ FAULTS = (
     ),
     Mutant(
         "truncated weights are at least the cap",
-        "fiberjax/kl.py",
+        "fiberjax/mismatch.py",
         "return jnp.minimum(ratio, cap)",
         "return jnp.maximum(ratio, cap)",
-        ("tests/test_kl.py::test_mismatch_weights",),
+        (f"{MISMATCH}::test_weights_of_tokens_and_of_trajectories",),
     ),
     Mutant(
         "tokens that the sampler likes far better are kept",
-        "fiberjax/kl.py",
+        "fiberjax/mismatch.py",
         "(ratio <= cap) & (ratio * cap >= 1)",
         "(ratio <= cap)",
-        ("tests/test_kl.py::test_mismatch_weights",),
+        (f"{MISMATCH}::test_weights_of_tokens_and_of_trajectories",),
+    ),
+    Mutant(
+        "IcePop's band is open below",
+        "fiberjax/mismatch.py",
+        "jnp.where((ratio >= floor) & (ratio <= cap), ratio, 0)",
+        "jnp.where(ratio <= cap, ratio, 0)",
+        (f"{MISMATCH}::test_weights_of_tokens_and_of_trajectories",),
+    ),
+    Mutant(
+        "long trajectories are rejected for their length",
+        "fiberjax/mismatch.py",
+        "mean = safe_exp(safe_divide(jnp.sum(gap, axis=-1, keepdims=True), tokens))",
+        "mean = safe_exp(jnp.sum(gap, axis=-1, keepdims=True))",
+        (f"{MISMATCH}::test_a_band_has_two_bounds",),
     ),
 )

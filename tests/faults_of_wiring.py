@@ -215,8 +215,8 @@ FAULTS = (
     Mutant(
         "the mismatch weight is the wrong way up",
         "fiberjax/run/trainer.py",
-        "correct(old, sampler, cap=",
-        "correct(sampler, old, cap=",
+        "correct(old, sampler, rollouts.mask",
+        "correct(sampler, old, rollouts.mask",
         GRPO,
     ),
     Mutant(
@@ -225,6 +225,13 @@ FAULTS = (
         "sampler = rollouts.sampler_log_prob + rollouts.log_kept",
         "sampler = rollouts.sampler_log_prob",
         (f"{TRAINER}::test_truncated_sampling_is_no_mismatch",),
+    ),
+    Mutant(
+        "ratios over the sampler are ratios over the trainer",
+        "fiberjax/run/trainer.py",
+        'old_log_prob=sampler if training.edge == "direct" else old',
+        "old_log_prob=old",
+        (f"{TRAINER}::test_the_edges_of_a_sampler_that_disagrees",),
     ),
     Mutant(
         "the current policy is its own reference",

@@ -48,10 +48,16 @@ def fgh(
     epsilon_negative=None,
     base_gate="rollback",
     lift="plain",
+    signs="token",
+    deviation="log",
+    alpha=1.0,
+    upper_negative=None,
 ):
     """The published hierarchy; `budgets` is one pair a level."""
     gate = {"rollback": aggregate, "hold": hold}[base_gate]
     levels, l = len(budgets), np.asarray(l, np.float64)
+    if deviation == "ratio":
+        l = np.exp(np.clip(l, -20, 20)) - 1
     parents = parents[: levels - 1]
     drift, size = {}, {}
     for y in set(trajectory):
@@ -64,6 +70,8 @@ def fgh(
     for k in range(1, levels):
         for z in {parents[k - 1][y] for (j, y) in drift if j == k - 1}:
             of = [d for (j, y), d in drift.items() if j == k - 1 and parents[k - 1][y] == z]
+            if signs == "resigned":
+                of = [(max(p - m, 0.0), max(m - p, 0.0)) for p, m in of]
             drift[k, z] = tuple(sum(d[c] for d in of) / len(of) for c in (0, 1))
             size[k, z] = len(of)
 
@@ -77,12 +85,14 @@ def fgh(
 
     out = []
     for i in range(len(l)):
-        log_weight = weight(0, trajectory[i], 0) - weight(0, trajectory[i], 1)
+        base = alpha * (weight(0, trajectory[i], 0) - weight(0, trajectory[i], 1))
         s = sign(l[i])
         mine, other = drift[0, trajectory[i]][:: 1 if s > 0 else -1]
         bound = epsilon_negative if epsilon_negative is not None and a[i] < 0 else epsilon
+        upper = upper_negative if upper_negative is not None and a[i] < 0 else bound
         u, v = s * l[i] - mine, -other
-        out.append(math.exp(log_weight + clip(s * u, bound) - clip(s * v, bound)))
+        gated = base + min(max(s * u, -bound), upper) - min(max(s * v, -bound), upper)
+        out.append(1 + gated if deviation == "ratio" else math.exp(gated))
     return np.array(out)
 
 
@@ -255,3 +265,120 @@ def apc(l, a, trajectory, parents, *, delta, unit, form):
         gated = clip(x[i], max(left, 0))
         out.append(math.exp(gated) if form == "log" else 1 + gated)
     return np.array(out)
+
+
+def mates(trajectory, i):
+    """The tokens of token `i`'s trajectory, in order."""
+    return [j for j in range(len(trajectory)) if trajectory[j] == trajectory[i]]
+
+
+def vespo(l, a, trajectory, parents, *, k_positive, lambda_positive, k_negative, lambda_negative):
+    out = []
+    for i in range(len(l)):
+        w = math.prod(math.exp(l[j]) for j in mates(trajectory, i))
+        k, lam = (k_positive, lambda_positive) if a[i] >= 0 else (k_negative, lambda_negative)
+        out.append(w**k * math.exp(lam * (1 - w)))
+    return np.array(out)
+
+
+def topr(l, a, trajectory, parents, *, weight_cap, form="product"):
+    out = []
+    for i in range(len(l)):
+        of = mates(trajectory, i)
+        s = math.prod(math.exp(l[j]) for j in of)
+        s = s ** (1 / len(of)) if form == "mean" else s
+        out.append(1.0 if a[i] >= 0 else min(s, weight_cap))
+    return np.array(out)
+
+
+def m2po(l, a, trajectory, parents, *, second_moment):
+    counted = [i for i in range(len(l)) if (a[i] > 0 and l[i] > 0) or (a[i] < 0 and l[i] < 0)]
+    kept = sorted(counted, key=lambda i: l[i] ** 2)
+    while kept and sum(l[i] ** 2 for i in kept) / len(kept) > second_moment:
+        kept.pop()
+    dropped = set(counted) - set(kept)
+    return np.array([0.0 if i in dropped else math.exp(l[i]) for i in range(len(l))])
+
+
+def trm(l, a, trajectory, parents, *, largest, mean):
+    out = []
+    for i in range(len(l)):
+        d = [math.exp(l[j]) - 1 - l[j] for j in mates(trajectory, i)]
+        drop = max(d) > largest or sum(d) / len(d) > mean
+        out.append(0.0 if drop else math.exp(l[i]))
+    return np.array(out)
+
+
+def opsm(l, a, trajectory, parents, *, delta, clip_low, clip_high):
+    out = ppo(l, a, trajectory, parents, clip_low=clip_low, clip_high=clip_high)
+    for i in range(len(l)):
+        of = mates(trajectory, i)
+        if a[i] < 0 and sum(-l[j] for j in of) / len(of) > delta:
+            out[i] = 0.0
+    return out
+
+
+def tvpo(l, a, trajectory, parents, *, delta):
+    out = []
+    for i in range(len(l)):
+        of = mates(trajectory, i)
+        far = sum(abs(math.exp(l[j]) - 1) for j in of) / len(of) > delta
+        out.append(0.0 if far and a[i] * l[i] > 0 else math.exp(l[i]))
+    return np.array(out)
+
+
+def cppo(l, a, trajectory, parents, *, old_log_prob, delta, prefix_delta, last_weight):
+    out = np.zeros(len(l))
+    for y in set(trajectory):
+        of = [i for i in range(len(l)) if trajectory[i] == y]
+        spent = weights = 0.0
+        for t, i in enumerate(of):
+            w = 1 - (1 - last_weight) * t / max(len(of) - 1, 1)
+            d = abs(math.exp(old_log_prob[i] + l[i]) - math.exp(old_log_prob[i]))
+            within = w * d <= min(delta, delta + prefix_delta * weights - spent)
+            out[i] = math.exp(l[i]) if within or a[i] * (math.exp(l[i]) - 1) <= 0 else 0.0
+            spent, weights = spent + w * d, weights + w
+    return out
+
+
+def pnpo(l, a, trajectory, parents, *, clip_low, clip_high):
+    out = []
+    for i in range(len(l)):
+        so_far = [l[j] for j in mates(trajectory, i) if j <= i]
+        s = math.exp(sum(so_far) / len(so_far))
+        out.append(min(s, 1 + clip_high) if a[i] >= 0 else max(s, 1 - clip_low))
+    return np.array(out)
+
+
+def minpro(l, a, trajectory, parents, *, weight_cap):
+    out = []
+    for i in range(len(l)):
+        before = [math.exp(l[j]) for j in mates(trajectory, i) if j < i]
+        out.append(min(math.exp(l[i]) * min(before, default=1.0), weight_cap))
+    return np.array(out)
+
+
+def fipo(
+    l,
+    a,
+    trajectory,
+    parents,
+    *,
+    half_life,
+    influence_low,
+    influence_high,
+    ratio_cap,
+    ratio_safe,
+    clip_low,
+    clip_high,
+):
+    gated = ppo(l, a, trajectory, parents, clip_low=clip_low, clip_high=clip_high)
+    for i in range(len(l)):
+        rest = [l[j] for j in mates(trajectory, i) if j >= i]
+        rest = [x if math.exp(x) <= ratio_cap else 0.0 for x in rest]
+        future = sum(2 ** (-t / half_life) * x for t, x in enumerate(rest))
+        f = min(max(math.exp(future), influence_low), influence_high)
+        if a[i] < 0 and math.exp(l[i]) > ratio_safe:
+            f = min(f, 1.0)
+        gated[i] *= f
+    return gated

@@ -38,8 +38,8 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHOWN = {
     *("advantages", "kl", "layout", "objective", "segments", "trust_region", "probes"),
     *("diagnostics", "presets", "gates", "gates.aggregate", "gates.apc", "gates.bundle"),
-    *("gates.channels", "gates.compose", "gates.configured", "gates.hierarchy", "gates.score"),
-    *("gates.sequence", "gates.silent", "gates.tokenwise"),
+    *("gates.channels", "gates.compose", "gates.configured", "gates.hierarchy", "gates.levelwise"),
+    *("gates.score", "gates.sequence", "gates.silent", "gates.tokenwise"),
 }
 
 

@@ -74,6 +74,8 @@ BAD = [
     ("training.weighting", "tokens", r"weighting must be one of trajectory, token, constant"),
     ("training.kl_estimator", "k1", r"kl_estimator must be one of k2, k3; got 'k1'"),
     ("training.mismatch_cap", 1.0, r"mismatch_cap must be above 1"),
+    ("training.mismatch_floor", 1.0, r"mismatch_floor must be in \(0, 1\); got 1\.0"),
+    ("training.edge", "behaviour", r"edge must be one of update, direct; got 'behaviour'"),
     ("training.epochs", 0, r"config\.training: epochs must be positive"),
     ("training.chunk", 0, r"config\.training: chunk must be positive"),
     ("warm_start.steps", -1, r"config\.warm_start: steps must be at least 0"),
@@ -130,6 +132,14 @@ def test_bad_options_are_refused_before_anything_compiles(
         experiment.from_config(config, one_device)
     assert "\n" not in str(error.value)
     assert len(compilations) == before
+
+
+def test_the_mismatch_is_not_corrected_twice(make_config, one_device):
+    config = make_config()
+    config.training.edge, config.training.mismatch = "direct", "icepop"
+    message = r"config\.training: edge = \"direct\".* mismatch = 'icepop'"
+    with pytest.raises(ValueError, match=message):
+        experiment.from_config(config, one_device)
 
 
 ROWS = [

@@ -1,5 +1,6 @@
 """The optimizers against loops: decoupled decay, and which parameters it reaches."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,3 +201,25 @@ def test_schedules_rise_to_their_peak_and_end_where_they_should(name):
         make_schedule(name, learning_rate=0.4, warmup_steps=4, total_steps=3)
     with pytest.raises(ValueError, match="schedule must be one of constant, linear, cosine"):
         make_schedule("wavy", learning_rate=0.4, warmup_steps=0, total_steps=3)
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_momentum_is_that_of_the_gradients_so_far(name, decay_all):
+    params = init(SHAPE, jax.random.key(0))
+    optimizer = optax.chain(optax.identity(), make(name, weight_decay=0.0, decay_all=decay_all))
+    state = optimizer.init(params)
+    want = jax.tree.map(jnp.zeros_like, params)
+    for step in range(2):
+        chex.assert_trees_all_close(optimizers.momentum(state, params), want, rtol=1e-6)
+        gradient = jax.tree.map(lambda p, step=step: jnp.cos((step + 1) * p + 0.3), params)
+        _, state = optimizer.update(gradient, state, params)
+        new = 1.0 if name == "sgd" else 0.1
+        want = jax.tree.map(lambda m, g, new=new: 0.9 * m + new * g, want, gradient)
+    chex.assert_trees_all_close(optimizers.momentum(state, params), want, rtol=1e-6)
+
+
+def test_no_momentum_where_none_is_kept_or_two_are():
+    params = init(SHAPE, jax.random.key(0))
+    for optimizer in (make("sgd", b1=0.0), optax.chain(make("adamw"), optax.trace(0.5))):
+        assert optimizers.momentum(optimizer.init(params), params) is None

@@ -4,17 +4,20 @@ Every gate is a pure function
 
     gate(log_ratio, advantage, layout, *, budgets and options) -> gated_ratio
 
-of arrays `[B, T]` or `[N]`; those of DPPO also take `old_log_prob`, and a hierarchy's budgets and
-options are one value, a `Hierarchy` or a `SilentHierarchy`. Read them in this order:
+of arrays `[B, T]` or `[N]`; those of DPPO and CPPO also take `old_log_prob`, and a hierarchy's
+budgets and options are one value, a `Hierarchy` or a `SilentHierarchy`. Read them in this order:
 
     channels    what gates compute with
     tokenwise   PPO and its kin
     score       CISPO, SAPO, DPPO
-    sequence    GSPO, GMPO
+    sequence    GSPO, GMPO, VESPO, TOPR
+    masks       M2PO, TRM, OPSM, TVPO: a token is kept or dropped
+    prefix      CPPO, PNPO, MinPRO, FIPO: what stands before a token, or after it
     apc         a shared budget without constraints, where FiberPO starts
     aggregate   one drift and its budget
     bundle      drift pushed up and down a tower of cells
     hierarchy   FiberPO and FGH
+    levelwise   its levels with advantages and budgets of their own
     silent      a hierarchy whose closed levels leave no push
     compose     operators over any gate
 
@@ -33,6 +36,9 @@ from fiberjax.gates import (
     compose,
     config,
     hierarchy,
+    levelwise,
+    masks,
+    prefix,
     score,
     sequence,
     silent,
@@ -55,6 +61,9 @@ __all__ = [
     "config",
     "from_config",
     "hierarchy",
+    "levelwise",
+    "masks",
+    "prefix",
     "score",
     "sequence",
     "silent",
@@ -74,11 +83,15 @@ _HIERARCHY = GateSpec(
         "budgets": BY_LEVEL,
         "epsilon": Budget(0.05, "nats"),
         "epsilon_negative": Budget(None, "nats"),
+        "alpha": Budget(None, "exponent of the base weight"),
+        "upper_negative": Budget(None, "nats"),
     },
     {
         "variant": Option("published", bundle.VARIANTS),
         "base_gate": Option("rollback", tuple(aggregate.BASE_GATES)),
         "lift": Option("plain", bundle.LIFTS),
+        "signs": Option("token", bundle.SIGNS),
+        "deviation": Option("log", hierarchy.DEVIATIONS),
     },
     dual_clip_past=True,
     settings=hierarchy.Hierarchy,
@@ -151,6 +164,92 @@ GATES: Mapping[str, GateSpec] = {
         {"delta": Budget(0.05, "nats"), "weight_cap": Budget(20.0, "ratio")},
         score_weight=True,
         needs_old_log_prob=True,
+    ),
+    "vespo": GateSpec(
+        sequence.vespo,
+        tokenwise.importance,
+        sequence.vespo_clipped,
+        {
+            "k_positive": Budget(2.0, "power of a ratio"),
+            "lambda_positive": Budget(3.0, "one over a ratio"),
+            "k_negative": Budget(3.0, "power of a ratio"),
+            "lambda_negative": Budget(2.0, "one over a ratio"),
+        },
+        _LEVEL,
+        score_weight=True,
+    ),
+    "topr": GateSpec(
+        sequence.topr,
+        tokenwise.importance,
+        sequence.topr_clipped,
+        {"weight_cap": Budget(1.0, "ratio")},
+        {**_LEVEL, "form": Option("product", sequence.FORMS)},
+        score_weight=True,
+    ),
+    "m2po": GateSpec(
+        masks.m2po,
+        tokenwise.importance,
+        masks.m2po_clipped,
+        {"second_moment": Budget(0.04, "nats squared")},
+        score_weight=True,
+    ),
+    "trm": GateSpec(
+        masks.trm,
+        tokenwise.importance,
+        masks.trm_clipped,
+        {"largest": Budget(0.1, "nats"), "mean": Budget(0.002, "nats")},
+        _LEVEL,
+        score_weight=True,
+    ),
+    "opsm": GateSpec(
+        masks.opsm,
+        tokenwise.importance,
+        masks.opsm_clipped,
+        {"delta": Budget(0.5, "nats"), **_CLIP},
+        _LEVEL,
+        score_weight=True,
+    ),
+    "tvpo": GateSpec(
+        masks.tvpo,
+        tokenwise.importance,
+        masks.tvpo_clipped,
+        {"delta": Budget(0.2, "mean deviation")},
+        _LEVEL,
+        score_weight=True,
+    ),
+    "cppo": GateSpec(
+        prefix.cppo,
+        tokenwise.importance,
+        prefix.cppo_clipped,
+        {
+            "delta": Budget(0.15, "probability"),
+            "prefix_delta": Budget(0.02, "probability"),
+            "last_weight": Budget(0.8, "weight, the first token's is 1"),
+        },
+        score_weight=True,
+        needs_old_log_prob=True,
+    ),
+    "pnpo": GateSpec(prefix.pnpo, prefix.prefix_ratio, prefix.pnpo_clipped, _CLIP),
+    "minpro": GateSpec(
+        prefix.minpro,
+        prefix.minimum_ratio,
+        prefix.minpro_clipped,
+        {"weight_cap": Budget(5.0, "ratio")},
+        score_weight=True,
+    ),
+    "fipo": GateSpec(
+        prefix.fipo,
+        tokenwise.importance,
+        prefix.fipo_clipped,
+        {
+            "half_life": Budget(32.0, "tokens"),
+            "influence_low": Budget(1.0, "ratio"),
+            "influence_high": Budget(1.2, "ratio"),
+            "ratio_cap": Budget(10.0, "ratio"),
+            "ratio_safe": Budget(4.0, "ratio"),
+            **_DAPO,
+        },
+        score_weight=True,
     ),
     "apc": GateSpec(
         apc.apc,

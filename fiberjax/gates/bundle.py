@@ -20,6 +20,12 @@ reflecting condition) and a zeroed channel leaves no net push.
 drifted is then moved by its siblings wherever their parent's gate is open and its own is not: its
 negative residual is cut short and its parent's drift is not. "bounded" (ours) keeps the gated drift
 of every cell between 0 and its own drift.
+
+`SIGNS` names what a cell hands up. "token" (ours): both channels, so that the two directions of its
+tokens stay apart all the way up. "resigned" (the authors, in later research code): its signed mean
+alone, in the channel of that sign, so that what cancels within a cell is not seen above it. The
+residuals still telescope, and those of siblings still sum to zero as `R⁺ − R⁻`, but no longer by
+channel: there `min(Sₖ⁺, Sₖ⁻)` of each is left over, for the cell's own gate.
 """
 
 import dataclasses
@@ -34,6 +40,7 @@ from fiberjax.segments import class_sum, safe_divide
 
 VARIANTS = ("published", "exact")
 LIFTS = ("plain", "bounded")
+SIGNS = ("token", "resigned")
 
 
 @jax.tree_util.register_dataclass
@@ -53,16 +60,18 @@ class Tower:
     size: tuple[jax.Array, ...]
 
 
-def tower(log_ratio: jax.Array, layout: Layout, *, variant: str) -> Tower:
+def tower(log_ratio: jax.Array, layout: Layout, *, variant: str, signs: str = "token") -> Tower:
     """Pushes masked log ratios up all levels of the layout; a `Tower`.
 
     Args:
       log_ratio: float[...], nats, exactly 0 at padding; by block where the layout has blocks.
       layout: the cells, all of whose levels take part.
       variant: static, one of `VARIANTS`.
+      signs: static, one of `SIGNS`.
 
     Returns:
-      Drift, residuals and sizes. Linear in `|ℓ|` of each channel.
+      Drift, residuals and sizes. Linear in `|ℓ|` of each channel, and of each cell's sign where
+      cells are re-signed.
 
     >>> import numpy as np
     >>> from fiberjax.layout import make_layout
@@ -74,7 +83,8 @@ def tower(log_ratio: jax.Array, layout: Layout, *, variant: str) -> Tower:
     drift, size = _pushforward_tokens(log_ratio, layout, variant)
     drifts, sizes = [drift], [size]
     for k in range(len(layout.parents)):
-        drift, size = _pushforward(drift, size, layout, k, variant)
+        handed = _resigned(drift) if signs == "resigned" else drift
+        drift, size = _pushforward(handed, size, layout, k, variant)
         drifts.append(drift)
         sizes.append(size)
     residuals = [
@@ -113,6 +123,12 @@ def _pushforward(
     return safe_divide(total, size), size
 
 
+def _resigned(drift: jax.Array) -> jax.Array:
+    """`max(±(S⁺ − S⁻), 0)`: the signed mean of a cell in the channel of its sign; float[S, 2]."""
+    net = drift[:, 0] - drift[:, 1]
+    return jnp.stack([jnp.where(net >= 0, net, 0), jnp.where(net >= 0, 0, -net)], axis=-1)
+
+
 def log_weight(
     bundle: Tower,
     layout: Layout,
@@ -129,7 +145,7 @@ def log_weight(
     Args:
       bundle: the drift of every level.
       layout: the cells.
-      budgets: for each level, float[2], nats: plus and minus.
+      budgets: for each level, float[2] or [S_k, 2], nats: plus and minus.
       base_gate: static, one of `aggregate.BASE_GATES`.
       lift: static, one of `LIFTS`.
 

@@ -74,5 +74,9 @@ def sign(log_ratio: jax.Array) -> jax.Array:
 
 
 def per_channel(budget: ArrayLike | tuple[ArrayLike, ...], dtype: jnp.dtype) -> jax.Array:
-    """A budget as a pair `[2]`, plus and minus; one number stands for both."""
-    return jnp.broadcast_to(jnp.asarray(budget, dtype).reshape(-1), (2,))
+    """A budget as a pair `[2]`, plus and minus; one number stands for both.
+
+    A table `[S, 2]`, a pair for each cell of the level, is taken as it is.
+    """
+    pair = jnp.asarray(budget, dtype)
+    return pair if pair.ndim == 2 else jnp.broadcast_to(pair.reshape(-1), (2,))

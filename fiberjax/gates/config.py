@@ -289,6 +289,11 @@ def build(
             raise ValueError(
                 f"{path}.dual_clip = {dual!r}, but {name!r} is a weight on the score: expected None"
             )
+    if spec.settings is not None:
+        try:
+            spec.settings(**{name: budgets[name] for name in spec.budgets}, **dict(options))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     dual = _number(f"{path}.dual_clip", dual, "ratio", True)
     if dual is not None and dual <= 1:
         raise ValueError(f"{path}.dual_clip = {dual!r}: expected a ratio above 1, or None")

@@ -24,9 +24,14 @@ from jax.typing import ArrayLike
 
 from fiberjax.gates import aggregate, bundle
 from fiberjax.gates.aggregate import clip
-from fiberjax.gates.channels import channel, per_channel, prepare, sign
+from fiberjax.gates.channels import MINUS, channel, per_channel, prepare, sign
 from fiberjax.layout import Layout
 from fiberjax.segments import class_spread, safe_exp
+
+DEVIATIONS = ("log", "ratio")
+
+LARGEST_LOG_RATIO = 20.0
+"""Nats. Log ratios are held to ± this before ratio deviations are made of them."""
 
 
 @jax.tree_util.register_dataclass
@@ -37,16 +42,25 @@ class Hierarchy:
     A jitted function takes it like any array: other numbers never retrace, another structure does.
 
     Attributes:
-      budgets: for each gated level its budget in nats: one number, or plus and minus. Levels nest
-        in the layout's order; those without a budget are passed over.
+      budgets: for each gated level its budget in nats: one number, or plus and minus, or such pairs
+        for each of its cells, float[S_k, 2]. Levels nest in the layout's order; those without a
+        budget are passed over.
       epsilon: budget of a token's own drift, nats.
       epsilon_negative: another such budget where the advantage is negative; None for the same.
       variant: "published" or "exact" (see `bundle`). Static.
       base_gate: "rollback" (published) or "hold". Static.
       lift: "plain", or "bounded", where no cell is moved by its siblings (see `bundle`). Static.
+      signs: "token", or "resigned" (see `bundle`). Static.
+      deviation: what drifts: "log" ratios, or "ratio", `r − 1`, on budgets without a unit. Static.
+      alpha: `α`, an exponent of the base weight; None for 1.
+      upper_negative: budget of a token's own drift upwards where the advantage is negative; None
+        for the same as downwards.
+
+    The last four are options that the authors have published in code since, where "token", "log"
+    and None are the published method.
 
     Raises:
-      ValueError: a variant, base gate or lift that does not exist.
+      ValueError: a choice that does not exist, or the exact bundle re-signed.
 
     >>> options = Hierarchy(budgets={"trajectory": (0.11, 0.09), "group": 0.06}, epsilon=0.05)
     >>> dataclasses.replace(options, variant="exact").variant, len(jax.tree.leaves(options))
@@ -56,9 +70,13 @@ class Hierarchy:
     budgets: Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]]
     epsilon: ArrayLike
     epsilon_negative: ArrayLike | None = None
+    alpha: ArrayLike | None = None
+    upper_negative: ArrayLike | None = None
     variant: str = dataclasses.field(default="published", metadata={"static": True})
     base_gate: str = dataclasses.field(default="rollback", metadata={"static": True})
     lift: str = dataclasses.field(default="plain", metadata={"static": True})
+    signs: str = dataclasses.field(default="token", metadata={"static": True})
+    deviation: str = dataclasses.field(default="log", metadata={"static": True})
 
     def __post_init__(self) -> None:
         """Refuses what does not exist."""
@@ -66,9 +84,16 @@ class Hierarchy:
             ("variant", self.variant, bundle.VARIANTS),
             ("base_gate", self.base_gate, tuple(aggregate.BASE_GATES)),
             ("lift", self.lift, bundle.LIFTS),
+            ("signs", self.signs, bundle.SIGNS),
+            ("deviation", self.deviation, DEVIATIONS),
         ):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} does not exist; choose from {choices}")
+        if self.variant == "exact" and self.signs == "resigned":
+            raise ValueError(
+                "signs 'resigned' needs variant 'published': the channels of the exact bundle are "
+                "means over tokens of their own and have no difference to sign"
+            )
 
 
 def fgh(
@@ -87,16 +112,21 @@ def fgh(
 
         Gᵢ = exp(lᵢ Σₖ g(Rₖ^(lᵢ); Cₖ^(lᵢ), nₖ^(lᵢ)) + clip(ℓᵢ − lᵢS₁^(lᵢ), ±ε))
 
+    With ratio deviations, `rᵢ − 1` stands for `ℓᵢ` throughout, held to ±20 nats, and
+    `Gᵢ = 1 + log Wᵢ + fᵢ`, which budgets near 1 may leave below 0.
+
     Args:
       log_ratio: float[B, T] or [N], nats; bfloat16 is computed in float32.
       advantage: float of the same shape; read for its sign only, and only with
-        `epsilon_negative`.
+        `epsilon_negative` or `upper_negative`.
       layout: where the tokens stand.
       hierarchy: levels, budgets and variant.
 
     Returns:
       The gated ratio, 1 at padding. `∂ log G/∂ℓ` is block-diagonal over the coarsest cells, the
-      identity where every gate is open, and constant in the advantage.
+      identity where every gate is open, and constant in the advantage. With `α` open gates give
+      `log G = ℓ + (α − 1) Dᵢ` instead, `D` the signed mean drift of the token's finest cell, and
+      the operators of `compose` still compare with `r`.
 
     Raises:
       ValueError: a level that the layout lacks, or no level at all.
@@ -105,7 +135,8 @@ def fgh(
       Fibration Policy Optimization, arXiv 2603.08239; FiberPO: arXiv 2604.03044, eqs. 1 to 5.
     """
     state = inspect(log_ratio, advantage, layout, hierarchy)
-    return jnp.where(layout.mask, safe_exp(state.log_gated), 1)
+    ratio = hierarchy.deviation == "ratio"
+    return jnp.where(layout.mask, 1 + state.gated if ratio else safe_exp(state.gated), 1)
 
 
 def fiberpo(
@@ -146,10 +177,10 @@ class Gating:
     Attributes:
       layout: the layout of the gated levels.
       tower: drift, residuals and sizes of every level.
-      budgets: for each level, float[2], nats.
+      budgets: for each level, float[2] or [S_k, 2], nats.
       own_drift: float[...], nats: `u`, the token's drift beyond its cell's channel.
       fiber_clipped: bool[...]: the token's part is clipped, `|u| > ε`.
-      log_gated: float[...], nats: `log G`.
+      gated: float[...]: what is left of the token's deviation, `log G` in nats, or `G − 1`.
       base_gate: what gated the levels, one of `aggregate.BASE_GATES`. Static.
     """
 
@@ -158,7 +189,7 @@ class Gating:
     budgets: tuple[jax.Array, ...]
     own_drift: jax.Array
     fiber_clipped: jax.Array
-    log_gated: jax.Array
+    gated: jax.Array
     base_gate: str = dataclasses.field(metadata={"static": True})
 
 
@@ -167,7 +198,6 @@ def inspect(
 ) -> Gating:
     """The hierarchy's decisions along with its result; arguments as `fgh`, a `Gating`."""
     budgets, variant, base_gate = hierarchy.budgets, hierarchy.variant, hierarchy.base_gate
-    epsilon, epsilon_negative = hierarchy.epsilon, hierarchy.epsilon_negative
     for level in budgets:
         layout.index(level)
     layout = layout.select([level for level in layout.levels if level in budgets])
@@ -175,43 +205,63 @@ def inspect(
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
     # Blocks of one cell, where the layout has them, are an axis of their own from here to the end.
     log_ratio, advantage, mask = map(layout.blocks, (log_ratio, advantage, layout.mask))
+    if hierarchy.deviation == "ratio":  # This is what drifts, from here to the end.
+        log_ratio = jnp.expm1(clip(log_ratio, jnp.asarray(LARGEST_LOG_RATIO, log_ratio.dtype)))
     dtype = log_ratio.dtype
     pairs = tuple(per_channel(budgets[level], dtype) for level in layout.levels)
-    tower = bundle.tower(log_ratio, layout, variant=variant)
+    tower = bundle.tower(log_ratio, layout, variant=variant, signs=hierarchy.signs)
     weight = bundle.log_weight(tower, layout, pairs, base_gate=base_gate, lift=hierarchy.lift)
+    if hierarchy.alpha is not None:
+        weight = weight * hierarchy.alpha
 
-    # Token budgets [E]: one, or one for each sign of the advantage.
-    bounds = [epsilon] if epsilon_negative is None else [epsilon, epsilon_negative]
-    bound = jnp.stack([jnp.asarray(b, dtype) for b in bounds])
+    bounds = _token_bounds(hierarchy, dtype)
     kind = jnp.where(advantage < 0, len(bounds) - 1, 0)
     channels = channel(log_ratio) + 2 * kind
     drift = jnp.tile(tower.drift[0], len(bounds))
-    shared = _shared(weight, tower.drift[0], bound, variant)
-    bound_of = bound[0] if epsilon_negative is None else jnp.where(kind == 1, bound[1], bound[0])
+    shared = _shared(weight, tower.drift[0], bounds, variant)
 
     # Which class a token is in is a comparison, without a gradient.
     centre = class_spread(jax.lax.stop_gradient(drift), layout.cell_id, channels)
     own = jax.lax.stop_gradient(jnp.abs(log_ratio)) - centre
-    clipped = jnp.abs(own) > bound_of
+    upwards = sign(log_ratio) * jnp.sign(own)
+    bound = _bound_of(bounds, advantage, upwards > 0)
+    clipped = jnp.abs(own) > bound
     signs = jnp.tile(jnp.array([1, -1], dtype), len(bounds))
     table = jnp.concatenate([shared - signs * drift, shared], axis=-1)
     number = channels + jnp.where(clipped, 2 * len(bounds), 0)
-    fiber = jnp.where(clipped, sign(log_ratio) * jnp.sign(own) * bound_of, log_ratio)
+    fiber = jnp.where(clipped, upwards * bound, log_ratio)
     return Gating(
         layout=layout,
         tower=tower,
         budgets=pairs,
         own_drift=jnp.where(mask, own, 0).reshape(shape),
         fiber_clipped=(clipped & mask).reshape(shape),
-        log_gated=(fiber + class_spread(table, layout.cell_id, number)).reshape(shape),
+        gated=(fiber + class_spread(table, layout.cell_id, number)).reshape(shape),
         base_gate=base_gate,
     )
+
+
+def _token_bounds(hierarchy: Hierarchy, dtype: jnp.dtype) -> jax.Array:
+    """Budgets of a token's own drift, down and up; float[E, 2], E = 2 if they differ by `Â`."""
+    epsilon, upper = hierarchy.epsilon, hierarchy.upper_negative
+    down = epsilon if hierarchy.epsilon_negative is None else hierarchy.epsilon_negative
+    bounds = [epsilon, epsilon]
+    if hierarchy.epsilon_negative is not None or upper is not None:
+        bounds += [down, down if upper is None else upper]
+    return jnp.stack([jnp.asarray(b, dtype) for b in bounds]).reshape(-1, 2)
+
+
+def _bound_of(bounds: jax.Array, advantage: jax.Array, upwards: jax.Array) -> jax.Array:
+    """The budget that each token's own drift is held to; the shape of the advantages."""
+    both = [jnp.where(upwards, pair[1], pair[0]) for pair in bounds]
+    return both[0] if len(both) == 1 else jnp.where(advantage < 0, both[1], both[0])
 
 
 def _shared(weight: jax.Array, drift: jax.Array, bound: jax.Array, variant: str) -> jax.Array:
     """What the tokens of a cell share, by token budget and channel; float[S_1, 2 E], nats.
 
-    Published: `log W + clip(S⁻, ε)` for tokens of PLUS, `log W − clip(S⁺, ε)` for those of MINUS.
+    Published: `log W + clip(S⁻, ε)` for tokens of PLUS, `log W − clip(S⁺, ε)` for those of MINUS,
+    with the lower and the upper of two budgets.
     Exact: `±` the gated drift of the token's own channel.
     """
     signs = jnp.array([1, -1], weight.dtype)
@@ -236,11 +286,11 @@ def clipped(
     channels = channel(log_ratio)
     token = layout.blocks(state.fiber_clipped)
     if hierarchy.variant == "published":
-        bound = jnp.asarray(hierarchy.epsilon, log_ratio.dtype)
-        if hierarchy.epsilon_negative is not None:
-            bound = jnp.where(advantage < 0, hierarchy.epsilon_negative, bound)
+        bounds = _token_bounds(hierarchy, log_ratio.dtype)
         opposite = class_spread(state.tower.drift[0][:, ::-1], layout.cell_id, channels)
-        token = token | (opposite > bound)
+        token = token | (opposite > _bound_of(bounds, advantage, channels == MINUS))
+    if hierarchy.deviation == "ratio":
+        token = token | (jnp.abs(log_ratio) > LARGEST_LOG_RATIO)
     masks = {"token": (token & mask).reshape(shape)}
     tables = bundle.changed(
         state.tower, layout, state.budgets, base_gate=state.base_gate, lift=hierarchy.lift

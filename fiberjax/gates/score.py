@@ -201,6 +201,18 @@ def dppo_kl_clipped(
     return _changed(log_ratio, advantage, layout, keep, weight_cap)
 
 
+def moved_probability(log_ratio: jax.Array, old_log_prob: jax.Array) -> jax.Array:
+    """How far the probability of each token moved, `π_θ − π_old`; same shape.
+
+    Args:
+      log_ratio: float[...], nats, as `prepare` gives it.
+      old_log_prob: float of the same shape, nats.
+    """
+    # From the larger of both probabilities down, so that nothing overflows.
+    larger = old_log_prob + jnp.maximum(log_ratio, 0)
+    return -jnp.sign(log_ratio) * safe_exp(larger) * jnp.expm1(-jnp.abs(log_ratio))
+
+
 def binary_kl(old_log_prob: jax.Array, log_prob: jax.Array) -> jax.Array:
     """KL of the event "this token", `KL(Bern(π_old) ‖ Bern(π))`, nats; same shape.
 
@@ -230,9 +242,7 @@ def _keep_tv(
     assert_tokens({"old_log_prob": old_log_prob}, layout.mask)
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
     old_log_prob, _ = prepare(old_log_prob, advantage, layout.mask)
-    # From the larger of both probabilities down, so that nothing overflows.
-    larger = old_log_prob + jnp.maximum(log_ratio, 0)
-    moved = -jnp.sign(log_ratio) * safe_exp(larger) * jnp.expm1(-jnp.abs(log_ratio))
+    moved = moved_probability(log_ratio, old_log_prob)
     return jnp.where(advantage >= 0, moved <= delta_high, moved >= -jnp.asarray(delta_low))
 
 

@@ -1,4 +1,4 @@
-"""Gates on the geometric mean of a whole trajectory's ratios: GSPO, its token form, and GMPO."""
+"""Gates on a whole trajectory's ratio, its geometric mean (GSPO, GMPO) or product (VESPO, TOPR)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,9 @@ from fiberjax.gates.channels import prepare
 from fiberjax.gates.score import unit_score
 from fiberjax.layout import Layout
 from fiberjax.segments import safe_divide, safe_exp
+
+FORMS = ("product", "mean")
+"""What stands for a trajectory's ratio: the product of its tokens' ratios, or their mean."""
 
 
 def trajectory_mean(values: jax.Array, layout: Layout, level: str) -> jax.Array:
@@ -22,6 +25,12 @@ def trajectory_mean(values: jax.Array, layout: Layout, level: str) -> jax.Array:
     layout = layout.select((level,))
     total = layout.pushforward_tokens(values)
     return layout.lift_tokens(safe_divide(total, layout.sizes[0].astype(values.dtype)))
+
+
+def trajectory_sum(values: jax.Array, layout: Layout, level: str) -> jax.Array:
+    """The sum over each token's cell; arguments and shape as `trajectory_mean`."""
+    layout = layout.select((level,))
+    return layout.lift_tokens(layout.pushforward_tokens(values))
 
 
 def sequence_ratio(
@@ -183,6 +192,130 @@ def gmpo_clipped(
     _, clipped = _bounded(log_ratio, advantage, layout, clip_low, clip_high)
     share = trajectory_mean(clipped.astype(jnp.float32), layout, level)
     return {level: (share > 0) & layout.mask}
+
+
+def vespo(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    k_positive: ArrayLike,
+    lambda_positive: ArrayLike,
+    k_negative: ArrayLike,
+    lambda_negative: ArrayLike,
+    level: str = "trajectory",
+) -> jax.Array:
+    """VESPO: a kernel of the trajectory's whole ratio, on the score; the shape of the log ratios.
+
+        Gᵢ = sg(W^k e^{λ(1 − W)}) · exp(ℓᵢ − sg(ℓᵢ)),   W = exp Σ_τ ℓ
+
+    The kernel is 1 on-policy, largest at `W = k/λ`, and fades on both sides. `W` is not normalised
+    by length: long trajectories leave the kernel sooner.
+
+    Args:
+      log_ratio: float[B, T] or [N], nats; of the current policy over the one that sampled.
+      advantage: float of the same shape; read for its sign.
+      layout: where the tokens stand.
+      k_positive: `k` where `Â ≥ 0`; traced.
+      lambda_positive: `λ` where `Â ≥ 0`; traced.
+      k_negative: `k` where `Â < 0`; traced.
+      lambda_negative: `λ` where `Â < 0`; traced.
+      level: static, the level whose cells share a ratio.
+
+    Returns:
+      The gated ratio, 1 at padding; `∂G/∂ℓ = G`.
+
+    References:
+      VESPO, arXiv 2602.10693, Algorithm 1.
+
+    >>> import numpy as np
+    >>> from fiberjax.layout import make_layout
+    >>> layout = make_layout(np.ones((1, 2), bool))
+    >>> drift = jnp.log(jnp.array([[2.0, 1.0]]))
+    >>> kernel = {"k_positive": 2.0, "lambda_positive": 3.0}
+    >>> kernel |= {"k_negative": 3.0, "lambda_negative": 2.0}
+    >>> [round(g, 4) for g in vespo(drift, drift, layout, **kernel)[0].tolist()]
+    [0.1991, 0.1991]
+    """
+    log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
+    drift = trajectory_sum(jax.lax.stop_gradient(log_ratio), layout, level)
+    k = jnp.where(advantage >= 0, k_positive, k_negative).astype(log_ratio.dtype)
+    decay = jnp.where(advantage >= 0, lambda_positive, lambda_negative).astype(log_ratio.dtype)
+    kernel = jnp.exp(decay + k * drift - decay * safe_exp(drift))
+    return jnp.where(layout.mask, kernel * unit_score(log_ratio), 1)
+
+
+def vespo_clipped(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    k_positive: ArrayLike,
+    lambda_positive: ArrayLike,
+    k_negative: ArrayLike,
+    lambda_negative: ArrayLike,
+    level: str = "trajectory",
+) -> dict[str, jax.Array]:
+    """The tokens that `vespo` weighs otherwise than by their ratio; bool[...] by level's name."""
+    gated = vespo(
+        log_ratio,
+        advantage,
+        layout,
+        k_positive=k_positive,
+        lambda_positive=lambda_positive,
+        k_negative=k_negative,
+        lambda_negative=lambda_negative,
+        level=level,
+    )
+    return {level: gated != tokenwise.importance(log_ratio, advantage, layout)}
+
+
+def topr(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    weight_cap: ArrayLike,
+    form: str = "product",
+    level: str = "trajectory",
+) -> jax.Array:
+    """TOPR: good trajectories weigh 1, bad ones their tapered ratio; the shape of the log ratios.
+
+        Gᵢ = sg(wᵢ) · exp(ℓᵢ − sg(ℓᵢ)),   wᵢ = 1 if Âᵢ ≥ 0, else min(s_τ, c)
+
+    Args:
+      log_ratio: float[B, T] or [N], nats.
+      advantage: float of the same shape; read for its sign.
+      layout: where the tokens stand.
+      weight_cap: `c`, the largest weight of a bad trajectory; traced.
+      form: static, one of `FORMS`: `s_τ` is the product of the ratios, or their geometric mean.
+      level: static, the level whose cells share a ratio.
+
+    Returns:
+      The gated ratio, 1 at padding; `∂G/∂ℓ = G`.
+
+    References:
+      TOPR, arXiv 2503.14286; verl takes the mean.
+    """
+    masked, signs = prepare(log_ratio, advantage, layout.mask)
+    joined = {"product": trajectory_sum, "mean": trajectory_mean}[form]
+    ratio = safe_exp(joined(jax.lax.stop_gradient(masked), layout, level))
+    weight = jnp.where(signs >= 0, 1, jnp.minimum(ratio, weight_cap)).astype(masked.dtype)
+    return jnp.where(layout.mask, weight * unit_score(masked), 1)
+
+
+def topr_clipped(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    *,
+    weight_cap: ArrayLike,
+    form: str = "product",
+    level: str = "trajectory",
+) -> dict[str, jax.Array]:
+    """The tokens that `topr` weighs otherwise than by their ratio; bool[...] by level's name."""
+    gated = topr(log_ratio, advantage, layout, weight_cap=weight_cap, form=form, level=level)
+    return {level: gated != tokenwise.importance(log_ratio, advantage, layout)}
 
 
 def _bounded(

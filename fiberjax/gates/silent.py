@@ -57,8 +57,8 @@ class SilentHierarchy:
 
     Attributes:
       budgets: for each gated level its budget in nats: one number, or plus and minus, for tokens of
-        good and of bad advantages. Levels nest in the layout's order; those without a budget are
-        passed over.
+        good and of bad advantages, or such pairs for each of its cells, float[S_k, 2]. Levels nest
+        in the layout's order; those without a budget are passed over.
       epsilon: budget of a token's own drift, nats.
       epsilon_negative: another such budget where the advantage is negative; None for the same.
       weight_cap: `c`, the largest weight of a token. Above `e^ε` it holds only bad tokens that

@@ -35,12 +35,21 @@ METRICS: Mapping[str, Metric] = {
     "actor/entropy": Metric("nats/token", "entropy of the next-token distribution"),
     "actor/grad_norm": Metric("norm", "global norm of the gradient before any clipping, mean"),
     "actor/update_norm": Metric("norm", "global norm of the change of the parameters, mean"),
+    "actor/grad_momentum_cosine": Metric(
+        "cosine", "of the gradient and the optimizer's first moment before it, mean"
+    ),
     "actor/open_share": Metric("fraction", "share of the step that the gate leaves open, mean"),
     "actor/learning_rate": Metric("rate", "learning rate, mean over the updates"),
     "actor/pg_clipfrac": Metric("fraction", "tokens whose gradient the gate changed"),
+    "actor/drift_over_one": Metric(
+        "fraction", "tokens whose log ratio is beyond 1 nat, up or down"
+    ),
     "is_ratio/mean": Metric("ratio", "importance ratio of tokens, mean"),
     "is_ratio/min": Metric("ratio", "importance ratio of tokens, smallest"),
     "is_ratio/max": Metric("ratio", "importance ratio of tokens, largest"),
+    "is_ratio/effective_sample_size/<level>": Metric(
+        "fraction", "effective sample size over the number of tokens, or of a level's cells"
+    ),
     "response_length/mean": Metric("tokens", "response length, mean"),
     "response_length/max": Metric("tokens", "response length, longest"),
     "response_length/clip_ratio": Metric("fraction", "responses cut at the longest length allowed"),
@@ -50,6 +59,15 @@ METRICS: Mapping[str, Metric] = {
     "frac_reward_zero_std": Metric("fraction", "prompt groups whose rewards are all equal"),
     "gate/clip_fraction/<level>": Metric("fraction", "tokens whose gradient a level changed"),
     "gate/channel/<level>/<sign>": Metric("nats", "mean drift of a level's cells, plus or minus"),
+    "gate/channel/<level>/<sign>/median": Metric(
+        "nats", "median drift of a level's cells, plus or minus, within 10 %"
+    ),
+    "gate/channel/<level>/<sign>/p99": Metric(
+        "nats", "99th percentile of the drift of a level's cells, within 10 %"
+    ),
+    "gate/quadrant/<name>": Metric(
+        "fraction", "tokens whose gradient the gate changed, of those of two signs: Â and log ratio"
+    ),
     "gate/fiber_residual": Metric("nats/token", "mean of |u|, what the levels above leave a token"),
     "gate/log_ratio_non_finite": Metric("count", "tokens whose log ratio is NaN or infinite"),
     "gate/regime/<name>": Metric("fraction", "trajectories in a regime, global or local"),
@@ -67,7 +85,8 @@ METRICS: Mapping[str, Metric] = {
     "timing/total_s": Metric("s", "time of the whole step"),
     "perf/tokens_per_s": Metric("tokens/s", "response tokens sampled a second of the whole step"),
 }
-"""Every metric the framework writes; `<...>` stands for the name of a domain, level or regime.
+"""Every metric the framework writes; `<...>` stands for a domain, level, sign, quadrant or
+regime.
 
 What is of updates is over all tokens, cells or updates of an iteration's updates, one as much as
 another: totals and counts of minibatches are added first and divided last.

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fiberjax import kl, objective, seeds
+from fiberjax import mismatch, objective, seeds
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.tasks import PromptStream
@@ -129,10 +129,10 @@ class Trainer:
         credited = rewards
         if self.experiment.rollout.shuffle_rewards:
             credited = shuffled(rewards, self.experiment.seed, iteration)
-        batches, mismatch = self._batches(params, rollouts, credited)
+        batches, gaps = self._batches(params, rollouts, credited)
         names = self.experiment.domain_names
         metrics = rollout_metrics(self.experiment.mesh, rollouts, rewards, names)
-        metrics |= mismatch | {"curriculum/target": target}
+        metrics |= gaps | {"curriculum/target": target}
         return Collected(batches, metrics, time.monotonic() - began)
 
     def update(
@@ -183,8 +183,9 @@ class Trainer:
         sampler = rollouts.sampler_log_prob + rollouts.log_kept
         weight = np.ones_like(old)
         if training.mismatch != "none":
-            correct = kl.MISMATCH_WEIGHTS[training.mismatch]
-            weight = np.asarray(correct(old, sampler, cap=training.mismatch_cap))
+            correct = mismatch.CORRECTIONS[training.mismatch]
+            floor, cap = training.mismatch_floor, training.mismatch_cap
+            weight = np.asarray(correct(old, sampler, rollouts.mask, floor=floor, cap=cap))
         group = np.arange(len(rewards)) // rollouts.group_size
         advantage = np.asarray(self._estimate(rewards, group, len(rewards) // rollouts.group_size))
         index, count = mesh.process_share(self.experiment.mesh, len(rewards))
@@ -193,7 +194,7 @@ class Trainer:
             self.experiment.mesh,
             rollouts,
             advantage=advantage[index * size : (index + 1) * size],
-            old_log_prob=old,
+            old_log_prob=sampler if training.edge == "direct" else old,
             reference_log_prob=reference,
             sample_weight=weight,
             num_minibatches=training.minibatches,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from fiberjax import diagnostics, kl, objective, step_share
+from fiberjax import diagnostics, kl, objective, optimizers, step_share
 from fiberjax.gates import Gate
 from fiberjax.objective import Mean, Reduction
 from fiberjax.parallel import mesh
@@ -139,6 +139,9 @@ def make_step(
         one = jnp.ones(())  # Of a step: several have the mean of their norms.
         metrics["actor/grad_norm"] = Mean(optax.tree.norm(gradient), one)
         metrics["actor/update_norm"] = Mean(optax.tree.norm(updates), one)
+        momentum = optimizers.momentum(state.opt_state, gradient)
+        if momentum is not None:
+            metrics["actor/grad_momentum_cosine"] = diagnostics.cosine(gradient, momentum)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1), metrics
 

@@ -76,7 +76,7 @@ class Case:
         if self.config["name"] == "apc":
             level = config.pop("level")
             config["unit"] = p.state if level == "state" else p.trajectory
-        if self.config["name"].startswith("dppo"):
+        if gates.GATES[self.config["name"]].needs_old_log_prob:
             config["old_log_prob"] = p.old_log_prob
         return self.reference(p.log_ratio, p.advantage, p.trajectory, parents, **config)
 
@@ -117,6 +117,38 @@ CASES: dict[str, Case] = {
         reference.dppo_tv,
     ),
     "dppo_kl": Case({"name": "dppo_kl", "delta": 0.003, "weight_cap": 1.3}, reference.dppo_kl),
+    "vespo": Case(
+        {
+            "name": "vespo",
+            "k_positive": 2.0,
+            "lambda_positive": 3.0,
+            "k_negative": 3.0,
+            "lambda_negative": 2.0,
+        },
+        reference.vespo,
+    ),
+    "topr": Case({"name": "topr", "weight_cap": 1.1}, reference.topr),
+    "m2po": Case({"name": "m2po", "second_moment": 0.03}, reference.m2po),
+    "trm": Case({"name": "trm", "largest": 0.03, "mean": 0.03}, reference.trm),
+    "opsm": Case({"name": "opsm", "delta": 0.01, **CLIP}, reference.opsm),
+    "tvpo": Case({"name": "tvpo", "delta": 0.15}, reference.tvpo),
+    "cppo": Case(
+        {"name": "cppo", "delta": 0.04, "prefix_delta": 0.01, "last_weight": 0.6}, reference.cppo
+    ),
+    "pnpo": Case({"name": "pnpo", **CLIP}, reference.pnpo),
+    "minpro": Case({"name": "minpro", "weight_cap": 1.1}, reference.minpro),
+    "fipo": Case(
+        {
+            "name": "fipo",
+            "half_life": 2.0,
+            "influence_low": 0.9,
+            "influence_high": 1.1,
+            "ratio_cap": 1.3,
+            "ratio_safe": 1.05,
+            **CLIP,
+        },
+        reference.fipo,
+    ),
     "apc_state": Case(
         {"name": "apc", "delta": 0.2, "level": "state", "form": "ratio"}, reference.apc
     ),
@@ -129,7 +161,10 @@ CASES: dict[str, Case] = {
     "fiberpo_domain": Case(hierarchy(3, name="fiberpo_domain"), reference.fgh),
     "fgh_by_sign": Case(hierarchy(3, epsilon_negative=0.03), reference.fgh),
     "fgh_hold": Case(hierarchy(3, base_gate="hold"), reference.fgh),
-    "fgh_bounded": Case(hierarchy(3, lift="bounded"), reference.fgh),
+    "fgh_variants": Case(
+        hierarchy(3, lift="bounded", signs="resigned", deviation="ratio", upper_negative=0.3),
+        reference.fgh,
+    ),
     "exact1": Case(hierarchy(1, **EXACT), reference.exact),
     "exact3": Case(hierarchy(3, **EXACT), reference.exact),
     "exact_by_sign": Case(hierarchy(2, epsilon_negative=0.03, **EXACT), reference.exact),
@@ -139,3 +174,9 @@ CASES: dict[str, Case] = {
     ),
 }
 """Every entry of the name table at least once."""
+
+SOFT = ("sapo", "vespo", "topr", "fipo")
+"""Those that infinite budgets do not open, and that weigh nearly every token that moved."""
+
+PREFIX = ("cppo", "pnpo", "minpro", "fipo")
+"""Those whose trajectories must lie whole on one device."""

@@ -20,7 +20,7 @@ LAYOUT = make_layout(np.ones(21, bool), {"group": GROUP, "domain": DOMAIN}, cell
 # The domain's is loosest: what its gate leaves is more than what the finer gates take off.
 BUDGETS = {"trajectory": (0.02, 0.03), "group": (0.05, 0.04), "domain": 0.15}
 LOOSE_BELOW = {"trajectory": 0.3, "group": 0.02, "domain": 0.01}
-FORMS = [(v, b) for v in bundle.VARIANTS for b in aggregate.BASE_GATES]
+FORMS = list(zip(bundle.VARIANTS, aggregate.BASE_GATES, strict=True))  # Each of both once.
 every_form = pytest.mark.parametrize(("variant", "base_gate"), FORMS)
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import importlib
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import jax
 import pytest
 
 from fiberjax.experiment import Experiment
+from fiberjax.objective import EDGES
 from fiberjax.plans import plan, topologies
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +48,13 @@ def assert_tables_only(gate: dict, groups: int, domains: int) -> None:
     """The gate's program adds level tables and scalars over devices and moves nothing else."""
     for collective in gate["collectives"]:
         assert collective["kind"] == "all-reduce", collective
-        # At most two tables of the groups with two channels, one of the domains, and the scalars.
-        assert collective["num_bytes"] <= 4 * (4 * groups + 2 * domains + 64), collective
+        # At most two tables of the groups with two channels, one of the domains, the scalars, and
+        # what the quantiles count: two of two channels of three levels.
+        counted = 12 * (EDGES.size + 1)
+        assert collective["num_bytes"] <= 4 * (4 * groups + 2 * domains + 64 + counted), collective
+        for dims in re.findall(r"\[([\d,]*)\]", collective["shapes"]):
+            size = math.prod(int(n) for n in dims.split(",") if n)
+            assert size <= 2 * max(groups, domains) or size == EDGES.size, collective
 
 
 @needs_compiler

@@ -20,6 +20,8 @@ def _rows(steps, seed=0):
     names = [name for name in metrics.METRICS if "<" not in name]
     names += ["reward/sort", "reward/addition"]
     names += [f"gate/clip_fraction/{level}" for level in ("token", "trajectory")]
+    names += [f"is_ratio/effective_sample_size/{level}" for level in ("token", "trajectory")]
+    names += [f"gate/quadrant/{name}" for name in diagnostics.QUADRANTS]
     names += [f"gate/regime/{r}" for r in diagnostics.GLOBAL_REGIMES + diagnostics.LOCAL_REGIMES]
     return [{name: rng.random() for name in names} for _ in range(steps)]
 

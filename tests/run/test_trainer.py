@@ -88,6 +88,7 @@ def test_every_metric_is_written_and_described(build):
     built = build(
         training__kl_coefficient=0.1,
         training__entropy_coefficient=0.01,
+        training__step_share="importance",
         training__mismatch="truncate",
         rollout__top_p=0.9,
     )
@@ -148,6 +149,39 @@ def test_truncated_sampling_is_no_mismatch(build, mismatch, truncation):
     assert scalars["mismatch/log_prob_abs_max"] < 1e-4
     # What was left out is a number of its own; this policy is nearly uniform.
     assert 0 < scalars["rollout/kept_mass/min"] < scalars["rollout/kept_mass/mean"] < 0.9
+
+
+def test_the_edges_of_a_sampler_that_disagrees(build):
+    """Every token is less likely to the sampler, by an eighth of a nat in one row, else a half."""
+    built = build(warm_start__steps=0, rollout__top_p=0.9)
+    trainer, state = trainer_of(built)
+    rollouts = trainer._sampler(
+        trainer._sampler.read(state.params),
+        next(built.prompt_stream()),
+        samples=built.rollout.samples,
+        stream=seeds.TRAINING,
+        step=0,
+    )
+    gap = np.where(np.arange(len(rollouts.mask))[:, None] == 3, 0.125, 0.5).astype(np.float32)
+    shifted = dataclasses.replace(rollouts, sampler_log_prob=rollouts.sampler_log_prob - gap)
+
+    def fields(**options):
+        training = dataclasses.replace(built.training, mismatch_cap=1.3, **options)
+        trainer.experiment = dataclasses.replace(built, training=training)
+        batches, gaps = trainer._batches(state.params, shifted, rollouts.reward)
+        assert gaps["mismatch/log_prob_abs_max"] == pytest.approx(0.5, abs=1e-4)
+        of = [(b.old_log_prob, b.sample_weight, b.layout.mask) for b in jax.device_get(batches)]
+        return [np.concatenate([x[i][x[2]] for x in of]) for i in (0, 1)]
+
+    update, ones = fields()
+    direct, also_ones = fields(edge="direct")
+    np.testing.assert_array_equal([ones, also_ones], 1)
+    moved = update - direct
+    assert 0 < np.sum(np.abs(moved - 0.125) < 1e-4) == np.sum(moved < 0.3)
+    np.testing.assert_allclose(moved, np.where(moved < 0.3, 0.125, 0.5), atol=1e-4)
+    same, kept = fields(mismatch="reject")
+    np.testing.assert_array_equal(same, update)
+    np.testing.assert_array_equal(kept, moved < 0.3)
 
 
 def test_without_truncation_all_mass_is_kept(build):
@@ -280,8 +314,9 @@ def test_a_nesting_of_ones_own_is_trained_and_logged(make_config, one_device, tm
     trainer, state = trainer_of(built)
     _, scalars = trainer.iterate(state, built.prompt_stream(), 0)
     assert {name for name in scalars if name.startswith("gate/channel/")} == {
-        f"gate/channel/{level}/{sign}"
+        f"gate/channel/{level}/{sign}{quantile}"
         for level in ("trajectory", "topic")
         for sign in ("plus", "minus")
+        for quantile in ("", "/median", "/p99")
     }
     assert sum(scalars[f"gate/regime/{name}"] for name in GLOBAL_REGIMES) == pytest.approx(1)

@@ -229,6 +229,7 @@ def plain_iteration(built, start, anchor, rollouts, *, gate, weighting, mismatch
     params, momentum = start, jax.tree.map(np.zeros_like, start)
     updates = built.iterations * EPOCHS * MINIBATCHES
     totals, ratios, norms = {}, [], {"actor/grad_norm": [], "actor/update_norm": []}
+    cosines = []
     order = np.random.default_rng((built.seed, 0))  # The draw of the order is the trainer's.
     for j in [j for _ in range(EPOCHS) for j in order.permutation(MINIBATCHES)]:
         chosen = [i for i, r in enumerate(trajectory) if r // size % MINIBATCHES == j]
@@ -241,6 +242,9 @@ def plain_iteration(built, start, anchor, rollouts, *, gate, weighting, mismatch
         descent = jax.tree.map(np.negative, policy.gradient(params, chosen, *slopes[:2]))
         rate = RATE * (1 - len(norms["actor/grad_norm"]) / updates)
         norms["actor/grad_norm"].append(norm_of(descent))
+        if norm_of(momentum) > 0:
+            inner = sum(map(np.vdot, *map(jax.tree.leaves, (momentum, descent))))
+            cosines.append(inner / norm_of(momentum) / norm_of(descent))
         momentum = jax.tree.map(lambda m, g: MOMENTUM * m + g, momentum, descent)
         change = jax.tree_util.tree_map_with_path(
             lambda path, m, p, rate=rate: -rate * (m + decay_of(path) * p), momentum, params
@@ -251,6 +255,9 @@ def plain_iteration(built, start, anchor, rollouts, *, gate, weighting, mismatch
     metrics = {name: total / count for name, (total, count) in totals.items()}
     metrics |= {name: np.mean(of) for name, of in norms.items()}
     metrics |= {"is_ratio/min": min(ratios), "is_ratio/max": max(ratios)}
+    effective = sum(ratios) ** 2 / sum(r**2 for r in ratios) / len(ratios)
+    metrics |= {"is_ratio/effective_sample_size/token": effective}
+    metrics |= {"actor/grad_momentum_cosine": np.mean(cosines)}
     metrics |= {"mismatch/log_prob_abs_max": gap.max(), "mismatch/log_prob_abs_mean": gap.mean()}
     metrics |= {"reward/mean": rollouts.reward.mean(), "response_length/mean": len(old) / len(rows)}
     kept = np.exp(rollouts.log_kept.astype(np.float64)[rollouts.mask])

@@ -41,7 +41,10 @@ recording = optax.GradientTransformation(
 LEVELS = ("trajectory", "group", "domain")
 # One gate of each kind that a step treats alike; tests/gates/test_contract.py holds all of them to
 # the same two theorems without a policy.
-EVERY_KIND = ("fiberpo_domain_pessimistic", "gspo", "ppo", "cispo", "sapo", "dppo_tv", "apc")
+EVERY_KIND = (
+    *("fiberpo_domain_pessimistic", "gspo", "ppo", "cispo", "sapo", "dppo_tv", "apc"),
+    *("cppo", "m2po"),
+)
 
 
 @pytest.fixture(scope="module")
