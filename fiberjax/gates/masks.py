@@ -97,6 +97,7 @@ def trm(
     References:
       Trust region masking, arXiv 2512.23075, as described there and elsewhere. Its divergence is
       that of the whole vocabulary; `d` is the estimate k3 of KL(π_old ‖ π_θ) by the sampled token.
+      Texts differ in the bounds: the preset has .1 and .002, and .05 and .001 are found too.
     """
     drop = _diverged(log_ratio, advantage, layout, largest, mean, level)
     return kept_ratio(log_ratio, drop, layout)
@@ -189,7 +190,8 @@ def tvpo(
       The gated ratio, 1 at padding; gradient `r` where kept, 0 elsewhere.
 
     References:
-      VACO, arXiv 2603.01365, in the form that open-instruct gives it for language models.
+      VACO, arXiv 2603.01365, in the form that open-instruct gives it for language models. The
+      bound of the preset is ours.
     """
     return kept_ratio(log_ratio, _moves_on(log_ratio, advantage, layout, delta, level), layout)
 

@@ -239,7 +239,8 @@ def minpro(
       The gated ratio, 1 at padding; `∂G/∂ℓ = G`.
 
     References:
-      MinPRO, arXiv 2601.22718, as its summaries describe it; the cap is that of CISPO.
+      MinPRO, arXiv 2601.22718, as its summaries describe it; a cap on the weight is ours, and its
+      default that of CISPO.
     """
     weight = minimum_ratio(log_ratio, advantage, layout)
     log_ratio, _ = prepare(log_ratio, advantage, layout.mask)
