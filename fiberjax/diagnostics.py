@@ -6,11 +6,9 @@ once, however their tokens are spread: each token adds its share of a cell.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fiberjax import objective, segments
 from fiberjax.gates import aggregate, bundle
@@ -252,25 +250,6 @@ def local_regime(fiber_clipped: jax.Array, layout: Layout, level: str) -> jax.Ar
         count = layout.pushforward(count, k)
     total = layout.tokens_of(level)
     return jnp.where(count == 0, 0, jnp.where(count == total, 2, 1))
-
-
-def cosine(first: Any, second: Any) -> Mean:
-    """The cosine of the angle between two trees of arrays; a `Mean` of one, or of none.
-
-    Args:
-      first: pytree of float arrays, such as a gradient.
-      second: another of the same structure and shapes.
-
-    Returns:
-      `⟨a, b⟩ / (‖a‖ ‖b‖)` in float32, counted once; not counted where one of them is 0.
-
-    >>> float(cosine([jnp.array([3.0, 0.0])], [jnp.array([1.0, 1.0])]).value).__round__(4)
-    0.7071
-    """
-    wide = [jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (first, second)]
-    norms = optax.tree.norm(wide[0]) * optax.tree.norm(wide[1])
-    angle = segments.safe_divide(optax.tree.vdot(*wide), norms)
-    return Mean(angle, (norms != 0).astype(jnp.float32))
 
 
 def _token_mean(values: jax.Array, layout: Layout) -> Mean:

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from fiberjax import segments
+from fiberjax.objective import Mean
+
 OPTIMIZERS = ("adamw", "muon", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
 MOMENT_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -160,6 +163,25 @@ def momentum(opt_state: Any, params: Any) -> Any | None:
     if len(by_path) != len(found) or by_path.keys() != {path for path, _ in paths}:
         return None
     return jax.tree.unflatten(structure, [by_path[path] for path, _ in paths])
+
+
+def cosine(first: Any, second: Any) -> Mean:
+    """The cosine of the angle between two trees of arrays; a `Mean` of one, or of none.
+
+    Args:
+      first: pytree of float arrays, such as a gradient.
+      second: another of the same structure and shapes.
+
+    Returns:
+      `⟨a, b⟩ / (‖a‖ ‖b‖)` in float32, counted once; not counted where one of them is 0.
+
+    >>> float(cosine([jnp.array([3.0, 0.0])], [jnp.array([1.0, 1.0])]).value).__round__(4)
+    0.7071
+    """
+    wide = [jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (first, second)]
+    norms = optax.tree.norm(wide[0]) * optax.tree.norm(wide[1])
+    angle = segments.safe_divide(optax.tree.vdot(*wide), norms)
+    return Mean(angle, (norms != 0).astype(jnp.float32))
 
 
 def _of_layer_matrices(params: Any) -> Any:

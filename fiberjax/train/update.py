@@ -141,7 +141,7 @@ def make_step(
         metrics["actor/update_norm"] = Mean(optax.tree.norm(updates), one)
         momentum = optimizers.momentum(state.opt_state, gradient)
         if momentum is not None:
-            metrics["actor/grad_momentum_cosine"] = diagnostics.cosine(gradient, momentum)
+            metrics["actor/grad_momentum_cosine"] = optimizers.cosine(gradient, momentum)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1), metrics
 

@@ -121,7 +121,7 @@ MATRIX = {
         "v4": (None, "2x2x1", "8x8x16"),
     },
 }
-ALWAYS = ("qwen2_5_0_5b-v5e-4x4", "qwen2_5_7b-v4-2x2x1")
+ALWAYS = ("qwen2_5_0_5b-v5e-2x2", "qwen2_5_7b-v4-2x2x1")
 CHOSEN = os.environ.get("FIBERJAX_PLANS", "")
 
 
