@@ -39,9 +39,9 @@ def make_batch(rng: np.random.Generator, built: experiment.Experiment) -> Batch:
     real = np.concatenate([np.ones((rows, prompt), bool), mask], axis=1)
     group = np.arange(rows) // BASE["rollout.samples"]
     return Batch(
-        tokens=rng.integers(0, built.policy.vocab_size, real.shape).astype(np.int32),
+        tokens=jnp.asarray(rng.integers(0, built.policy.vocab_size, real.shape, np.int32)),
         positions=np.maximum(np.cumsum(real, axis=1) - 1, 0).astype(np.int32),
-        segment_ids=real.astype(np.int32),
+        segment_ids=jnp.asarray(real, jnp.int32),
         layout=make_layout(
             mask,
             {"group": group, "domain": np.arange(group.max() + 1) % 5},
@@ -49,8 +49,8 @@ def make_batch(rng: np.random.Generator, built: experiment.Experiment) -> Batch:
         ),
         advantage=rng.normal(size=mask.shape).astype(np.float32),
         old_log_prob=rng.normal(-3, 0.5, mask.shape).astype(np.float32),
-        reference_log_prob=np.zeros(mask.shape, np.float32),
-        sample_weight=np.ones(mask.shape, np.float32),
+        reference_log_prob=jnp.zeros(mask.shape),
+        sample_weight=jnp.ones(mask.shape),
     )
 
 
@@ -90,7 +90,8 @@ def main(argv: list[str]) -> None:
     print(f"one update: {one:.3f} s")
     together = jax.jit(jax.vmap(step, in_axes=(0, 0, None)))
     for k in AT_ONCE:
-        ratio = seconds(together, *many(k), built.knobs) / (k * one)
+        states, batches = many(k)
+        ratio = seconds(together, states, batches, built.knobs) / (k * one)
         print(f"{k} at once, over one after the other: {ratio:.2f}", flush=True)
 
 
