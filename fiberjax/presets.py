@@ -69,7 +69,7 @@ def _apc(delta: float, level: str, form: str) -> dict[str, Any]:
     )
 
 
-def _silent(*levels: str, signal: str = "drift") -> dict[str, Any]:
+def _silent(*levels: str, signal: str = "drift", weight: str = "token") -> dict[str, Any]:
     """A silent hierarchy, 4e-4 nats at every level: GSPO's upper bound, to start tuning from."""
     return dict(
         name="silent",
@@ -78,6 +78,7 @@ def _silent(*levels: str, signal: str = "drift") -> dict[str, Any]:
         weight_cap=3.0,
         signal=signal,
         budget_scale="none",
+        weight=weight,
         order=levels,
         levels={level: dict(budget=4e-4) for level in levels},
     )
@@ -168,6 +169,7 @@ PRESETS |= {
     "silent_trajectory": _silent("trajectory"),
     "silent_domain": _silent("trajectory", "group", "domain"),
     "silent_residual": _silent("trajectory", "group", "domain", signal="residual"),
+    "silent_sequence": _silent("trajectory", "group", "domain", weight="trajectory"),
 }
 # Ours: the published hierarchy, but no cell is moved by what its siblings do.
 PRESETS["fiberpo_domain_bounded"] = PRESETS["fiberpo_domain"] | dict(lift="bounded")

@@ -151,6 +151,7 @@ def silent(
     weight_cap,
     signal="drift",
     budget_scale="none",
+    weight="token",
 ):
     """The silent hierarchy: the value of every token, open or closed."""
     levels = len(budgets)
@@ -178,9 +179,11 @@ def silent(
             if budget_scale == "noise":
                 budget /= math.sqrt(len(children(k, at[k][i])))
             beyond.append(moved - budget)
-        # Back by what is too much, and never past where the token began.
-        back = min(max(0.0, *beyond), max(s * l[i], 0.0))
-        out.append(min(math.exp(l[i] - s * back), weight_cap))
+        own = [l[j] for j in range(len(l)) if trajectory[j] == trajectory[i]]
+        m = sum(own) / len(own) if weight == "trajectory" else l[i]
+        # Back by what is too much, and never past where the token, or its trajectory, began.
+        back = min(max(0.0, *beyond), max(s * m, 0.0))
+        out.append(min(math.exp(m - s * back), weight_cap))
     return np.array(out)
 
 

@@ -263,7 +263,7 @@ GATES: Mapping[str, GateSpec] = {
     "fgh": _HIERARCHY,
     "silent": GateSpec(
         silent.silent,
-        tokenwise.importance,
+        silent.limit,
         silent.clipped,
         {
             "budgets": BY_LEVEL,
@@ -274,7 +274,9 @@ GATES: Mapping[str, GateSpec] = {
         {
             "signal": Option("drift", silent.SIGNALS),
             "budget_scale": Option("none", silent.SCALES),
+            "weight": Option("token", silent.WEIGHTS),
         },
+        limit_options=("weight",),
         score_weight=True,
         settings=silent.SilentHierarchy,
     ),

@@ -32,6 +32,10 @@ close a cell that moved back on the whole.
 of `nₖ` children (tokens, for the finest), as the deviation of a mean of `nₖ` falls; `drift_noise`
 says how large that is. A budget far below it makes a level a test of sign: half of all cells that
 did not drift are closed, and those that moved back go on.
+
+`WEIGHTS` names what an open token weighs: "token", its own ratio `rᵢ`, or "trajectory", the
+geometric mean `s_τ` of its trajectory's, which does not carry the noise of single tokens into the
+gradient. The second is GSPO's weight, and with one level, `ε = c = ∞`, the coefficients are GSPO's.
 """
 
 import dataclasses
@@ -41,13 +45,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from fiberjax.gates import tokenwise
 from fiberjax.gates.channels import channel, per_channel, prepare, sign
 from fiberjax.gates.score import unit_score
-from fiberjax.layout import Layout
+from fiberjax.gates.sequence import sequence_ratio_token, trajectory_mean
+from fiberjax.layout import TRAJECTORY, Layout
 from fiberjax.segments import class_spread, safe_divide, safe_exp
 
 SIGNALS = ("drift", "residual")
 SCALES = ("none", "noise")
+WEIGHTS = ("token", "trajectory")
 
 
 @jax.tree_util.register_dataclass
@@ -66,9 +73,10 @@ class SilentHierarchy:
         the same tokens; there they are silent beyond `c`, here they weigh `c`.
       signal: one of `SIGNALS`. Static.
       budget_scale: one of `SCALES`. Static.
+      weight: one of `WEIGHTS`. Static.
 
     Raises:
-      ValueError: a signal or scale that does not exist.
+      ValueError: a signal, scale or weight that does not exist.
     """
 
     budgets: Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]]
@@ -77,12 +85,14 @@ class SilentHierarchy:
     weight_cap: ArrayLike
     signal: str = dataclasses.field(default="drift", metadata={"static": True})
     budget_scale: str = dataclasses.field(default="none", metadata={"static": True})
+    weight: str = dataclasses.field(default="token", metadata={"static": True})
 
     def __post_init__(self) -> None:
         """Refuses what does not exist."""
         for name, value, choices in (
             ("signal", self.signal, SIGNALS),
             ("budget_scale", self.budget_scale, SCALES),
+            ("weight", self.weight, WEIGHTS),
         ):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} does not exist; choose from {choices}")
@@ -93,7 +103,9 @@ def silent(
 ) -> jax.Array:
     """The silent hierarchy over any nesting of cells; the shape of the log ratios.
 
-        Gᵢ = min(exp(ℓᵢ − sᵢ min(maxₑ overshootₑ, max(sᵢ ℓᵢ, 0))), c)
+        Gᵢ = min(exp(mᵢ − sᵢ min(maxₑ overshootₑ, max(sᵢ mᵢ, 0))), c)
+
+    where `mᵢ` is the token's log ratio `ℓᵢ`, or the mean of its trajectory's.
 
     Args:
       log_ratio: float[B, T] or [N], nats; bfloat16 is computed in float32.
@@ -102,10 +114,10 @@ def silent(
       hierarchy: levels, budgets and options.
 
     Returns:
-      The gated ratio, 1 at padding. `∂Gᵢ/∂ℓⱼ = δᵢⱼ min(rᵢ, c)` where token `i` is open, 0 where it
-      is closed: at most `e^ε` where drift goes with the advantage, at most `c` anywhere. With one
-      level, `ε = c = ∞` and budgets `(log(1 + ε_hi), −log(1 − ε_lo))`, a token is open where GSPO
-      is, and nowhere else.
+      The gated ratio, 1 at padding. `∂Gᵢ/∂ℓⱼ = δᵢⱼ min(e^mᵢ, c)` where token `i` is open, 0 where
+      it is closed: at most `c` anywhere, and, where tokens weigh their own ratios, at most `e^ε`
+      where drift goes with the advantage. With one level, `ε = c = ∞` and budgets
+      `(log(1 + ε_hi), −log(1 − ε_lo))`, a token is open where GSPO is, and nowhere else.
 
     Raises:
       ValueError: a level that the layout lacks, or no level at all.
@@ -125,10 +137,26 @@ def silent(
     [[0.0, 0.0], [1.0, 1.0]]
     """
     log_ratio, side, excess, _ = _excess(log_ratio, advantage, layout, hierarchy)
-    drift = jax.lax.stop_gradient(log_ratio)
-    back = jnp.minimum(excess, jnp.maximum(side * drift, 0))
-    weight = jnp.minimum(safe_exp(drift - side * back), hierarchy.weight_cap)
+    moved = jax.lax.stop_gradient(_weighed(log_ratio, layout, hierarchy.weight))
+    back = jnp.minimum(excess, jnp.maximum(side * moved, 0))
+    weight = jnp.minimum(safe_exp(moved - side * back), hierarchy.weight_cap)
     return jnp.where(excess > 0, weight, weight * unit_score(log_ratio))
+
+
+def limit(
+    log_ratio: jax.Array, advantage: jax.Array, layout: Layout, *, weight: str = "token"
+) -> jax.Array:
+    """The gate with infinite budgets and cap; the shape of the log ratios.
+
+    Args:
+      log_ratio: float[B, T] or [N], nats.
+      advantage: not read.
+      layout: where the tokens stand.
+      weight: static, one of `WEIGHTS`.
+    """
+    if weight == "token":
+        return tokenwise.importance(log_ratio, advantage, layout)
+    return sequence_ratio_token(log_ratio, advantage, layout, level=TRAJECTORY)
 
 
 def clipped(
@@ -139,7 +167,8 @@ def clipped(
     Those that the cap holds are counted under "token".
     """
     log_ratio, _, _, masks = _excess(log_ratio, advantage, layout, hierarchy)
-    capped = (safe_exp(log_ratio) > hierarchy.weight_cap) & layout.mask
+    moved = _weighed(log_ratio, layout, hierarchy.weight)
+    capped = (safe_exp(moved) > hierarchy.weight_cap) & layout.mask
     return {**masks, "token": masks["token"] | capped}
 
 
@@ -193,6 +222,13 @@ def drift_noise(kl: ArrayLike, tokens: ArrayLike) -> tuple[jax.Array, jax.Array]
     """
     kl = jnp.asarray(kl)
     return -kl, jnp.sqrt(2 * kl / jnp.asarray(tokens))
+
+
+def _weighed(log_ratio: jax.Array, layout: Layout, weight: str) -> jax.Array:
+    """The log of what each token weighs while it is open and below the cap; float[...], nats."""
+    if weight == "token":
+        return log_ratio
+    return jnp.where(layout.mask, trajectory_mean(log_ratio, layout, TRAJECTORY), 0)
 
 
 def _excess(

@@ -172,6 +172,7 @@ CASES: dict[str, Case] = {
     "silent": Case(
         silent(3, epsilon_negative=0.15, signal="residual", budget_scale="noise"), reference.silent
     ),
+    "silent_sequence": Case(silent(3, weight="trajectory"), reference.silent),
 }
 """Every entry of the name table at least once."""
 

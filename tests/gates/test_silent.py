@@ -11,10 +11,11 @@ import reference
 from cases import LEVELS, silent
 
 from fiberjax import gates
-from fiberjax.gates.sequence import gspo_clipped
+from fiberjax.gates.sequence import gspo, gspo_clipped
 from fiberjax.gates.silent import SCALES, SIGNALS, SilentHierarchy, clipped, drift_noise, mean_drift
 from fiberjax.gates.silent import silent as gate
 from fiberjax.layout import make_layout
+from fiberjax.objective import coefficients
 
 GROUP, DOMAIN = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 0, 1])
 TRAJECTORY = np.repeat(np.arange(6), [3, 5, 1, 4, 2, 6])
@@ -183,6 +184,19 @@ def test_with_one_level_it_is_open_where_gspo_is():
 
 
 # Moving back.
+
+
+def test_with_one_level_and_the_weight_of_trajectories_it_is_gspo():
+    l, a = problem(3)
+    a = a[np.searchsorted(TRAJECTORY, TRAJECTORY)]  # One advantage a trajectory, as GSPO has it.
+    low, high = 0.03, 0.04
+    whole = {"trajectory": (np.log1p(high), -np.log1p(-low))}
+    hierarchy = made(whole, epsilon=np.inf, weight_cap=np.inf, weight="trajectory")
+    bounds = {"clip_low": low, "clip_high": high}
+    found = coefficients(lambda *at: gate(*at, hierarchy), l, a, LAYOUT)
+    expected = coefficients(lambda *at: gspo(*at, **bounds), l, a, LAYOUT)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert 0 < np.sum(expected == 0) < 21
 
 
 @pytest.mark.parametrize("scale", SCALES)
