@@ -69,8 +69,10 @@ def _apc(delta: float, level: str, form: str) -> dict[str, Any]:
     )
 
 
-def _silent(*levels: str, signal: str = "drift", weight: str = "token") -> dict[str, Any]:
-    """A silent hierarchy, 4e-4 nats at every level: GSPO's upper bound, to start tuning from."""
+def _silent(
+    *levels: str, budget: float = 4e-4, signal: str = "drift", weight: str = "token"
+) -> dict[str, Any]:
+    """A silent hierarchy, one budget at every level, nats: GSPO's upper bound, or one tuned."""
     return dict(
         name="silent",
         epsilon=0.2,
@@ -80,7 +82,7 @@ def _silent(*levels: str, signal: str = "drift", weight: str = "token") -> dict[
         budget_scale="none",
         weight=weight,
         order=levels,
-        levels={level: dict(budget=4e-4) for level in levels},
+        levels={level: dict(budget=budget) for level in levels},
     )
 
 
@@ -169,7 +171,7 @@ PRESETS |= {
     "silent_trajectory": _silent("trajectory"),
     "silent_domain": _silent("trajectory", "group", "domain"),
     "silent_residual": _silent("trajectory", "group", "domain", signal="residual"),
-    "silent_sequence": _silent("trajectory", "group", "domain", weight="trajectory"),
+    "silent_sequence": _silent("trajectory", "group", "domain", budget=1.2e-3, weight="trajectory"),
 }
 # Ours: the published hierarchy, but no cell is moved by what its siblings do.
 PRESETS["fiberpo_domain_bounded"] = PRESETS["fiberpo_domain"] | dict(lift="bounded")

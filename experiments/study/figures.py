@@ -133,6 +133,32 @@ def hard(stage: int, find: Find) -> tuple[Setting, ...]:
     return _over(HARD, stage)
 
 
+def scales(stage: int, find: Find) -> tuple[Setting, ...]:
+    """What the upper levels add at two learning rates, each gate with the share and tuned budgets.
+
+    The budgets were chosen on a seed of `TUNING_SEEDS`, from the runs in `results/tuning.jsonl`.
+    """
+    wider = {"gate.clip_low": 9e-4, "gate.clip_high": 1.2e-3}
+    alone = {f"gate.levels.{level}.budget": 10.0 for level in ("group", "domain")}
+    methods = (
+        _shared("silent sequence: three levels", "silent_sequence"),
+        Setting("GSPO, budgets × 3", "gspo", {"training.step_share": "importance", **wider}),
+        Setting(
+            "silent sequence: trajectory",
+            "silent_sequence",
+            {"training.step_share": "importance", **alone},
+        ),
+    )
+    return _over(
+        [
+            method.on({"η": rate}, optimizer__learning_rate=rate)
+            for rate in (3e-3, 1e-3)
+            for method in methods
+        ],
+        stage,
+    )
+
+
 def peers(stage: int, find: Find) -> tuple[Setting, ...]:
     """All methods with the budgets they are shipped with."""
     return _over(PEERS, stage)
@@ -318,6 +344,7 @@ FIGURES: Mapping[str, Callable[[int, Find], tuple[Setting, ...]]] = {
         table,
         share,
         hard,
+        scales,
         peers,
         suspects,
         updates,
