@@ -96,16 +96,15 @@ def open_share(
 
         return jax.grad(total)(lax.stop_gradient(log_ratio))
 
-    open_, all_ = coefficients(gated), coefficients(ungated)
-    # Relative to the largest, so that squares neither overflow nor vanish.
-    largest = jnp.max(jnp.maximum(jnp.abs(open_), jnp.abs(all_)))
-    largest = lax.pmax(largest, axis_name) if axis_name else largest
-
     def norm(coefficients: jax.Array) -> jax.Array:
+        # Relative to the largest, so that squares neither overflow nor vanish.
+        largest = jnp.max(jnp.abs(coefficients))
+        largest = lax.pmax(largest, axis_name) if axis_name else largest
         squares = jnp.sum(segments.safe_divide(coefficients, largest) ** 2)
-        return jnp.sqrt(lax.psum(squares, axis_name) if axis_name else squares)
+        return largest * jnp.sqrt(lax.psum(squares, axis_name) if axis_name else squares)
 
-    return jnp.minimum(segments.safe_divide(norm(open_), norm(all_)), 1.0)
+    share = segments.safe_divide(norm(coefficients(gated)), norm(coefficients(ungated)))
+    return jnp.minimum(share, 1.0)
 
 
 def scale_by_share(
