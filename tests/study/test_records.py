@@ -146,6 +146,8 @@ def test_a_cell_says_what_its_runs_say():
     assert math.isinf(summary.row(summary.Cell("GRPO", (), runs[:1])).after.high)
     broken = made(ONE, (0.8, None), collapsed="step 2 is not finite: actor/grad_norm = nan")
     assert summary.row(summary.Cell("GRPO", (), (broken,))).after.value == 0.0
+    good = made(ONE, (0.8,), collapsed="step 2 is not finite: actor/grad_norm = nan")
+    assert summary.collapsed(good) and not summary.collapsed(made(ONE, (0.8,)))
 
 
 def test_a_cell_mixes_no_two_gates_and_takes_the_newest():
