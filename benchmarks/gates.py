@@ -34,6 +34,7 @@ import numpy as np
 from fiberjax.gates.aggregate import clip, rollback
 from fiberjax.gates.hierarchy import Hierarchy, fgh
 from fiberjax.layout import make_layout
+from fiberjax.parallel import distributed
 
 LEVELS = ("trajectory", "group", "domain")
 BUDGETS = {"trajectory": (0.11, 0.09), "group": (0.06, 0.05), "domain": (0.03, 0.025)}
@@ -267,6 +268,7 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
 
 def main() -> None:
     """Measures, prints, saves."""
+    distributed.leave_out_absent_tpus()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--min-log2", type=int, default=16)
     parser.add_argument("--max-log2", type=int, default=22)

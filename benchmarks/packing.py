@@ -25,7 +25,7 @@ import optax
 from configs.gates import get_gate
 from fiberjax import gates
 from fiberjax.layout import make_layout
-from fiberjax.parallel import mesh
+from fiberjax.parallel import distributed, mesh
 from fiberjax.parallel.shardings import state_shardings
 from fiberjax.policy import TransformerConfig, init
 from fiberjax.train import packing
@@ -153,6 +153,7 @@ def table(counted: list[dict[str, Any]], timed: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Counts, measures, prints, saves."""
+    distributed.leave_out_absent_tpus()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))

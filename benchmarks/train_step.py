@@ -38,7 +38,7 @@ import optax
 from configs.gates import get_gate
 from fiberjax import gates
 from fiberjax.layout import make_layout
-from fiberjax.parallel import mesh
+from fiberjax.parallel import distributed, mesh
 from fiberjax.parallel.shardings import state_shardings
 from fiberjax.policy import TransformerConfig, init, num_params, sample, token_outputs
 from fiberjax.train import packing
@@ -258,6 +258,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measures, prints, saves."""
+    distributed.leave_out_absent_tpus()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--tunix", action=argparse.BooleanOptionalAction, default=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.study import halving
 from experiments.study.halving import Find
-from experiments.study.settings import SEEDS, Replay, Setting
+from experiments.study.settings import SEEDS, TUNING_SEEDS, Replay, Setting
 from fiberjax.presets import preset
 
 
@@ -133,10 +133,39 @@ def hard(stage: int, find: Find) -> tuple[Setting, ...]:
     return _over(HARD, stage)
 
 
+def tuning(stage: int, find: Find) -> tuple[Setting, ...]:
+    """What the budgets of `scales` were chosen from; both stages alike."""
+    share = {"training.step_share": "importance"}
+
+    def levels(name: str, gate: str, trajectory: float, above: float) -> Setting:
+        pairs = {"trajectory": trajectory, "group": above, "domain": above}
+        budgets = {f"gate.levels.{level}.budget": budget for level, budget in pairs.items()}
+        return Setting(f"{name} {trajectory:g}, above {above:g}", gate, share | budgets)
+
+    def clip(factor: float) -> Setting:
+        bounds = {"gate.clip_low": 3e-4 * factor, "gate.clip_high": 4e-4 * factor}
+        return Setting(f"GSPO, budgets × {factor:g}", "gspo", share | bounds)
+
+    methods = (
+        levels("silent", "silent_domain", 4e-4, 4e-4),
+        levels("silent", "silent_domain", 1.2e-3, 1.2e-3),
+        levels("silent sequence", "silent_sequence", 4e-4, 4e-4),
+        levels("silent sequence", "silent_sequence", 1.2e-3, 1.2e-3),
+        levels("silent sequence", "silent_sequence", 1.2e-3, 4e-4),
+        clip(1),
+        clip(3),
+    )
+    return tuple(
+        method.on({"η": rate}, optimizer__learning_rate=rate).at(TUNING_SEEDS[0])
+        for rate in (1e-3, 3e-3)
+        for method in methods
+    )
+
+
 def scales(stage: int, find: Find) -> tuple[Setting, ...]:
     """What the upper levels add at two learning rates, each gate with the share and tuned budgets.
 
-    The budgets were chosen on a seed of `TUNING_SEEDS`, from the runs in `results/tuning.jsonl`.
+    The budgets were chosen on a seed of `TUNING_SEEDS`, from the runs of `tuning`.
     """
     wider = {"gate.clip_low": 9e-4, "gate.clip_high": 1.2e-3}
     alone = {f"gate.levels.{level}.budget": 10.0 for level in ("group", "domain")}
@@ -344,6 +373,7 @@ FIGURES: Mapping[str, Callable[[int, Find], tuple[Setting, ...]]] = {
         table,
         share,
         hard,
+        tuning,
         scales,
         peers,
         suspects,

@@ -195,7 +195,9 @@ def main(argv: list[str]) -> None:
     until = None if MINUTES.value is None else time.monotonic() + 60 * MINUTES.value
     folder = Path(RESULTS.value)
     from experiments.study.laboratory import Laboratory
+    from fiberjax.parallel import distributed
 
+    distributed.leave_out_absent_tpus()
     laboratory, before = Laboratory(make_config), None
     while True:
         made = records.read(folder)

@@ -20,7 +20,7 @@ from configs import quickstart
 from experiments.study.settings import BASE
 from fiberjax import experiment
 from fiberjax.layout import make_layout
-from fiberjax.parallel import mesh
+from fiberjax.parallel import distributed, mesh
 from fiberjax.run.warm_start import random_params
 from fiberjax.tasks import loading
 from fiberjax.train.batch import Batch
@@ -70,6 +70,7 @@ def main(argv: list[str]) -> None:
     """Measures and prints."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    distributed.leave_out_absent_tpus()
     config = quickstart.get_config("silent_domain")
     config.rollout.prompts = BASE["rollout.prompts"]
     config.training.minibatches = BASE["training.minibatches"]
