@@ -246,7 +246,7 @@ def test_every_figure_has_two_seeds_and_then_five():
         for stage, seeds in ((1, SEEDS[:2]), (2, SEEDS)):
             settings = figure(stage, nothing)
             assert {s.seed for s in settings} == set(
-                TUNING_SEEDS[:1] if name == "budgets" else seeds
+                TUNING_SEEDS[:1] if name in ("budgets", "tuning") else seeds
             )
             for setting in settings:
                 json.dumps(setting.identity(), allow_nan=False)
