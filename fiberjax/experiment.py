@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from fiberjax import gates, optimizers, options, plugins
 from fiberjax.advantages import ESTIMATORS, Estimator
-from fiberjax.gates import GATES, GateSpec
+from fiberjax.gates import GATES, Budgets, GateSpec
 from fiberjax.layout import STATE, TRAJECTORY
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, init, weights
@@ -261,12 +261,7 @@ def from_config(
         policy=policy,
         mesh=device_mesh,
         gate=gate,
-        knobs=Knobs(
-            budgets=budgets,
-            temperature=np.float32(rollout.temperature),
-            entropy_coefficient=np.float32(training.entropy_coefficient),
-            kl_coefficient=np.float32(training.kl_coefficient),
-        ),
+        knobs=_knobs(budgets, rollout, training),
         estimate=tables.estimators[run.advantage],
         schedule=schedule,
         optimizer=optimizer,
@@ -304,6 +299,16 @@ def _tables(
             f"config.advantage must be one of {', '.join(tables.estimators)}; got {run.advantage!r}"
         )
     return tables
+
+
+def _knobs(budgets: Budgets, rollout: options.Rollout, training: options.Training) -> Knobs:
+    """What of the options is traced in the compiled step."""
+    return Knobs(
+        budgets=budgets,
+        temperature=np.float32(rollout.temperature),
+        entropy_coefficient=np.float32(training.entropy_coefficient),
+        kl_coefficient=np.float32(training.kl_coefficient),
+    )
 
 
 def _step_options(training: options.Training, window: options.Window) -> StepOptions:

@@ -14,16 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator
 
 from experiments.study import summary
 from experiments.study.summary import Cell
+from fiberjax.run.plots import HEADING, finish
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES: tuple[Any, ...] = ("-", "--", (0, (1, 1)))
 MAP = LinearSegmentedColormap.from_list("study", ("#F4F8FC", "#9DC6E3", "#1B5E9B", "#0B2A50"))
 GREY = "#BDBDBD"
-HEADING: dict[str, Any] = {"fontsize": 10.5, "fontweight": "bold", "loc": "left"}
 DPI = 130
 
 TOGETHER = 7
@@ -62,7 +62,7 @@ def curves(cells: Sequence[Cell], stem: Path) -> list[Path]:
             for cell in front:
                 colour, dashes = (COLOURS[0], "-") if apart else styles[cell.method]
                 _line(axes, cell, metric, scale, colour, dashes, band=True)
-            _finish(axes, title, unit, scale)
+            finish(axes, title, unit, scale, "iteration")
         _align(grid, scale)
         figure.suptitle(f"{heading}; bands: range over seeds", x=0.01, ha="left", fontsize=11)
         shown: list[Any]
@@ -131,7 +131,7 @@ def collapse_map(cells: Sequence[Cell], path: Path) -> Path | None:
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values], fontsize=9)
         axes.set_yticks(range(len(methods)), methods, fontsize=9)
         axes.set_xlabel(first, fontsize=9)
-        axes.set_title(told(panel), **HEADING)
+        axes.set_title(told(panel), loc="left", **HEADING)
         axes.tick_params(length=0)
         # White lines between cells: a blank one is no cell.
         axes.set_xticks(np.arange(len(values) + 1) - 0.5, minor=True)
@@ -212,23 +212,6 @@ def _grid(
     figure = Figure(figsize=(width * across + 0.9, height * down + 0.5), layout=layout)
     figure.set_facecolor("white")
     return figure, [figure.add_subplot(down, across, i + 1) for i in range(count)]
-
-
-def _finish(axes: Axes, title: str, unit: str, scale: str) -> None:
-    """Labels an axes that has all its data."""
-    axes.set_title(title, **HEADING)
-    axes.set_xlabel("iteration", fontsize=9)
-    axes.set_ylabel(unit, fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    if scale == "log":
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-    axes.tick_params(labelsize=8.5)
-    axes.grid(visible=True, color="#E4E4E4", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -111,9 +111,7 @@ def sample(
         raise ValueError(f"stage must be at least 1 token, got {stage}")
     if greedy:
         temperature, top_k, top_p, logit_noise = 1.0, 0, 1.0, 0.0
-    _validate_distribution(config, temperature, top_k, top_p)
-    if isinstance(logit_noise, int | float) and not logit_noise >= 0:
-        raise ValueError(f"logit_noise must be at least 0, got {logit_noise}")
+    _validate_distribution(config, temperature, top_k, top_p, logit_noise)
     truncate = not (isinstance(top_p, int | float) and top_p == 1.0)
     disturb = not (isinstance(logit_noise, int | float) and logit_noise == 0.0)
     return _sample(
@@ -154,6 +152,17 @@ class _State(NamedTuple):
     token: Array
     samples: Samples
     cache: transformer.Cache
+
+
+def _empty(batch: int, columns: int, pad_id: int) -> Samples:
+    """Completions of which nothing is drawn yet."""
+    return Samples(
+        tokens=jnp.full((batch, columns), pad_id, jnp.int32),
+        log_prob=jnp.zeros((batch, columns), jnp.float32),
+        log_kept=jnp.zeros((batch, columns), jnp.float32),
+        length=jnp.zeros((batch,), jnp.int32),
+        finished=jnp.zeros((batch,), bool),
+    )
 
 
 @functools.partial(
@@ -235,13 +244,7 @@ def _sample(
     hidden, cache = model.prefill(prompts, positions, prompt_mask.astype(jnp.int32))
     # The last token drawn is never decoded: it needs no column.
     cache = transformer.extend_cache(cache, max_new_tokens - 1)
-    empty = Samples(
-        tokens=jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
-        log_prob=jnp.zeros((batch, max_new_tokens), jnp.float32),
-        log_kept=jnp.zeros((batch, max_new_tokens), jnp.float32),
-        length=jnp.zeros((batch,), jnp.int32),
-        finished=jnp.zeros((batch,), bool),
-    )
+    empty = _empty(batch, max_new_tokens, pad_id)
     start = _State(jnp.int32(0), jnp.zeros((batch,), jnp.int32), empty, cache)
     state = draw(start, hidden)
     for end in stage_ends:
@@ -405,6 +408,7 @@ def _validate_distribution(
     temperature: Any,
     top_k: int,
     top_p: Any,
+    logit_noise: Any,
 ) -> None:
     if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
         raise ValueError(
@@ -415,3 +419,5 @@ def _validate_distribution(
         raise ValueError(f"top_k must be in [0, {config.vocab_size}] (0: all), got {top_k}")
     if not isinstance(top_p, jax.core.Tracer) and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    if not isinstance(logit_noise, jax.core.Tracer) and not logit_noise >= 0:
+        raise ValueError(f"logit_noise must be at least 0, got {logit_noise}")

@@ -31,7 +31,7 @@ _REGIME_COLOURS = dict(zip(GLOBAL_REGIMES, _ORDERED, strict=True)) | dict(
     zip(LOCAL_REGIMES, _ORDERED[::2], strict=True)
 )
 _GREY = "#6F6F6F"
-_HEADING: dict[str, Any] = {"fontsize": 10.5, "fontweight": "bold"}
+HEADING: dict[str, Any] = {"fontsize": 10.5, "fontweight": "bold"}
 _DPI = 130
 
 
@@ -221,7 +221,7 @@ def plot_compare(
         for index, (label, run) in enumerate(columns.items()):
             if name in run:
                 _line(axes, run["step"], run[name], label, index, scale, pale=len(columns) <= 3)
-        _finish(axes, name, describe(name).unit or "value", scale)
+        finish(axes, name, describe(name).unit or "value", scale)
     handles: dict[str, object] = {}
     for axes in grid:
         handles |= {label: h for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -281,7 +281,7 @@ def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path
             )
         if rows[-1].domain == OVERALL and len(rows) > 1:
             axes.axvline(len(rows) - 1.5, color=_GREY, linewidth=0.8, linestyle=":")
-        _finish(axes, f"{measure} on held-out prompts", "mean over prompts", "linear")
+        finish(axes, f"{measure} on held-out prompts", "mean over prompts", "linear")
         axes.set_xlabel("")
         axes.set_xticks(np.arange(len(rows)), [f"{r.domain}\nn = {r.prompts}" for r in rows])
         if all(0 <= bar.low and bar.high <= 1 for row in rows for bar in (row.before, row.after)):
@@ -354,7 +354,7 @@ def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
         axes.plot(
             step[use], columns[panel.guide][use], color=_GREY, lw=1.2, ls=(0, (4, 2)), label=label
         )
-    _finish(axes, panel.title, panel.unit, panel.scale)
+    finish(axes, panel.title, panel.unit, panel.scale)
     if panel.kind == "stack":
         axes.set_ylim(0, 1)
         axes.set_xlim(step[0], max(step[-1], step[0] + 1))
@@ -435,7 +435,7 @@ def _legend(axes: Axes) -> None:
         borderpad=0.1,
     )
     rows = math.ceil(len(labels) / across)
-    axes.set_title(axes.get_title(loc="left"), loc="left", pad=5 + 12 * rows, **_HEADING)
+    axes.set_title(axes.get_title(loc="left"), loc="left", pad=5 + 12 * rows, **HEADING)
 
 
 def _top(bar: Interval) -> float:
@@ -443,10 +443,10 @@ def _top(bar: Interval) -> float:
     return bar.high if np.isfinite(bar.high) else bar.value
 
 
-def _finish(axes: Axes, title: str, unit: str, scale: str) -> None:
-    """Labels an axes that has all its data."""
-    axes.set_title(title, loc="left", **_HEADING)
-    axes.set_xlabel("step", fontsize=9)
+def finish(axes: Axes, title: str, unit: str, scale: str, along: str = "step") -> None:
+    """Labels an axes that has all its data; `along` names what runs from left to right."""
+    axes.set_title(title, loc="left", **HEADING)
+    axes.set_xlabel(along, fontsize=9)
     axes.set_ylabel(unit, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if scale == "log":
