@@ -83,7 +83,7 @@ SIX = (
     Setting("CPPO", "cppo"),
     Setting("DPPO", "dppo_tv"),
     Setting("FiberPO-Domain", "fiberpo_domain"),
-    _shared("silent, share", "silent_domain"),
+    _shared("silent sequence, share", "silent_sequence"),
 )
 """Those that every axis is run for on five seeds."""
 

@@ -4,15 +4,18 @@ r"""Makes the runs of a figure that were not made yet, and adds each to `results
     python -m experiments.study.run --figure=table --stage=1 --minutes=60
 
 Says first how many runs there are and how long they will take. It may be stopped at any time, and
-goes on with the run that it was stopped in. Several figures may be made at the same time, each by a
-process of its own.
+goes on with the run that it was stopped in. Several processes may make runs at the same time, of
+one figure or of several: a run that one of them has begun is left to it.
 """
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +25,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from experiments.study import records
 from experiments.study.figures import FIGURES
+from experiments.study.halving import Find
 from experiments.study.records import Record
 from experiments.study.settings import Setting
 
@@ -55,7 +59,7 @@ def make_config(gate: str) -> ConfigDict:
     return config
 
 
-def finder(made: Sequence[Record], configured: Configured):
+def finder(made: Sequence[Record], configured: Configured) -> Find:
     """Setting -> its run with the gate's numbers of today; None where there is none."""
 
     def find(setting: Setting) -> Record | None:
@@ -149,6 +153,26 @@ def announce(waiting: Queue, made: Sequence[Record]) -> None:
     )
 
 
+@contextlib.contextmanager
+def claim(setting: Setting, folder: Path) -> Iterator[bool]:
+    """Whether the run is this process's to make; the claim ends with the block or the process.
+
+    Args:
+      setting: which run.
+      folder: of the claims, one for all processes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = json.dumps(setting.identity(), sort_keys=True)
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    with (folder / name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def make(waiting: Sequence[Setting], folder: Path, laboratory, until: float | None) -> bool:
     """Makes runs one after the other and keeps each; whether the time sufficed for all.
 
@@ -160,31 +184,46 @@ def make(waiting: Sequence[Setting], folder: Path, laboratory, until: float | No
     """
     code = commit()
     for number, setting in enumerate(waiting, start=1):
-        made = records.read(folder)
-        expected = seconds(setting, made, "seconds") or 0.0
+        expected = seconds(setting, records.read(folder), "seconds") or 0.0
         if until is not None and time.monotonic() + expected > until:
             print(f"{number - 1} of {len(waiting)} made; the time is up")
             return False
-        shares = None
-        if setting.replay is not None:
-            donor = finder(made, laboratory.config)(setting.replay.of)
-            if donor is None:
-                print(f"left out: {setting.method}: the run that it replays was not made")
-                continue
-            shares = records.shares(donor, setting.replay.form, setting.options["iterations"])
-        record = laboratory.run(setting, shares)
-        records.append(folder / f"{FIGURE.value}.jsonl", {**record, "commit": code})
-        first, end = record["held_out"][0], record["held_out"][-1]
-        name = records.measure(record)
-        # Parameters that are not finite have no number.
-        after = "not finite" if end[name] is None else f"{end[name]:.3f}"
-        print(
-            f"{number}/{len(waiting)} {setting}: "
-            f"{first[name]:.3f} -> {after} in {record['seconds']:.0f} s"
-            + (f"; {record['collapsed']}" if record["collapsed"] else ""),
-            flush=True,
-        )
+        with claim(setting, folder / ".claims") as mine:
+            find = finder(records.read(folder), laboratory.config)
+            if mine and find(setting) is None:
+                make_one(f"{number}/{len(waiting)}", setting, find, folder, laboratory, code)
     return True
+
+
+def make_one(place: str, setting: Setting, find: Find, folder: Path, laboratory, code: str) -> None:
+    """Makes one run and keeps it; not where the run that it replays is missing.
+
+    Args:
+      place: in the queue, to be printed.
+      setting: which run.
+      find: gives the runs that there are.
+      folder: of the results.
+      laboratory: a `Laboratory`.
+      code: the commit to be recorded.
+    """
+    shares = None
+    if setting.replay is not None:
+        donor = find(setting.replay.of)
+        if donor is None:
+            print(f"left out: {setting.method}: the run that it replays was not made")
+            return
+        shares = records.shares(donor, setting.replay.form, setting.options["iterations"])
+    record = laboratory.run(setting, shares)
+    records.append(folder / f"{FIGURE.value}.jsonl", {**record, "commit": code})
+    first, end = record["held_out"][0], record["held_out"][-1]
+    name = records.measure(record)
+    # Parameters that are not finite have no number.
+    after = "not finite" if end[name] is None else f"{end[name]:.3f}"
+    print(
+        f"{place} {setting}: {first[name]:.3f} -> {after} in {record['seconds']:.0f} s"
+        + (f"; {record['collapsed']}" if record["collapsed"] else ""),
+        flush=True,
+    )
 
 
 def main(argv: list[str]) -> None:

@@ -230,15 +230,25 @@ def test_halving_gives_every_method_the_same_trials_on_seeds_of_their_own():
     def find(setting):
         return made(setting, (score[setting.method],))
 
-    second = halving.settings(find)[len(first) :]
+    second = [s for s in halving.settings(find) if s not in first]
     of_grpo = [setting for setting in second if setting.gate == "grpo"]
-    kept = [trials["GRPO"][i].method for i in (2, 5, 0)]
+    kept = [trials["GRPO"][i].method for i in (2, 5)]
     assert [setting.method for setting in of_grpo] == kept * len(TUNING_SEEDS)
+    assert halving.settings(find)[: halving.TRIALS] == first[: halving.TRIALS]
+    assert halving.settings(find)[halving.TRIALS] == of_grpo[0]  # Before the next method's.
     assert {setting.seed for setting in (*first, *second)} == set(TUNING_SEEDS)
     assert not set(TUNING_SEEDS) & set(SEEDS)
     assert all(setting.options["iterations"] == BASE["iterations"] for setting in second)
     assert halving.chosen(find)["GRPO"].method == best
     assert halving.chosen(nothing) == {}
+
+
+def test_a_run_is_one_process_s_to_make(tmp_path):
+    with run.claim(TWO, tmp_path) as mine:
+        with run.claim(TWO, tmp_path) as again, run.claim(TWO.at(7), tmp_path) as other:
+            assert mine and other and not again
+    with run.claim(TWO, tmp_path) as mine:
+        assert mine
 
 
 def test_every_figure_has_two_seeds_and_then_five():
