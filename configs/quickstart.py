@@ -103,6 +103,13 @@ def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
     config.gate = gates.get_gate(gate)
     config.advantage = "grpo"
 
+    config.budget_control = ConfigDict()
+    config.budget_control.kind = "none"
+    config.budget_control.target = 0.0
+    config.budget_control.gain = 0.5
+    config.budget_control.end = 1.0
+    config.budget_control.largest = 100.0
+
     config.optimizer = ConfigDict()
     config.optimizer.name = "muon"
     config.optimizer.schedule = "linear"

@@ -30,6 +30,7 @@ SECTIONS: Mapping[str, type] = {
     "warm_start": options.WarmStart,
     "rollout": options.Rollout,
     "training": options.Training,
+    "budget_control": options.BudgetControl,
     "optimizer": options.Optimizer,
     "curriculum": options.Curriculum,
     "evaluation": options.Evaluation,

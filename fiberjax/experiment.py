@@ -46,7 +46,16 @@ SECTIONS = (
         "rollout",
         "training",
     ),
-    *("gate", "advantage", "optimizer", "curriculum", "evaluation", "checkpoint", "mesh"),
+    *(
+        "gate",
+        "budget_control",
+        "advantage",
+        "optimizer",
+        "curriculum",
+        "evaluation",
+        "checkpoint",
+        "mesh",
+    ),
     *("plugins", "writers"),
 )
 
@@ -68,6 +77,7 @@ class Experiment:
       warm_start: options of the supervised phase.
       rollout: options of sampling.
       training: options of the updates.
+      budget_control: what the gate's budgets follow.
       curriculum: options of the prompt stream.
       evaluation: options of the held-out measurement.
       checkpoint: options of saving.
@@ -94,6 +104,7 @@ class Experiment:
     warm_start: options.WarmStart
     rollout: options.Rollout
     training: options.Training
+    budget_control: options.BudgetControl
     curriculum: options.Curriculum
     evaluation: options.Evaluation
     checkpoint: options.Checkpoint
@@ -249,6 +260,7 @@ def from_config(
         warm_start=warm_start,
         rollout=rollout,
         training=training,
+        budget_control=make_budget_control(config.budget_control, gate),
         curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
         evaluation=evaluation,
         checkpoint=options.parse(options.Checkpoint, config.checkpoint, "config.checkpoint"),
@@ -299,6 +311,21 @@ def _tables(
             f"config.advantage must be one of {', '.join(tables.estimators)}; got {run.advantage!r}"
         )
     return tables
+
+
+def make_budget_control(config: Any, gate: gates.Gate) -> options.BudgetControl:
+    """What the budgets follow.
+
+    Raises:
+      ValueError: a bad option, or a gate without a width to multiply.
+    """
+    control = options.parse(options.BudgetControl, config, "config.budget_control")
+    if control.kind != "none" and not gate.widths:
+        raise ValueError(
+            f"config.budget_control.kind = {control.kind!r}, but the gate {gate.name!r} has no "
+            "budget that it could widen or narrow: expected 'none'"
+        )
+    return control
 
 
 def _knobs(budgets: Budgets, rollout: options.Rollout, training: options.Training) -> Knobs:

@@ -372,6 +372,42 @@ class Optimizer:
             _require(value >= 0, name, value, "at least 0")
 
 
+BUDGET_CONTROLS = ("none", "anneal", "kl", "effective_sample_size")
+"""What the gate's budgets follow."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetControl:
+    """Budgets that follow the run; see `budget_control`.
+
+    Attributes:
+      kind: "none" leaves them as they are set; "anneal" multiplies them by a factor that goes in a
+        straight line from 1 to `end`; "kl" and "effective_sample_size" by one that holds the
+        measure of each iteration's updates to `target`.
+      target: for "kl" nats a token, as `actor/ppo_kl_k3` is logged; for "effective_sample_size" a
+        fraction, as `is_ratio/effective_sample_size/trajectory` is. Not read by the others.
+      gain: how much of what is missing an iteration makes up, in (0, 1].
+      end: of "anneal", the factor of the last iteration.
+      largest: the factor stays between one over this and this.
+    """
+
+    kind: str
+    target: float
+    gain: float
+    end: float
+    largest: float
+
+    def __post_init__(self) -> None:
+        _require_choice("kind", self.kind, BUDGET_CONTROLS)
+        if self.kind == "kl":
+            _require(self.target > 0, "target", self.target, "a KL above 0, nats a token")
+        if self.kind == "effective_sample_size":
+            _require(0 < self.target < 1, "target", self.target, "a fraction in (0, 1)")
+        _require(0 < self.gain <= 1, "gain", self.gain, "in (0, 1]")
+        _require_positive(self, "end")
+        _require(self.largest >= 1, "largest", self.largest, "at least 1")
+
+
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
     """Which prompts are drawn; see `tasks.curriculum`.

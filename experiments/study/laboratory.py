@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from experiments.study.settings import EVALUATE_EVERY, Setting
 from fiberjax import experiment
+from fiberjax.budget_control import Controller
 from fiberjax.experiment import Experiment
 from fiberjax.run import metrics
 from fiberjax.run.evaluation import evaluate
@@ -101,6 +102,7 @@ class Laboratory:
         rows: list[dict[str, float]] = []
         collapsed = None
         stream = built.prompt_stream()
+        control = Controller(built.budget_control, built.iterations)
         waiting: collections.deque[Collected] = collections.deque()
         for iteration in range(built.iterations):
             # The batch that is trained on was sampled `staleness` iterations ago; at the start
@@ -110,7 +112,8 @@ class Laboratory:
                 waiting.append(trainer.collect(state.params, stream, batch))
             if shares is not None:
                 state = _at_rate(state, shares[iteration] * float(built.schedule(0)))
-            state, scalars = trainer.update(state, waiting.popleft(), iteration)
+            state, scalars = trainer.update(state, waiting.popleft(), iteration, control.factor)
+            control.observe(iteration, scalars)
             if shares is not None:
                 scalars["actor/learning_rate"] *= shares[iteration]
             rows.append(scalars)

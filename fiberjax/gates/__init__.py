@@ -70,21 +70,30 @@ __all__ = [
     "tokenwise",
 ]
 
-_CLIP = {"clip_low": Budget(0.2, "ratio"), "clip_high": Budget(0.2, "ratio")}
-_SEQUENCE_CLIP = {"clip_low": Budget(3e-4, "ratio"), "clip_high": Budget(4e-4, "ratio")}
+_CLIP = {
+    "clip_low": Budget(0.2, "ratio", width=True),
+    "clip_high": Budget(0.2, "ratio", width=True),
+}
+_SEQUENCE_CLIP = {
+    "clip_low": Budget(3e-4, "ratio", width=True),
+    "clip_high": Budget(4e-4, "ratio", width=True),
+}
 _LEVEL = {"level": LEVEL}
 _PPO = GateSpec(tokenwise.ppo, tokenwise.importance, tokenwise.ppo_clipped, _CLIP)
-_DAPO = {"clip_low": Budget(0.2, "ratio"), "clip_high": Budget(0.28, "ratio")}
+_DAPO = {
+    "clip_low": Budget(0.2, "ratio", width=True),
+    "clip_high": Budget(0.28, "ratio", width=True),
+}
 _HIERARCHY = GateSpec(
     hierarchy.fgh,
     tokenwise.importance,
     hierarchy.clipped,
     {
         "budgets": BY_LEVEL,
-        "epsilon": Budget(0.05, "nats"),
-        "epsilon_negative": Budget(None, "nats"),
+        "epsilon": Budget(0.05, "nats", width=True),
+        "epsilon_negative": Budget(None, "nats", width=True),
         "alpha": Budget(None, "exponent of the base weight"),
-        "upper_negative": Budget(None, "nats"),
+        "upper_negative": Budget(None, "nats", width=True),
     },
     {
         "variant": Option("published", bundle.VARIANTS),
@@ -124,7 +133,7 @@ GATES: Mapping[str, GateSpec] = {
         sequence.gmpo,
         sequence.sequence_ratio,
         sequence.gmpo_clipped,
-        {"clip_low": Budget(0.4, "nats"), "clip_high": Budget(0.4, "nats")},
+        {"clip_low": Budget(0.4, "nats", width=True), "clip_high": Budget(0.4, "nats", width=True)},
         _LEVEL,
         limit_options=("level",),
     ),
@@ -132,7 +141,10 @@ GATES: Mapping[str, GateSpec] = {
         score.cispo,
         tokenwise.importance,
         tokenwise.clip_clipped,
-        {"clip_low": Budget(1.0, "ratio"), "clip_high": Budget(4.0, "ratio")},
+        {
+            "clip_low": Budget(1.0, "ratio", width=True),
+            "clip_high": Budget(4.0, "ratio", width=True),
+        },
         score_weight=True,
     ),
     "sapo": GateSpec(
@@ -150,8 +162,8 @@ GATES: Mapping[str, GateSpec] = {
         tokenwise.importance,
         score.dppo_tv_clipped,
         {
-            "delta_low": Budget(0.2, "probability"),
-            "delta_high": Budget(0.2, "probability"),
+            "delta_low": Budget(0.2, "probability", width=True),
+            "delta_high": Budget(0.2, "probability", width=True),
             "weight_cap": Budget(20.0, "ratio"),
         },
         score_weight=True,
@@ -161,7 +173,7 @@ GATES: Mapping[str, GateSpec] = {
         score.dppo_kl,
         tokenwise.importance,
         score.dppo_kl_clipped,
-        {"delta": Budget(0.05, "nats"), "weight_cap": Budget(20.0, "ratio")},
+        {"delta": Budget(0.05, "nats", width=True), "weight_cap": Budget(20.0, "ratio")},
         score_weight=True,
         needs_old_log_prob=True,
     ),
@@ -197,7 +209,7 @@ GATES: Mapping[str, GateSpec] = {
         masks.trm,
         tokenwise.importance,
         masks.trm_clipped,
-        {"largest": Budget(0.1, "nats"), "mean": Budget(0.002, "nats")},
+        {"largest": Budget(0.1, "nats", width=True), "mean": Budget(0.002, "nats", width=True)},
         _LEVEL,
         score_weight=True,
     ),
@@ -205,7 +217,7 @@ GATES: Mapping[str, GateSpec] = {
         masks.opsm,
         tokenwise.importance,
         masks.opsm_clipped,
-        {"delta": Budget(0.5, "nats"), **_CLIP},
+        {"delta": Budget(0.5, "nats", width=True), **_CLIP},
         _LEVEL,
         score_weight=True,
     ),
@@ -213,7 +225,7 @@ GATES: Mapping[str, GateSpec] = {
         masks.tvpo,
         tokenwise.importance,
         masks.tvpo_clipped,
-        {"delta": Budget(0.2, "mean deviation")},
+        {"delta": Budget(0.2, "mean deviation", width=True)},
         _LEVEL,
         score_weight=True,
     ),
@@ -222,8 +234,8 @@ GATES: Mapping[str, GateSpec] = {
         tokenwise.importance,
         prefix.cppo_clipped,
         {
-            "delta": Budget(0.15, "probability"),
-            "prefix_delta": Budget(0.02, "probability"),
+            "delta": Budget(0.15, "probability", width=True),
+            "prefix_delta": Budget(0.02, "probability", width=True),
             "last_weight": Budget(0.8, "weight, the first token's is 1"),
         },
         score_weight=True,
@@ -255,7 +267,7 @@ GATES: Mapping[str, GateSpec] = {
         apc.apc,
         tokenwise.importance,
         apc.clipped,
-        {"delta": Budget(0.1, "mean deviation, or nats")},
+        {"delta": Budget(0.1, "mean deviation, or nats", width=True)},
         {"level": config.UNIT, "form": Option("ratio", apc.FORMS)},
     ),
     "fiberpo": dataclasses.replace(_HIERARCHY, depth=1),
@@ -267,8 +279,8 @@ GATES: Mapping[str, GateSpec] = {
         silent.clipped,
         {
             "budgets": BY_LEVEL,
-            "epsilon": Budget(0.2, "nats"),
-            "epsilon_negative": Budget(None, "nats"),
+            "epsilon": Budget(0.2, "nats", width=True),
+            "epsilon_negative": Budget(None, "nats", width=True),
             "weight_cap": Budget(3.0, "ratio"),
         },
         {

@@ -25,10 +25,18 @@ Budgets = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """A traced number of a gate: its default (None switches an optional one off) and its unit."""
+    """A traced number of a gate.
+
+    Attributes:
+      default: None switches an optional one off.
+      unit: for messages and tables.
+      width: whether it is a width of the trust region, more of which allows more drift: what
+        `budget_control` multiplies.
+    """
 
     default: float | None
     unit: str
+    width: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +53,7 @@ LEVEL = Option("trajectory", ())
 UNIT = Option(STATE, ())
 """An option that names a level or "state": whose tokens share a budget."""
 
-BY_LEVEL = Budget(None, "nats")
+BY_LEVEL = Budget(None, "nats", width=True)
 """Marks a gate that takes `budgets` by level from the config's `order` and `levels`."""
 
 
@@ -107,6 +115,16 @@ class Gate:
     options: tuple[tuple[str, Any], ...] = ()
     pessimistic: bool = False
     recovery: bool = False
+
+    @property
+    def widths(self) -> tuple[str, ...]:
+        """Names of the budgets that are widths of the trust region."""
+        return tuple(name for name, budget in self.spec.budgets.items() if budget.width)
+
+    def widened(self, budgets: Budgets, factor: float) -> Budgets:
+        """The budgets with every width of the trust region times a factor; the others as given."""
+        wider = {name: budgets[name] for name in self.widths}
+        return {**budgets, **jax.tree.map(lambda width: width * np.float32(factor), wider)}
 
     def __call__(
         self,
@@ -218,7 +236,7 @@ class Gate:
         old_log_prob: jax.Array | None,
     ) -> Any:
         """One of the entry's functions, given the budgets and options in the form it takes."""
-        arguments = {name: budgets[name] for name in self.spec.budgets} | dict(self.options)
+        arguments = {name: budgets[name] for name in self.widths} | dict(self.options)
         if self.spec.needs_old_log_prob:
             if old_log_prob is None:
                 raise ValueError(f"gate {self.name!r} needs old_log_prob")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
+from fiberjax.budget_control import Controller
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
 from fiberjax.run import evaluation, identity, metrics, plots, writers
@@ -92,30 +93,36 @@ class Begun(NamedTuple):
       state: the train state.
       done: iterations finished.
       stream: of the prompts.
+      control: of the gate's budgets.
       before: the evaluation before the first iteration.
     """
 
     state: TrainState
     done: int
     stream: PromptStream
+    control: Controller
     before: Measures
 
 
 def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     """The newest checkpoint, or what a run starts from: warm-started, evaluated and profiled."""
     stream = experiment.prompt_stream()
+    control = Controller(experiment.budget_control, experiment.iterations)
     shapes = experiment.abstract_state()
     found = saved.restore(shapes)
     if found is not None:
         stream.set_state(found.host["stream"])
-        return Begun(found.state, found.iteration, stream, Measures.of(found.host["before"]))
+        control.set_state(found.host.get("budget_control"))
+        return Begun(
+            found.state, found.iteration, stream, control, Measures.of(found.host["before"])
+        )
     start = starting_params(experiment)
     before = evaluate(experiment, start, "evaluation before")
     profile(experiment, start, stream)
     # Donated: nothing but the state is kept on the devices.
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     make = jax.jit(experiment.fresh_state, out_shardings=shardings, donate_argnums=0)
-    return Begun(make(start), 0, stream, before)
+    return Begun(make(start), 0, stream, control, before)
 
 
 def train(
@@ -134,7 +141,7 @@ def train(
     """
     primary = jax.process_index() == 0
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
-        state, done, stream, before = begin(experiment, saved)
+        state, done, stream, control, before = begin(experiment, saved)
         if done == experiment.iterations:
             return before, state
         # The start, a second time: only a KL penalty needs it beside the state.
@@ -149,7 +156,8 @@ def train(
         ):
             for iteration in range(done, experiment.iterations):
                 with traced(directory / "trace", iteration + 1 == trace_iteration):
-                    state, scalars = trainer.iterate(state, stream, iteration)
+                    state, scalars = trainer.iterate(state, stream, iteration, control.factor)
+                control.observe(iteration, scalars)
                 writer.write(iteration + 1, scalars)
                 metrics.finite_or_raise(iteration + 1, scalars)
                 progress.update(
@@ -160,7 +168,11 @@ def train(
                 due = (iteration + 1) % experiment.checkpoint.every == 0
                 interrupted = interrupts.asked
                 if last or ending or due or interrupted:
-                    host = {"stream": stream.get_state(), "before": before.to_json()}
+                    host = {
+                        "stream": stream.get_state(),
+                        "budget_control": control.get_state(),
+                        "before": before.to_json(),
+                    }
                     saved.save(iteration + 1, state, host)
                 if ending:
                     raise SystemExit(

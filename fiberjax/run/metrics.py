@@ -57,6 +57,7 @@ METRICS: Mapping[str, Metric] = {
     "reward/std": Metric("reward", "reward of sampled responses, standard deviation"),
     "reward/<domain>": Metric("reward", "mean reward in a domain: its pass rate where 0 or 1"),
     "frac_reward_zero_std": Metric("fraction", "prompt groups whose rewards are all equal"),
+    "gate/budget_factor": Metric("factor", "what the gate's budgets were multiplied by"),
     "gate/clip_fraction/<level>": Metric("fraction", "tokens whose gradient a level changed"),
     "gate/channel/<level>/<sign>": Metric("nats", "mean drift of a level's cells, plus or minus"),
     "gate/channel/<level>/<sign>/median": Metric(

@@ -41,6 +41,18 @@ MIGRATIONS: tuple[Migration, ...] = (
         renamed={"advantage": {"pass_at_k": "leave_one_out_max"}},
     ),
     Migration(added={"training.step_share": "none"}, renamed={}),
+    Migration(
+        added={
+            "budget_control": {
+                "kind": "none",
+                "target": 0.0,
+                "gain": 0.5,
+                "end": 1.0,
+                "largest": 100.0,
+            }
+        },
+        renamed={},
+    ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

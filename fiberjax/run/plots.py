@@ -112,6 +112,13 @@ PANELS = (
         ("gate/quadrant/*",),
     ),
     Panel("open_share", "Share of a step left open", "fraction of a step", ("actor/open_share",)),
+    Panel(
+        "budget_factor",
+        "Budgets over those set",
+        "factor (log)",
+        ("gate/budget_factor",),
+        scale="log",
+    ),
     Panel("fiber_residual", "Fiber residual", "nats / token", ("gate/fiber_residual",)),
     Panel(
         "regimes_global",

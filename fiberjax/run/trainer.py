@@ -93,7 +93,7 @@ class Trainer:
         return other
 
     def iterate(
-        self, state: TrainState, stream: PromptStream, iteration: int
+        self, state: TrainState, stream: PromptStream, iteration: int, factor: float = 1.0
     ) -> tuple[TrainState, dict[str, float]]:
         """Runs one iteration; the new state, and its metrics as numbers.
 
@@ -101,8 +101,10 @@ class Trainer:
           state: donated.
           stream: gives the prompts and learns their pass rates.
           iteration: counted from 0; decides every random draw.
+          factor: of the gate's budgets; see `budget_control`.
         """
-        return self.update(state, self.collect(state.params, stream, iteration), iteration)
+        collected = self.collect(state.params, stream, iteration)
+        return self.update(state, collected, iteration, factor)
 
     def collect(self, params: Any, stream: PromptStream, iteration: int) -> Collected:
         """The rollouts that an iteration trains on; see `iterate`.
@@ -136,7 +138,7 @@ class Trainer:
         return Collected(batches, metrics, time.monotonic() - began)
 
     def update(
-        self, state: TrainState, collected: Collected, iteration: int
+        self, state: TrainState, collected: Collected, iteration: int, factor: float = 1.0
     ) -> tuple[TrainState, dict[str, float]]:
         """The updates on an iteration's rollouts; the new state, and all metrics as numbers.
 
@@ -144,18 +146,24 @@ class Trainer:
           state: donated.
           collected: from `collect`, by this policy or an earlier one.
           iteration: counted from 0; decides the order of the updates.
+          factor: of the gate's budgets; see `budget_control`.
         """
         began = time.monotonic()
+        knobs = self.experiment.knobs
+        if self.experiment.budget_control.kind != "none":
+            knobs = knobs._replace(budgets=self.experiment.gate.widened(knobs.budgets, factor))
         batches, pending = collected.batches, []
         order = np.random.default_rng((self.experiment.seed, iteration))
         for _ in range(self.experiment.training.epochs):
             for j in order.permutation(len(batches)):
-                state, step_metrics = self._step(state, batches[j], self.experiment.knobs)
+                state, step_metrics = self._step(state, batches[j], knobs)
                 pending.append(step_metrics)
         scalars = joined(pending) | collected.metrics
         updated = time.monotonic() - began
         updates = iteration * len(pending) + np.arange(len(pending))
         scalars["actor/learning_rate"] = float(np.mean(self._learning_rate(updates)))
+        if self.experiment.budget_control.kind != "none":
+            scalars["gate/budget_factor"] = factor
         rollout = self.experiment.rollout
         tokens = scalars["response_length/mean"] * rollout.prompts * rollout.samples
         scalars |= {
