@@ -1,8 +1,10 @@
 """Real processes on loopback: the same run as in one, and checkpoints that change hosts."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -31,9 +33,15 @@ SKIPPED = ("timing/", "perf/", "mismatch/")
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
+    """A port for a coordinator that is not up yet.
+
+    Not one that the system would give: those go to any connection that is opened meanwhile.
+    """
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("localhost", port))
+            return port
 
 
 def start(
@@ -178,7 +186,7 @@ def test_checkpoint_of_four_processes_resumes_elsewhere(tmp_path, four, devices)
 
 
 def wait_for_iterations(started: list[subprocess.Popen], workdir: Path) -> None:
-    """Until two iterations have ended, or the first process has."""
+    """Until two iterations have ended; fails with what was printed where a run ends before."""
     metrics_file = workdir / "metrics.jsonl"
     for _ in range(600):
         if metrics_file.exists() and metrics_file.read_text().count("\n") >= 2:
@@ -187,7 +195,10 @@ def wait_for_iterations(started: list[subprocess.Popen], workdir: Path) -> None:
             started[0].wait(1)
         except subprocess.TimeoutExpired:
             continue
-        return
+        break
+    for process in started:
+        process.kill()
+    pytest.fail(f"no two iterations: {started[0].communicate()[0][-3000:]}")
 
 
 @pytest.mark.slow
