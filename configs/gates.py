@@ -8,9 +8,9 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from fiberjax.presets import PRESETS, preset
+from fiberjax.presets import DEFAULT, PRESETS, preset, step_share
 
-__all__ = ["PRESETS", "get_gate"]
+__all__ = ["DEFAULT", "PRESETS", "get_gate", "step_share"]
 
 
 def get_gate(name: str) -> config_dict.ConfigDict:

@@ -6,9 +6,10 @@ Not a run by itself: `configs/qwen2_5_*.py` and `configs/qwen3_*.py` add the sha
 from ml_collections import ConfigDict
 
 from configs import quickstart
+from configs.gates import DEFAULT
 
 
-def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
+def get_config(gate: str = DEFAULT) -> ConfigDict:
     """The experiment but for the policy's shape."""
     config = quickstart.get_config(gate)
     config.iterations = 500

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import gates
 
 
-def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
+def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     """The experiment; every value may be overridden on the command line."""
     config = ConfigDict()
     config.seed = 0
@@ -94,7 +94,7 @@ def get_config(gate: str = "fiberpo_domain_pessimistic") -> ConfigDict:
     config.training.kl_estimator = "k3"
     config.training.kl_ratio_weight = True
     config.training.edge = "update"
-    config.training.step_share = "none"
+    config.training.step_share = gates.step_share(gate)
     config.training.mismatch = "none"
     config.training.mismatch_cap = 2.0
     config.training.mismatch_floor = 0.5

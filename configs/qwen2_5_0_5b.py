@@ -14,9 +14,10 @@ Parameters start at random where `config.warm_start.weights` names no published 
 from ml_collections import ConfigDict
 
 from configs import pods
+from configs.gates import DEFAULT
 
 
-def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
+def get_config(gate: str = DEFAULT) -> ConfigDict:
     """The experiment; every value may be overridden on the command line."""
     config = pods.get_config(gate)
 

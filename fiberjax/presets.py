@@ -13,6 +13,24 @@ come from the papers named at each preset, or are ours where it says so.
 import copy
 from typing import Any
 
+DEFAULT = "silent_sequence"
+"""What shipped configs take: the gate that held best where policies drift; see `docs/study.md`."""
+
+
+def step_share(name: str) -> str:
+    """The `training.step_share` that a preset is used with.
+
+    Steps as long as what is left open belong to a silent hierarchy, and are ours; other methods
+    take whole steps, as they are published.
+
+    Raises:
+      ValueError: there is no preset of that name; names the choices.
+
+    >>> step_share("silent_sequence"), step_share("gspo")
+    ('importance', 'none')
+    """
+    return "importance" if preset(name)["name"] == "silent" else "none"
+
 
 def preset(name: str) -> dict[str, Any]:
     """A preset by name, as `fiberjax.gates.from_config` takes it; a copy that may be changed.

@@ -146,6 +146,26 @@ def tuning(stage: int, find: Find) -> tuple[Setting, ...]:
         bounds = {"gate.clip_low": 3e-4 * factor, "gate.clip_high": 4e-4 * factor}
         return Setting(f"GSPO, budgets × {factor:g}", "gspo", share | bounds)
 
+    def noise(name: str, trajectory: float, above: float) -> Setting:
+        found = levels(name, "silent_sequence", trajectory, above)
+        return found.at(0, gate__budget_scale="noise")
+
+    def held(kl: float) -> Setting:
+        found = levels(f"silent sequence, KL held to {kl:g}, from", "silent_sequence", 4e-3, 4e-3)
+        control = {"kind": "kl", "target": kl, "gain": 0.5, "end": 1.0, "largest": 100.0}
+        return found.at(0, budget_control=control)
+
+    more = (
+        levels("silent sequence", "silent_sequence", 4e-3, 4e-3),
+        levels("silent sequence", "silent_sequence", 1.2e-2, 1.2e-2),
+        levels("silent sequence", "silent_sequence", 4e-3, 1.2e-3),
+        noise("silent sequence, noise", 0.02, 0.012),
+        noise("silent sequence, noise", 0.006, 0.004),
+        held(0.003),
+        held(0.01),
+        clip(10),
+        clip(30),
+    )
     methods = (
         levels("silent", "silent_domain", 4e-4, 4e-4),
         levels("silent", "silent_domain", 1.2e-3, 1.2e-3),
@@ -157,8 +177,8 @@ def tuning(stage: int, find: Find) -> tuple[Setting, ...]:
     )
     return tuple(
         method.on({"η": rate}, optimizer__learning_rate=rate).at(TUNING_SEEDS[0])
-        for rate in (1e-3, 3e-3)
-        for method in methods
+        for rate in (3e-3, 1e-3)
+        for method in (*more, *methods)
     )
 
 

@@ -179,6 +179,7 @@ class Laboratory:
         compiled = config.copy_and_resolve_references()
         # What the programs depend on: of the gate its structure, but no budget.
         compiled.gate = ConfigDict({"structure": repr(built.gate)})
+        compiled.budget_control = ConfigDict()  # Of the host alone.
         compiled.seed = compiled.iterations = compiled.training.epochs = 0
         compiled.optimizer.learning_rate = compiled.rollout.temperature = 0.0
         key = compiled.to_json_best_effort(sort_keys=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 PINNED: Mapping[str, Any] = {
     "advantage": "grpo",
+    "budget_control": {"kind": "none", "target": 0.0, "gain": 0.5, "end": 1.0, "largest": 100.0},
     "optimizer.b1": 0.9,
     "optimizer.b2": 0.999,
     "optimizer.weight_decay": 0.0,
