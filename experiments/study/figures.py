@@ -77,25 +77,50 @@ HARD = tuple(
 )
 """Three times the learning rate, at which every gate with whole steps collapses."""
 
-SIX = (
+CHOSEN = {
+    "GRPO": 0.01,
+    "GSPO": 0.01,
+    "CPPO": 0.015,
+    "DPPO": 0.01,
+    "FiberPO-Domain": 1,
+    "GSPO, share": 0.01,
+    "silent sequence, share": 0.004,
+}
+"""The trial of `budgets` that each method below takes: the best mean of two seeds."""
+
+
+def _tuned(method: str) -> Setting:
+    """A method with the budgets that halving chose for it."""
+    name = f"{method}: {CHOSEN[method]:g}"
+    trial = next(trial for trial in halving.candidates()[method] if trial.method == name)
+    return dataclasses.replace(trial, method=method)
+
+
+SIX = tuple(
+    _tuned(name)
+    for name in ("GRPO", "GSPO", "CPPO", "DPPO", "FiberPO-Domain", "silent sequence, share")
+)
+"""Those that every axis is run for, each with tuned budgets."""
+
+MORE = (_tuned("GSPO, share"),)
+"""Beside them: what the share does without the upper levels."""
+
+ALONE = SIX[5].at(0, **{f"gate__levels__{level}__budget": 10.0 for level in ("group", "domain")})
+"""The same without its upper levels, whose budgets nothing reaches."""
+
+SHIPPED = (
     Setting("GRPO", "grpo"),
     Setting("GSPO", "gspo"),
     Setting("CPPO", "cppo"),
     Setting("DPPO", "dppo_tv"),
     Setting("FiberPO-Domain", "fiberpo_domain"),
     _shared("silent sequence, share", "silent_sequence"),
-)
-"""Those that every axis is run for on five seeds."""
-
-MORE = (
     _shared("GSPO, share", "gspo"),
     _shared("silent trajectory, share", "silent_trajectory"),
 )
-"""Beside them in stage 1: what the share does without the upper levels."""
 
 PEERS = (
-    *SIX,
-    *MORE,
+    *SHIPPED,
     Setting("no gate", "importance"),
     Setting("DAPO", "dapo"),
     Setting("CISPO", "cispo"),
@@ -208,6 +233,19 @@ def scales(stage: int, find: Find) -> tuple[Setting, ...]:
     )
 
 
+def tuned(stage: int, find: Find) -> tuple[Setting, ...]:
+    """The methods of every axis at two rates, each with tuned budgets; ours without levels."""
+    alone = dataclasses.replace(ALONE, method="silent sequence: trajectory, share")
+    return _over(
+        [
+            method.on({"η": rate}, optimizer__learning_rate=rate)
+            for rate in (1e-3, 3e-3)
+            for method in (SIX[5], *MORE, *SIX[:5], alone)
+        ],
+        stage,
+    )
+
+
 def peers(stage: int, find: Find) -> tuple[Setting, ...]:
     """All methods with the budgets they are shipped with."""
     return _over(PEERS, stage)
@@ -250,12 +288,12 @@ def _scaled(method: str, gate: str, factor: float) -> Setting:
 
 def updates(stage: int, find: Find) -> tuple[Setting, ...]:
     """Updates a batch at equal samples: N = epochs × minibatches."""
-    splits = {1: (1, 1), 4: (1, 4), 16: (2, 8), 32: (4, 8), 64: (8, 8)}
+    splits = {64: (8, 8), 16: (2, 8), 4: (1, 4), 1: (1, 1)}
     return _over(
         [
             method.on({"N": n}, training__epochs=epochs, training__minibatches=minibatches)
             for n, (epochs, minibatches) in splits.items()
-            for method in _methods(stage)
+            for method in _methods()
         ],
         stage,
     )
@@ -278,8 +316,8 @@ def staleness(stage: int, find: Find) -> tuple[Setting, ...]:
                 **once,
             )
             for queue in (0, 1, 4, 16)
-            for rate in (1e-3, 3e-3, 1e-2)
-            for method in (SIX if stage == 2 else (SIX[0], SIX[1], SIX[5], MORE[0]))
+            for rate in (1e-3, 3e-3)
+            for method in (SIX[0], SIX[1], SIX[5], MORE[0])
         ],
         stage,
     )
@@ -290,8 +328,8 @@ def noise(stage: int, find: Find) -> tuple[Setting, ...]:
     return _over(
         [
             method.on({"σ": sigma}, noise=sigma)
-            for sigma in (0.0, 0.02, 0.1, 0.3)
-            for method in _methods(stage)
+            for sigma in (0.3, 0.1, 0.02)
+            for method in _methods()
         ],
         stage,
     )
@@ -311,7 +349,7 @@ def length(stage: int, find: Find) -> tuple[Setting, ...]:
             "selection": dict(zip(("min_length", "max_length"), digits, strict=True)),
         }
         few = (SIX[0], SIX[1], SIX[5])
-        for method in few if tokens == 300 else _methods(stage):
+        for method in few if tokens == 300 else _methods():
             settings.append(method.on({"tokens": tokens}, **_tasks(domains, *window)))
     return _over(settings, stage)
 
@@ -323,33 +361,37 @@ def domains(stage: int, find: Find) -> tuple[Setting, ...]:
         "reverse": {"min_length": 25, "max_length": 30, "letters": "0123456789"},
         "running_sum": {"min_operands": 12, "max_operands": 14},
     }
-    levels = (
-        *SIX,
-        *MORE,
-        _shared("silent, residuals, share", "silent_residual"),
-        Setting("FiberPO", "fiberpo"),
-    )
+    alone = dataclasses.replace(ALONE, method="silent sequence: trajectory, share")
+    levels = (*_methods(), alone)
     return _over([method.at(0, **_tasks(given, 36, 120)) for method in levels], stage)
 
 
 def low_entropy(stage: int, find: Find) -> tuple[Setting, ...]:
     """A start that was taught four times as long, and is surer of itself."""
-    return _over([method.at(0, warm_start__steps=1800) for method in _methods(stage)], stage)
+    return _over([method.at(0, warm_start__steps=1800) for method in _methods()], stage)
 
 
 def control(stage: int, find: Find) -> tuple[Setting, ...]:
     """A trust region, or a smaller learning rate? Shares of another seed, whatever the gate."""
     shared, replays = [], []
     for seed in SEEDS[:2] if stage == 1 else SEEDS:
-        for name, given in (("silent", SHARED[0]), ("GSPO", SHARED[1])):
+        for name, given in (("silent", SIX[5]), ("GSPO", MORE[0])):
             # Of the seed before, so that both of stage 1 have one.
             donor = given.at(seed - 1 if seed > 0 else 1)
             named = dataclasses.replace(given, method=f"{name}, share", seed=seed)
-            shared += [named, Setting(f"{name}, whole steps", given.gate, seed=seed)]
-            for gate, what in ((given.gate, name), ("importance", "no gate")):
+            whole = {k: v for k, v in given.overrides.items() if k != "training.step_share"}
+            shared += [named, Setting(f"{name}, whole steps", given.gate, whole, seed=seed)]
+            for gate, options, what in (
+                (given.gate, whole, name),
+                ("importance", {}, "no gate"),
+            ):
                 replays += [
                     Setting(
-                        f"{what}, {form} of {name}", gate, seed=seed, replay=Replay(donor, form)
+                        f"{what}, {form} of {name}",
+                        gate,
+                        options,
+                        seed=seed,
+                        replay=Replay(donor, form),
                     )
                     for form in ("sequence", "mean")
                 ]
@@ -373,9 +415,9 @@ def budgets(stage: int, find: Find) -> tuple[Setting, ...]:
     return halving.settings(find)
 
 
-def _methods(stage: int) -> tuple[Setting, ...]:
-    """Those of an axis: five seeds of six, or two seeds of more."""
-    return SIX if stage == 2 else (*SIX, *MORE)
+def _methods() -> tuple[Setting, ...]:
+    """Those of an axis, ours first."""
+    return (SIX[5], *MORE, *SIX[:5])
 
 
 def _tasks(domains: Mapping[str, Any], prompt: int, completion: int) -> dict[str, Any]:
@@ -395,6 +437,7 @@ FIGURES: Mapping[str, Callable[[int, Find], tuple[Setting, ...]]] = {
         hard,
         tuning,
         scales,
+        tuned,
         peers,
         suspects,
         updates,
