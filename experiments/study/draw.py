@@ -8,13 +8,13 @@ figures whose files they are. Makes no run, and leaves out what was not made.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import app, flags
 
 from experiments.study import early_warning, halving, pictures, records, summary
-from experiments.study.figures import FIGURES
+from experiments.study.figures import FIGURES, SIX
 from experiments.study.records import Record
 from experiments.study.settings import SEEDS, Setting
 from experiments.study.summary import Cell
@@ -27,6 +27,11 @@ IMAGES = flags.DEFINE_string(
 
 WARNINGS = 8
 """Metrics in a table of early warnings."""
+
+OURS = SIX[5].method
+
+GRID = ("tuned", "updates", "staleness", "noise", "length", "domains", "low_entropy")
+"""The figures that are axes: every method with tuned budgets at each place."""
 
 HEAD = """# The runs of the study
 
@@ -54,6 +59,7 @@ def page(names: Sequence[str], made: Sequence[Record], images: Path, folder: Pat
       folder: of the page, which links to them.
     """
     parts = [HEAD.format(lost=summary.LOST)]
+    by_figure: dict[str, Sequence[Cell]] = {}
     for name, figure in FIGURES.items():
         settings = [
             setting
@@ -61,12 +67,37 @@ def page(names: Sequence[str], made: Sequence[Record], images: Path, folder: Pat
             for setting in figure(stage, lambda setting: records.newest(made, setting))
         ]
         cells = summary.cells(settings, made)
+        if name in GRID:
+            by_figure[name] = cells
         if name in names and cells:
             told = (figure.__doc__ or "").partition("\n")[0]
             parts += [f"## {name}", told, table(cells)]
             parts += _pictures(name, cells, images, folder) if name != "budgets" else _chosen(made)
             parts += [*_missing(settings, cells), *warned(cells)]
+    parts[1:1] = duels(by_figure)
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def duels(grid: Mapping[str, Sequence[Cell]]) -> list[str]:
+    """Ours against every other method over all axes, as Markdown; none where there is nothing."""
+    methods = dict.fromkeys(cell.method for cells in grid.values() for cell in cells)
+    found = {name: summary.duel(grid, OURS, name) for name in methods if name != OURS}
+    lines = [
+        "| against | places | runs in pairs | mean difference | ahead at | worst |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {of.places} | {of.pairs} | {of.difference} | {of.won} of {of.places} "
+            f"| {of.worst[0]:+.3f} ({of.worst[1]}) |"
+            for name, of in found.items()
+            if of is not None
+        ),
+    ]
+    told = (
+        f"*{OURS}* less another method, of held-out mean@k at the end, at every place of "
+        f"{', '.join(grid)} where both have runs of the same seeds: mean over places of the means "
+        "over seeds, with Student's 95 % interval over places."
+    )
+    return ["## Over the grid", told, "\n".join(lines)] if len(lines) > 2 else []
 
 
 def table(cells: Sequence[Cell]) -> str:

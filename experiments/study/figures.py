@@ -288,7 +288,7 @@ def _scaled(method: str, gate: str, factor: float) -> Setting:
 
 def updates(stage: int, find: Find) -> tuple[Setting, ...]:
     """Updates a batch at equal samples: N = epochs × minibatches."""
-    splits = {64: (8, 8), 16: (2, 8), 4: (1, 4), 1: (1, 1)}
+    splits = {32: (4, 8), 64: (8, 8), 16: (2, 8), 4: (1, 4), 1: (1, 1)}
     return _over(
         [
             method.on({"N": n}, training__epochs=epochs, training__minibatches=minibatches)
@@ -328,7 +328,7 @@ def noise(stage: int, find: Find) -> tuple[Setting, ...]:
     return _over(
         [
             method.on({"σ": sigma}, noise=sigma)
-            for sigma in (0.3, 0.1, 0.02)
+            for sigma in (0.0, 0.3, 0.1, 0.02)
             for method in _methods()
         ],
         stage,

@@ -92,6 +92,65 @@ def row(cell: Cell) -> Row:
     )
 
 
+class Duel(NamedTuple):
+    """One method against another over the places where both have runs of the same seeds.
+
+    Attributes:
+      difference: mean over places of the mean difference over seeds, of held-out mean@k at the end,
+        with Student's 95 % interval over places.
+      places: how many.
+      pairs: runs of one place and seed.
+      won: places where the mean difference is above 0.
+      worst: the least mean difference of a place, and the place.
+    """
+
+    difference: Interval
+    places: int
+    pairs: int
+    won: int
+    worst: tuple[float, str]
+
+
+def duel(grid: Mapping[str, Sequence[Cell]], ours: str, other: str) -> Duel | None:
+    """One method against another; None where they never met.
+
+    Args:
+      grid: name of a figure -> its cells. A run that two figures share counts in the first.
+      ours: a method.
+      other: the one whose numbers are taken from it.
+    """
+    gains: dict[str, list[float]] = {}
+    seen: list[Record] = []
+    for figure, found in grid.items():
+        by_place = {(cell.method, cell.place): _by_seed(cell) for cell in found}
+        for (method, place), runs in by_place.items():
+            others = by_place.get((other, place), {})
+            if method != ours:
+                continue
+            name = ", ".join([figure, *(f"{axis} = {value:g}" for axis, value in place)])
+            for seed in sorted(runs.keys() & others.keys()):
+                if runs[seed] in seen:
+                    continue
+                seen.append(runs[seed])
+                gain = evaluations(runs[seed])[-1] - evaluations(others[seed])[-1]
+                gains.setdefault(name, []).append(gain)
+    if not gains:
+        return None
+    means = {place: statistics.fmean(values) for place, values in gains.items()}
+    worst = min(means, key=means.__getitem__)
+    return Duel(
+        difference=real_interval(np.array(list(means.values()))),
+        places=len(means),
+        pairs=sum(map(len, gains.values())),
+        won=sum(value > 0 for value in means.values()),
+        worst=(means[worst], worst),
+    )
+
+
+def _by_seed(cell: Cell) -> dict[int, Record]:
+    return {run["setting"]["seed"]: run for run in cell.runs}
+
+
 def collapsed(run: Record) -> bool:
     """Whether a run was not finite, or lost much of what it could; see `LOST`."""
     values = evaluations(run)

@@ -122,7 +122,7 @@ def test_a_pinned_option_finds_the_runs_from_before_it_was_named(tmp_path):
 def test_pins_are_what_the_quickstart_has():
     from configs import quickstart
 
-    config = json.loads(quickstart.get_config().to_json_best_effort())
+    config = json.loads(quickstart.get_config("grpo").to_json_best_effort())
     for path, value in PINNED.items():
         had = config
         for name in path.split("."):
@@ -172,7 +172,7 @@ def test_missing_cells_are_blank_and_said_to_be_missing(tmp_path):
         "| GRPO | 0.1 | 1 | 0.500 | 0.700 | 0.900 | 0.01 to 0.02 |  | 0.600 | 0.600 | no |" in page
     )
     missing = next(line for line in page.splitlines() if line.startswith("No run yet"))
-    assert "GSPO (σ = 0.1; σ = 0.3)" in missing and "GRPO (σ = 0.3)" in missing
+    assert "GSPO (σ = 0.3; σ = 0.1)" in missing and "GRPO (σ = 0.3)" in missing
     for name in ("learning", "kl", "map"):
         assert f"](images/noise_{name}.png)" in page
         assert (tmp_path / "images" / f"noise_{name}.png").stat().st_size > 5000
@@ -215,6 +215,30 @@ def test_a_metric_warns_where_it_leaves_the_band_of_the_runs_that_do_not_collaps
     assert "actor/ppo_kl_k3" not in by_name  # It never left its band.
     assert [of.metric for of in found] == ["late", "early"]  # Fewer false alarms first.
     assert early_warning.warnings(sound) == [] == early_warning.warnings([fallen])
+
+
+def test_a_duel_is_over_places_and_counts_a_run_once():
+    def cell(method, place, *ends):
+        runs = [made(ONE.at(seed), (end,)) for seed, end in ends]
+        return summary.Cell(method, (("η", place),), tuple(runs))
+
+    grid = {
+        "rates": [
+            cell("ours", 1, (0, 0.8), (1, 0.6)),
+            cell("other", 1, (0, 0.7), (1, 0.6), (2, 0.1)),  # Seed 2 has no partner.
+            cell("ours", 2, (3, 0.5)),
+            cell("other", 2, (3, 0.7)),
+            cell("ours", 3, (4, 0.5)),
+        ]
+    }
+    found = summary.duel(grid, "ours", "other")
+    assert found.difference.value == pytest.approx((0.05 - 0.2) / 2)
+    assert (found.places, found.pairs, found.won) == (2, 3, 1)
+    assert found.worst == (pytest.approx(-0.2), "rates, η = 2")
+    assert summary.duel({**grid, "again": grid["rates"]}, "ours", "other") == found
+    assert summary.duel(grid, "ours", "nobody") is None
+    text = "\n".join(draw.duels({"rates": [cell(draw.OURS, 1, (0, 0.8)), cell("b", 1, (0, 0.7))]}))
+    assert "| b | 1 | 1 | 0.100 [-inf, inf] | 1 of 1 | +0.100 (rates, η = 1) |" in text
 
 
 def test_halving_gives_every_method_the_same_trials_on_seeds_of_their_own():
