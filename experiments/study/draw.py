@@ -64,7 +64,7 @@ def page(names: Sequence[str], made: Sequence[Record], images: Path, folder: Pat
         settings = [
             setting
             for stage in (1, 2)
-            for setting in figure(stage, lambda setting: records.newest(made, setting))
+            for setting in figure(stage, lambda setting: records.find(made, setting))
         ]
         cells = summary.cells(settings, made)
         if name in GRID:
@@ -168,7 +168,7 @@ def _pictures(name: str, cells: Sequence[Cell], images: Path, folder: Path) -> l
 
 def _chosen(made: Sequence[Record]) -> list[str]:
     """The budgets that the tuning chose."""
-    best = halving.chosen(lambda setting: records.newest(made, setting))
+    best = halving.chosen(lambda setting: records.find(made, setting))
     return [f"Chosen: {'; '.join(setting.method for setting in best.values())}."] if best else []
 
 

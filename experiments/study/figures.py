@@ -213,9 +213,13 @@ def scales(stage: int, find: Find) -> tuple[Setting, ...]:
     The budgets were chosen on a seed of `TUNING_SEEDS`, from the runs of `tuning`.
     """
     wider = {"gate.clip_low": 9e-4, "gate.clip_high": 1.2e-3}
-    alone = {f"gate.levels.{level}.budget": 10.0 for level in ("group", "domain")}
+    three = {
+        f"gate__levels__{level}__budget": 1.2e-3 for level in ("trajectory", "group", "domain")
+    }
+    alone = {"gate.levels.trajectory.budget": 1.2e-3}
+    alone |= {f"gate.levels.{level}.budget": 10.0 for level in ("group", "domain")}
     methods = (
-        _shared("silent sequence: three levels", "silent_sequence"),
+        _shared("silent sequence: three levels", "silent_sequence", **three),
         Setting("GSPO, budgets × 3", "gspo", {"training.step_share": "importance", **wider}),
         Setting(
             "silent sequence: trajectory",

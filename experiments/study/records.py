@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,31 +38,28 @@ def files(*paths: Path) -> list[Path]:
     return [file for group in found for file in group if file.exists()]
 
 
-def find(records: Sequence[Record], setting: Setting, gate: Mapping[str, Any]) -> Record | None:
-    """The run of a setting; None if it was not made, or with other numbers of the gate.
+def find(records: Iterable[Record], setting: Setting) -> Record | None:
+    """The run of a setting that was made last; None if it was not made.
 
     Args:
       records: from `read`.
-      setting: which run.
-      gate: all options of its gate today, as JSON. Options that a record does not have are newer
-        than it, and by default do what was done before.
+      setting: which run. Its gate is the preset of today with the setting's overrides, and the
+        run's must have had the same numbers, wherever they stood. Options that a record does not
+        have are newer than it, and by default do what was done before.
     """
-    wanted = setting.identity()
+    wanted, gate, found = _but_gate(setting.identity()), setting.numbers(), None
     for record in records:
-        if record["setting"] == wanted and all(
+        if _but_gate(record["setting"]) == wanted and all(
             name in gate and gate[name] == value for name, value in record["gate"].items()
         ):
-            return record
-    return None
-
-
-def newest(records: Iterable[Record], setting: Setting) -> Record | None:
-    """The run of a setting that was made last, whatever other numbers its gate had."""
-    wanted, found = setting.identity(), None
-    for record in records:
-        if record["setting"] == wanted:
             found = record
     return found
+
+
+def _but_gate(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without what its gate's numbers say already."""
+    options = identity["options"].items()
+    return {**identity, "options": {k: v for k, v in options if not k.startswith("gate.")}}
 
 
 def measure(record: Record, start: str = "mean@") -> str:

@@ -10,6 +10,7 @@ one figure or of several: a run that one of them has begun is left to it.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import statistics
@@ -59,19 +60,6 @@ def make_config(gate: str) -> ConfigDict:
     return config
 
 
-def finder(made: Sequence[Record], configured: Configured) -> Find:
-    """Setting -> its run with the gate's numbers of today; None where there is none."""
-
-    def find(setting: Setting) -> Record | None:
-        try:
-            gate = json.loads(configured(setting).gate.to_json_best_effort())
-        except ValueError:
-            return None
-        return records.find(made, setting, gate)
-
-    return find
-
-
 def queue(settings: Sequence[Setting], made: Sequence[Record], configured: Configured) -> Queue:
     """Sorts settings by what is to be done, each once.
 
@@ -80,7 +68,7 @@ def queue(settings: Sequence[Setting], made: Sequence[Record], configured: Confi
       made: all runs there are.
       configured: gives the config of a setting.
     """
-    sorted_, find, seen = Queue([], [], {}), finder(made, configured), []
+    sorted_, seen = Queue([], [], {}), []
     for setting in settings:
         identity = setting.identity()
         if identity in seen:
@@ -91,7 +79,7 @@ def queue(settings: Sequence[Setting], made: Sequence[Record], configured: Confi
         except ValueError as error:
             sorted_.absent[setting.method] = str(error)
             continue
-        found = find(setting)
+        found = records.find(made, setting)
         if found is None:
             sorted_.waiting.append(setting)
         else:
@@ -189,7 +177,7 @@ def make(waiting: Sequence[Setting], folder: Path, laboratory, until: float | No
             print(f"{number - 1} of {len(waiting)} made; the time is up")
             return False
         with claim(setting, folder / ".claims") as mine:
-            find = finder(records.read(folder), laboratory.config)
+            find = functools.partial(records.find, records.read(folder))
             if mine and find(setting) is None:
                 make_one(f"{number}/{len(waiting)}", setting, find, folder, laboratory, code)
     return True
@@ -240,7 +228,7 @@ def main(argv: list[str]) -> None:
     laboratory, before = Laboratory(make_config), None
     while True:
         made = records.read(folder)
-        find = finder(made, laboratory.config)
+        find = functools.partial(records.find, made)
         settings = FIGURES[FIGURE.value](int(STAGE.value), find)
         todo = queue(settings, made, laboratory.config)
         if not todo.waiting or todo.waiting == before:  # The rest replays what is not there.

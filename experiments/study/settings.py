@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from fiberjax.presets import preset
+
 PINNED: Mapping[str, Any] = {
     "advantage": "grpo",
     "budget_control": {"kind": "none", "target": 0.0, "gain": 0.5, "end": 1.0, "largest": 100.0},
@@ -115,6 +117,18 @@ class Setting:
     def options(self) -> dict[str, Any]:
         """All options by their dotted paths, those of `BASE` included."""
         return {**BASE, **self.overrides}
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything about its gate, as JSON gives it back: the preset with the overrides."""
+        gate = preset(self.gate)
+        for path, value in self.overrides.items():
+            section, *names = path.split(".")
+            if section == "gate":
+                at: Any = gate
+                for name in names[:-1]:
+                    at = at[name]
+                at[names[-1]] = value
+        return json.loads(json.dumps(gate))
 
     def identity(self) -> dict[str, Any]:
         """What makes it another run, as JSON gives it back: all but method's name and axis."""

@@ -52,25 +52,14 @@ class Row(NamedTuple):
 
 
 def cells(settings: Sequence[Setting], made: Sequence[Record]) -> list[Cell]:
-    """The cells of a figure that have runs, in its order; the newest run of each seed.
-
-    Runs of one cell have the same gate: where a preset was changed between seeds, those of the
-    older one are left out.
-    """
+    """The cells of a figure that have runs, in its order; the newest run of each seed."""
     found: dict[tuple[str, tuple[tuple[str, float], ...]], list[Record]] = {}
     for setting in settings:
-        run = records.newest(made, setting)
+        run = records.find(made, setting)
         runs = found.setdefault((setting.method, tuple(setting.axis.items())), [])
         if run is not None and run not in runs:
             runs.append(run)
-    order = {id(run): index for index, run in enumerate(made)}
-    full = []
-    for (method, place), runs in found.items():
-        if runs:
-            gate = max(runs, key=lambda run: order[id(run)])["gate"]
-            same = tuple(run for run in runs if _alike(run["gate"], gate))
-            full.append(Cell(method, place, same))
-    return full
+    return [Cell(method, place, tuple(runs)) for (method, place), runs in found.items() if runs]
 
 
 def row(cell: Cell) -> Row:
@@ -188,7 +177,3 @@ def curve(runs: Sequence[Record], metric: str | None) -> tuple[np.ndarray, np.nd
             by_run.append({at: value for at, value in values if value is not None})
     shared = sorted(set.intersection(*(set(of) for of in by_run)))
     return np.array(shared), np.array([[of[at] for at in shared] for of in by_run])
-
-
-def _alike(gate: Mapping, other: Mapping) -> bool:
-    return all(gate[name] == other[name] for name in gate.keys() & other.keys())

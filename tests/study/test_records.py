@@ -20,7 +20,7 @@ def made(setting, after=(0.6, 0.7), *, collapsed=None, **metrics):
     return {
         "method": setting.method,
         "setting": setting.identity(),
-        "gate": json.loads(json.dumps(PRESETS.get(setting.gate, {}))),
+        "gate": setting.numbers() if setting.gate in PRESETS else {},
         "collapsed": collapsed,
         "held_out": [
             {"iteration": at, "mean@4": value, "mean@4 by domain": {}, "pass@4": 0.9}
@@ -114,9 +114,9 @@ def test_a_pinned_option_finds_the_runs_from_before_it_was_named(tmp_path):
         del old["setting"]["options"][path]
     records.append(tmp_path / "table.jsonl", old)
     (record,) = records.read(tmp_path)
-    assert records.find([record], ONE, record["gate"]) is record
+    assert records.find([record], ONE) is record
     whole = Setting("GRPO", "grpo", {"training.packing": False})
-    assert records.find([record], whole, record["gate"]) is None
+    assert records.find([record], whole) is None
 
 
 def test_pins_are_what_the_quickstart_has():
@@ -150,12 +150,14 @@ def test_a_cell_says_what_its_runs_say():
     assert summary.collapsed(good) and not summary.collapsed(made(ONE, (0.8,)))
 
 
-def test_a_cell_mixes_no_two_gates_and_takes_the_newest():
+def test_a_run_is_found_by_the_numbers_of_its_gate_wherever_they_stand():
     old, new, again = made(ONE), made(ONE.at(1)), made(ONE.at(1), (0.6, 0.9))
-    for record in (new, again):
-        record["gate"]["clip_low"] = 0.1
+    old["gate"]["clip_low"] = 0.1  # The preset has been changed since.
     (cell,) = summary.cells([ONE, ONE.at(1), TWO], [old, new, again])
     assert cell.runs == (again,)
+    assert records.find([old], ONE) is None
+    assert records.find([old], ONE.at(0, gate__clip_low=0.1)) is old
+    assert records.find([made(ONE.at(0, gate__clip_low=0.1))], ONE) is None
 
 
 def test_missing_cells_are_blank_and_said_to_be_missing(tmp_path):
