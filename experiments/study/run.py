@@ -33,6 +33,7 @@ from experiments.study.settings import Setting
 FLAGS = flags.FLAGS
 FIGURE = flags.DEFINE_enum("figure", None, list(FIGURES), "Whose runs to make.", required=True)
 STAGE = flags.DEFINE_enum("stage", "1", ["1", "2"], "1: two seeds, short lists. 2: five seeds.")
+FIRST = flags.DEFINE_integer("seeds", None, "Only the first so many seeds of the stage.")
 LIST = flags.DEFINE_bool("list", False, "Only says what there is to do.")
 MINUTES = flags.DEFINE_float("minutes", None, "Begins no run that would end later than this.")
 RESULTS = flags.DEFINE_string(
@@ -58,6 +59,12 @@ def make_config(gate: str) -> ConfigDict:
     config.tasks.data_dir = f"{SCRATCH.value}/data"
     config.warm_start.directory = f"{SCRATCH.value}/warm_starts"
     return config
+
+
+def first_seeds(settings: Sequence[Setting], number: int | None) -> tuple[Setting, ...]:
+    """The settings of the first so many seeds that occur; all where that is None."""
+    kept = list(dict.fromkeys(setting.seed for setting in settings))[:number]
+    return tuple(setting for setting in settings if setting.seed in kept)
 
 
 def queue(settings: Sequence[Setting], made: Sequence[Record], configured: Configured) -> Queue:
@@ -229,7 +236,7 @@ def main(argv: list[str]) -> None:
     while True:
         made = records.read(folder)
         find = functools.partial(records.find, made)
-        settings = FIGURES[FIGURE.value](int(STAGE.value), find)
+        settings = first_seeds(FIGURES[FIGURE.value](int(STAGE.value), find), FIRST.value)
         todo = queue(settings, made, laboratory.config)
         if not todo.waiting or todo.waiting == before:  # The rest replays what is not there.
             if before is None:

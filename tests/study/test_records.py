@@ -219,6 +219,13 @@ def test_a_metric_warns_where_it_leaves_the_band_of_the_runs_that_do_not_collaps
     assert early_warning.warnings(sound) == [] == early_warning.warnings([fallen])
 
 
+def test_the_first_seeds_of_a_stage_are_begun_with():
+    settings = FIGURES["noise"](2, nothing)
+    first = run.first_seeds(settings, 1)
+    assert {s.seed for s in first} == {SEEDS[0]} and len(first) == len(settings) / 5
+    assert run.first_seeds(settings, None) == settings
+
+
 def test_a_duel_is_over_places_and_counts_a_run_once():
     def cell(method, place, *ends):
         runs = [made(ONE.at(seed), (end,)) for seed, end in ends]
