@@ -21,42 +21,60 @@ from typing import NamedTuple
 
 from absl import app, flags
 
+from fiberjax.presets import DEFAULT
+
 FLAGS = flags.FLAGS
 WORKDIR = flags.DEFINE_string("workdir", "runs/study", "Where the runs are kept.")
 CONFIG = flags.DEFINE_string("config", "configs/quickstart.py", "The config, without a gate.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of the two forms of FiberPO-Domain.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of the quickstart and of GRPO.")
 JOBS = flags.DEFINE_integer("jobs", 2, "Runs at a time.")
 OVERRIDES = flags.DEFINE_multi_string("set", [], "Override of every arm, e.g. iterations=2.")
 OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Where the results are written.")
 
 ROOT = Path(__file__).parents[1]
-PESSIMISTIC, PUBLISHED = "fiberpo_domain_pessimistic", "fiberpo_domain"
+EARLIER_RATE = 1e-3
+"""A third of the quickstart's, which methods with whole steps bear better."""
 
 
 class Arm(NamedTuple):
-    """One run: a gate, a seed, and whether its rewards are shuffled or it repeats another."""
+    """One run: a gate, and what is not as in the config.
+
+    Attributes:
+      gate: a preset.
+      seed: of everything random.
+      rate: learning rate; None for the config's.
+      shuffled: whether its rewards are, so that nothing is to be learned.
+      repeat: whether it repeats another one.
+    """
 
     gate: str
     seed: int = 0
+    rate: float | None = None
     shuffled: bool = False
     repeat: bool = False
 
     @property
     def label(self) -> str:
         """What the arm is called in tables and folders."""
-        marks = ", shuffled rewards" * self.shuffled + ", again" * self.repeat
+        rate = "" if self.rate is None else f", rate {self.rate:g}"
+        marks = rate + ", shuffled rewards" * self.shuffled + ", again" * self.repeat
         return f"{self.gate}, seed {self.seed}{marks}"
 
 
 def arms(seeds: int) -> list[Arm]:
     """Every arm, the quickstart itself first."""
     return [
-        Arm(PESSIMISTIC),
+        Arm(DEFAULT),
         Arm("grpo"),
-        Arm(PESSIMISTIC, shuffled=True),
-        Arm(PUBLISHED),
-        *(Arm(gate, seed) for seed in range(1, seeds) for gate in (PESSIMISTIC, PUBLISHED)),
-        Arm(PESSIMISTIC, repeat=True),
+        Arm("grpo", rate=EARLIER_RATE),
+        Arm(DEFAULT, shuffled=True),
+        Arm("fiberpo_domain_pessimistic", rate=EARLIER_RATE),
+        *(
+            arm
+            for seed in range(1, seeds)
+            for arm in (Arm(DEFAULT, seed), Arm("grpo", seed, EARLIER_RATE))
+        ),
+        Arm(DEFAULT, repeat=True),
     ]
 
 
@@ -71,6 +89,7 @@ def run(arm: Arm, folder: Path) -> Path:
         f"--config.warm_start.directory={folder / 'warm_starts'}",
         f"--config.seed={arm.seed}",
         f"--config.rollout.shuffle_rewards={arm.shuffled}",
+        *([] if arm.rate is None else [f"--config.optimizer.learning_rate={arm.rate}"]),
         *(f"--config.{override}" for override in OVERRIDES.value),
     ]
     workdir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""FiberPO-Domain from nothing to a trained policy, in minutes on a laptop.
+"""Trust regions at three scales from nothing to a trained policy, in minutes on a laptop.
 
     python experiments/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -113,7 +113,7 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "muon"
     config.optimizer.schedule = "linear"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 10
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999

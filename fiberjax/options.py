@@ -378,7 +378,7 @@ BUDGET_CONTROLS = ("none", "anneal", "kl", "effective_sample_size")
 
 @dataclasses.dataclass(frozen=True)
 class BudgetControl:
-    """Budgets that follow the run; see `budget_control`.
+    """Budgets that follow the run; see `run.budget_control`.
 
     Attributes:
       kind: "none" leaves them as they are set; "anneal" multiplies them by a factor that goes in a

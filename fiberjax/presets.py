@@ -100,7 +100,7 @@ def _silent(
         budget_scale="none",
         weight=weight,
         order=levels,
-        levels={level: dict(budget=budget) for level in levels},
+        levels={level: dict(budget=(budget, budget)) for level in levels},
     )
 
 

@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 from experiments.study.settings import EVALUATE_EVERY, Setting
 from fiberjax import experiment
-from fiberjax.budget_control import Controller
 from fiberjax.experiment import Experiment
 from fiberjax.run import metrics
+from fiberjax.run.budget_control import Controller
 from fiberjax.run.evaluation import evaluate
 from fiberjax.run.trainer import Collected, Trainer
 from fiberjax.run.warm_start import starting_params

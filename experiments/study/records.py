@@ -47,13 +47,23 @@ def find(records: Iterable[Record], setting: Setting) -> Record | None:
         run's must have had the same numbers, wherever they stood. Options that a record does not
         have are newer than it, and by default do what was done before.
     """
-    wanted, gate, found = _but_gate(setting.identity()), setting.numbers(), None
+    wanted, gate, found = _but_gate(setting.identity()), _in_pairs(setting.numbers()), None
     for record in records:
         if _but_gate(record["setting"]) == wanted and all(
-            name in gate and gate[name] == value for name, value in record["gate"].items()
+            name in gate and gate[name] == value
+            for name, value in _in_pairs(record["gate"]).items()
         ):
             found = record
     return found
+
+
+def _in_pairs(gate: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a gate with every level's budget as plus and minus."""
+    levels = {
+        name: [level["budget"]] * 2 if isinstance(level["budget"], float) else level["budget"]
+        for name, level in gate.get("levels", {}).items()
+    }
+    return {**gate, "levels": levels} if levels else dict(gate)
 
 
 def _but_gate(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from fiberjax.budget_control import Controller
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
 from fiberjax.run import evaluation, identity, metrics, plots, writers
+from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, evaluate, profile
 from fiberjax.run.interrupts import Interrupts

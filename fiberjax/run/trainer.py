@@ -101,7 +101,7 @@ class Trainer:
           state: donated.
           stream: gives the prompts and learns their pass rates.
           iteration: counted from 0; decides every random draw.
-          factor: of the gate's budgets; see `budget_control`.
+          factor: of the gate's budgets; see `run.budget_control`.
         """
         collected = self.collect(state.params, stream, iteration)
         return self.update(state, collected, iteration, factor)
@@ -146,7 +146,7 @@ class Trainer:
           state: donated.
           collected: from `collect`, by this policy or an earlier one.
           iteration: counted from 0; decides the order of the updates.
-          factor: of the gate's budgets; see `budget_control`.
+          factor: of the gate's budgets; see `run.budget_control`.
         """
         began = time.monotonic()
         knobs = self.experiment.knobs

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from fiberjax import gates
-from fiberjax.budget_control import EFFECTIVE_SAMPLE_SIZE, KL, Controller, moved
 from fiberjax.gates.config import BY_LEVEL
 from fiberjax.options import BudgetControl
 from fiberjax.presets import PRESETS, preset
 from fiberjax.run import loop, metrics
+from fiberjax.run.budget_control import EFFECTIVE_SAMPLE_SIZE, KL, Controller, moved
 from fiberjax.run.trainer import Trainer
 
 LEVELS = ("trajectory", "group", "domain")
@@ -94,7 +94,7 @@ def test_a_factor_is_what_it_would_be_to_set_the_budgets():
     config = preset("silent_domain")
     config["epsilon"] = 3 * 0.2
     for level in config["levels"].values():
-        level["budget"] = 3 * np.asarray(level["budget"])
+        level["budget"] = tuple(3 * bound for bound in level["budget"])
     _, wider = gates.from_config(config, LEVELS)
     drift = jnp.linspace(-1, 1, 12).reshape(3, 4) * 1e-3
     args = (drift, jnp.ones((3, 4)), layout)
