@@ -238,16 +238,20 @@ def scales(stage: int, find: Find) -> tuple[Setting, ...]:
 
 
 def tuned(stage: int, find: Find) -> tuple[Setting, ...]:
-    """The methods of every axis at two rates, each with tuned budgets; ours without levels."""
+    """The methods of every axis at two rates, each with tuned budgets; ours without levels.
+
+    At the harder rate those with whole steps answer nothing any more on either seed of stage 1, and
+    have no others.
+    """
     alone = dataclasses.replace(ALONE, method="silent sequence: trajectory, share")
-    return _over(
-        [
-            method.on({"η": rate}, optimizer__learning_rate=rate)
-            for rate in (1e-3, 3e-3)
-            for method in (SIX[5], *MORE, *SIX[:5], alone)
-        ],
-        stage,
-    )
+    methods = (SIX[5], *MORE, *SIX[:5], alone)
+
+    def at(rate: float, methods: Sequence[Setting]) -> list[Setting]:
+        return [method.on({"η": rate}, optimizer__learning_rate=rate) for method in methods]
+
+    shared = [method for method in methods if "training.step_share" in method.overrides]
+    both = _over([*at(1e-3, methods), *at(3e-3, methods)], 1)
+    return both if stage == 1 else _over([*at(3e-3, shared), *at(1e-3, methods)], 2) + both
 
 
 def peers(stage: int, find: Find) -> tuple[Setting, ...]:
