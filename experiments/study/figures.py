@@ -370,7 +370,7 @@ def domains(stage: int, find: Find) -> tuple[Setting, ...]:
         "running_sum": {"min_operands": 12, "max_operands": 14},
     }
     alone = dataclasses.replace(ALONE, method="silent sequence: trajectory, share")
-    levels = (*_methods(), alone)
+    levels = (SIX[5], *MORE, alone, *SIX[:5])
     return _over([method.at(0, **_tasks(given, 36, 120)) for method in levels], stage)
 
 
