@@ -236,7 +236,7 @@ class Gate:
         old_log_prob: jax.Array | None,
     ) -> Any:
         """One of the entry's functions, given the budgets and options in the form it takes."""
-        arguments = {name: budgets[name] for name in self.widths} | dict(self.options)
+        arguments = {name: budgets[name] for name in self.spec.budgets} | dict(self.options)
         if self.spec.needs_old_log_prob:
             if old_log_prob is None:
                 raise ValueError(f"gate {self.name!r} needs old_log_prob")
