@@ -5,6 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from fiberjax.policy.rope import canonical_scaling
+
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "full", "dots")
 ATTENTION = ("auto", "dense", "splash")
@@ -23,6 +25,10 @@ class TransformerConfig:
       head_dim: width of a head, even; `num_heads * head_dim` need not equal `embed_dim`.
       mlp_dim: hidden width of the SwiGLU.
       rope_theta: base of the rotary wavelengths.
+      rope_type: `"default"`, `"linear"`, `"llama3"` (Llama 3.1 and later) or `"yarn"`: how the
+        wavelengths are stretched; see `rope`.
+      rope_scaling: its numbers, pairs of a name and a value by the names of `config.json`, such as
+        `(("factor", 8.0),)`; see `rope.ROPE_TYPES`.
       norm_epsilon: added to the mean square in every RMSNorm.
       qk_norm: RMSNorm on each query and key head before the rotation (Qwen3).
       qkv_bias: biases on queries, keys and values (Qwen2.5).
@@ -45,6 +51,8 @@ class TransformerConfig:
     head_dim: int
     mlp_dim: int
     rope_theta: float = 10_000.0
+    rope_type: str = "default"
+    rope_scaling: tuple = ()
     norm_epsilon: float = 1e-6
     qk_norm: bool = False
     qkv_bias: bool = False
@@ -67,6 +75,8 @@ class TransformerConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        scaling = canonical_scaling(self.rope_type, self.rope_scaling)
+        object.__setattr__(self, "rope_scaling", scaling)
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(
                 f"compute_dtype must be one of {sorted(COMPUTE_DTYPES)}, got {self.compute_dtype!r}"

@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.placement import Placement
+from fiberjax.policy.rope import rotate
 
 
 def _matmul(x: Array, kernel: Array) -> Array:
@@ -23,24 +24,6 @@ def _matmul(x: Array, kernel: Array) -> Array:
     """
     flat = x.reshape(-1, x.shape[-1]) @ kernel
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def rope_table(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """Cosines and sines of the rotary angles, each float32[B, T, 1, K/2].
-
-    The angle of pair i at position p is p · theta^(−2i/K).
-    """
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: Array, rope: tuple[Array, Array]) -> Array:
-    """`x` [B, T, heads, K] with entries i and i + K/2 rotated by the angles of `rope`."""
-    cos, sin = rope
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 class Linear(nnx.Module):

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from fiberjax.policy import attention, layers
+from fiberjax.policy import attention, layers, rope
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.placement import ONE_DEVICE, Placement
 
@@ -105,12 +105,12 @@ class Transformer(nnx.Module):
         self, tokens: Array, positions: Array, segment_ids: Array, *, keep: bool
     ) -> tuple[Array, Any]:
         """Whole rows through all layers; with `keep`, their keys and values [L, B, G, S, K] too."""
-        x, rope = self._embed(tokens, positions, segment_ids)
+        x, angles = self._embed(tokens, positions, segment_ids)
         graphdef, stacked = nnx.split(self.layers)
 
         def layer(x: Array, params: Any) -> tuple[Array, Any]:
             block = nnx.merge(graphdef, params)
-            query, key, value = block.project(x, rope)
+            query, key, value = block.project(x, angles)
             heads = self.placement.attend(query, key, value, segment_ids)
             return block.finish(x, heads), (key, value) if keep else None
 
@@ -141,7 +141,7 @@ class Transformer(nnx.Module):
           columns: how many columns of the cache are read, at least those that are filled
             afterwards (not checked either); all by default; static.
         """
-        x, rope = self._embed(tokens, positions, segment_ids)
+        x, angles = self._embed(tokens, positions, segment_ids)
         start = cache.length
         segments = lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
         seen = segments[:, :columns]
@@ -159,7 +159,7 @@ class Transformer(nnx.Module):
             x, keys, values = carry
             index, params = step
             block = nnx.merge(graphdef, params)
-            query, key, value = block.project(x, rope)
+            query, key, value = block.project(x, angles)
             key, value = (self.placement.activation(new, "column") for new in (key, value))
             at = (index, 0, 0, start, 0)
             keys = lax.dynamic_update_slice(keys, key[None], at)
@@ -190,7 +190,11 @@ class Transformer(nnx.Module):
         kernel = self.embed.kernel[...].astype(self.config.dtype)
         x = self.placement.activation(kernel[jnp.where(real, tokens, 0)], "activation")
         positions = jnp.where(real, positions, 0)
-        return x, layers.rope_table(positions, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        frequency, scale = rope.frequencies(
+            config.head_dim, config.rope_theta, config.rope_type, config.rope_scaling
+        )
+        return x, rope.table(positions, frequency, scale)
 
 
 def _remat(layer: Callable, remat: str) -> Callable:

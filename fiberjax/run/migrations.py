@@ -49,7 +49,9 @@ MIGRATIONS: tuple[Migration, ...] = (
                 "gain": 0.5,
                 "end": 1.0,
                 "largest": 100.0,
-            }
+            },
+            "policy.rope_scaling": [],
+            "policy.rope_type": "default",
         },
         renamed={},
     ),
@@ -70,7 +72,8 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     Raises:
       ValueError: the version is not one of the past.
 
-    >>> old = {"advantage": "pass_at_k", "optimizer": {}, "tasks": {}, "training": {}}
+    >>> sections = ("optimizer", "policy", "tasks", "training")
+    >>> old = {"advantage": "pass_at_k", **{name: {} for name in sections}}
     >>> migrate(old, 0)["advantage"]
     'leave_one_out_max'
     """

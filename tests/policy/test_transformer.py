@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 from fiberjax import policy
-from fiberjax.policy import layers
 
 from . import shapes
 
@@ -101,31 +100,6 @@ def test_grouped_heads_equal_repeated_heads(config, params):
         hidden(many, changed, tokens, *shapes.whole(tokens)),
         atol=2e-6,
     )
-
-
-def test_rope_scores_depend_on_distance_alone():
-    query, key = (jax.random.normal(jax.random.key(i), (1, 1, 1, 8)) for i in range(2))
-
-    def score(at, distance):
-        rope = [layers.rope_table(jnp.array([[p]]), 8, 100.0) for p in (at + distance, at)]
-        return jnp.sum(layers.rotate(query, rope[0]) * layers.rotate(key, rope[1]))
-
-    for distance in (0, 1, 5):
-        np.testing.assert_allclose(score(0, distance), score(13, distance), rtol=1e-5)
-    assert abs(score(0, 0) - score(0, 5)) > 1e-2
-
-
-def test_rope_pairs_the_halves():
-    """Entry i turns with entry i + K/2, by position · theta^(−2i/K), as in the checkpoints."""
-    got = layers.rotate(
-        jnp.eye(4)[None, :, None, :], layers.rope_table(jnp.full((1, 4), 3), 4, 9.0)
-    )
-    turns = np.array([3.0, 3.0 * 9.0**-0.5])
-    expected = np.zeros((4, 4))
-    for i, angle in enumerate(turns):
-        expected[i, i], expected[i, i + 2] = np.cos(angle), np.sin(angle)
-        expected[i + 2, i], expected[i + 2, i + 2] = -np.sin(angle), np.cos(angle)
-    np.testing.assert_allclose(got[0, :, 0], expected, atol=1e-6)
 
 
 def reference_hidden(config, params, tokens):

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -17,42 +16,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fiberjax import experiment, policy
-from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import weights
 from fiberjax.run import warm_start
 
-from . import shapes
+from . import published, shapes
 
-CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
-SHAPE = dict(vocab_size=32, embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=24)
-SHAPE |= dict(rope_theta=5000.0, norm_epsilon=1e-5)
-CONFIGS = {
-    "llama": policy.TransformerConfig(head_dim=4, tie_embeddings=False, **SHAPE),
-    "qwen2": policy.TransformerConfig(head_dim=4, qkv_bias=True, tie_embeddings=True, **SHAPE),
-    "qwen3": policy.TransformerConfig(head_dim=8, qk_norm=True, tie_embeddings=False, **SHAPE),
-}
-
-
-def placed(config, shape=(1, 1, 1)):
-    count = int(np.prod(shape))
-    device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
-    abstract = jax.eval_shape(lambda: policy.init(config, jax.random.key(0)))
-    return shardings.param_shardings(device_mesh, abstract)
-
-
-def load(directory, config, shape=(1, 1, 1)):
-    return weights.load(directory, config, placed(config, shape))
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_logits_are_those_of_transformers(kind):
-    config = CONFIGS[kind]
-    params = load(CHECKPOINTS / kind, config)
-    expected = np.load(CHECKPOINTS / kind / "expected.npz")
-    tokens = jnp.asarray(expected["tokens"])
-    model = policy.bind(config, params)
-    found = model.unembed(model.hidden(tokens, *shapes.whole(tokens)))
-    np.testing.assert_allclose(found, expected["logits"], atol=2e-5)
+CHECKPOINTS = published.FOLDER
+CONFIGS = {kind: published.config(kind) for kind in published.KINDS}
+placed, load = published.placed, published.load
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -75,11 +46,29 @@ def test_what_is_written_has_the_names_that_transformers_uses(tmp_path, kind):
     for file in (CHECKPOINTS / kind).glob("*.safetensors"):
         expected |= load_file(file)
     chex.assert_trees_all_equal(load_file(tmp_path / "model.safetensors"), expected)
+    assert weights.read_shape(tmp_path) == weights.read_shape(CHECKPOINTS / kind)
     written = json.loads((tmp_path / "config.json").read_text())
     theirs = json.loads((CHECKPOINTS / kind / "config.json").read_text())
-    shared = written.keys() & theirs.keys()
+    shared = written.keys() & theirs.keys() - {"max_position_embeddings"}
     assert {"model_type", "architectures", "hidden_size", "tie_word_embeddings"} <= shared
     assert {key: written[key] for key in shared} == {key: theirs[key] for key in shared}
+
+
+def test_a_folder_says_every_field_of_the_shape():
+    """And none that says how it is computed."""
+    found = weights.read_shape(CHECKPOINTS / "qwen3")
+    names = {field.name for field in dataclasses.fields(policy.TransformerConfig)}
+    assert found.keys() == names - {"compute_dtype", "remat", "attention"}
+    assert found["qk_norm"] and not found["qkv_bias"] and found["rope_theta"] == 5000.0
+
+
+def test_epsilons_are_compared_as_float32(tmp_path):
+    config = CONFIGS["llama"]
+    assert config.norm_epsilon == 1e-5
+    folder = copy(tmp_path, "llama", rms_norm_eps=9.999999747378752e-06)
+    weights.check(folder, config)
+    with pytest.raises(ValueError, match=r"norm_epsilon is 1.1e-05, the checkpoint has 9.99"):
+        weights.check(folder, dataclasses.replace(config, norm_epsilon=1.1e-5))
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)], ids=str)
@@ -126,7 +115,16 @@ def copy(tmp_path, kind="qwen3", **changes):
         ({"model_type": "gpt2"}, "model_type is 'gpt2', expected one of"),
         ({"hidden_size": 32}, "config.policy.embed_dim is 16, the checkpoint has 32"),
         ({"rope_parameters": {"rope_theta": 1e6}}, "rope_theta is 5000.0, the checkpoint has 1000"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope type is 'yarn', only 'default'"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}},
+            "rope_type is 'default', the checkpoint has 'linear'; config.policy.rope_scaling is",
+        ),
+        ({"rope_scaling": {"type": "longrope"}}, "rope type is 'longrope', expected one of"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, only 1.0 is supported"),
+        ({"hidden_size": None}, "hidden_size is missing, expected a positive integer"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers is '2', expected a positive integer"),
+        ({"tie_word_embeddings": 0}, "tie_word_embeddings is 0, expected true or false"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, only None"),
         ({"use_sliding_window": True}, "use_sliding_window is True, only False"),
         ({"attention_bias": True}, "attention_bias is True, only False"),
         ({"tie_word_embeddings": True}, "tie_embeddings is False, the checkpoint has True"),
@@ -200,7 +198,7 @@ def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
 
 def test_shapes_without_a_family_are_not_written(tmp_path):
     config = dataclasses.replace(CONFIGS["qwen3"], qkv_bias=True)
-    with pytest.raises(ValueError, match="both qk_norm and qkv_bias"):
+    with pytest.raises(ValueError, match="no published family has a policy of this shape"):
         weights.save(tmp_path / "new", config, shapes.params(config))
     assert not (tmp_path / "new").exists()
 
