@@ -125,9 +125,9 @@ def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
     tensor = mesh.shape["tensor"]
     divides = config.num_heads % math.lcm(config.num_kv_heads, tensor) == 0
     if config.attention == "dense":
-        return MeshPlacement(mesh, splash=False)
+        return MeshPlacement(mesh, splash=False, window=config.sliding_window)
     if config.attention == "auto" and not (platform == "tpu" and divides):
-        return MeshPlacement(mesh, splash=False)
+        return MeshPlacement(mesh, splash=False, window=config.sliding_window)
     if platform not in ("tpu", "cpu"):
         raise ValueError(
             "config.policy.attention = 'splash' runs on TPUs, and on CPUs for tests; the mesh is "
@@ -139,7 +139,7 @@ def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
             f"= {config.num_heads} must divide by lcm(num_kv_heads = {config.num_kv_heads}, "
             f"{tensor}); choose 'dense', 'auto' or another size"
         )
-    return MeshPlacement(mesh, splash=True)
+    return MeshPlacement(mesh, splash=True, window=config.sliding_window)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,10 +149,12 @@ class MeshPlacement(Placement):
     Attributes:
       mesh: the mesh.
       splash: whether each device runs the attention kernel over its rows and heads.
+      window: of the policy's sliding layers, 0 for none: the kernel's masks are static.
     """
 
     mesh: Mesh
     splash: bool
+    window: int = 0
 
     @property
     def platform(self) -> str:
@@ -191,20 +193,40 @@ class MeshPlacement(Placement):
         return _gathered(kernel, stored, read)
 
     def attend(
-        self, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        segment_ids: jax.Array,
+        *,
+        window: jax.Array | int | None = None,
     ) -> jax.Array:
         """Attention of whole rows, each device its rows and heads."""
         if not self.splash:
-            return super().attend(query, key, value, segment_ids)
-
-        def local(*parts: jax.Array) -> jax.Array:
-            return attention.splash(*parts, interpret=self.platform == "cpu")
-
+            return super().attend(query, key, value, segment_ids, window=window)
         # Fewer key-value heads than parts: several parts read the same one.
         copies = math.lcm(key.shape[1], self.mesh.shape["tensor"]) // key.shape[1]
         key, value = (jnp.repeat(part, copies, axis=1) for part in (key, value))
+        parts = (query, key, value, segment_ids)
+        if window is None or isinstance(window, int):
+            return self._splash(window, *parts)
+        # Layers of both kinds: a kernel for each, of which one runs.
+        return jax.lax.cond(
+            window == self.window,
+            functools.partial(self._splash, self.window),
+            functools.partial(self._splash, None),
+            *parts,
+        )
+
+    def _splash(self, window: int | None, *parts: jax.Array) -> jax.Array:
+        """The kernel over query, key, value and segment ids."""
+
+        def local(*parts: jax.Array) -> jax.Array:
+            interpret = self.platform == "cpu"
+            return attention.splash(*parts, window=window, interpret=interpret)
+
         if self.mesh.size == 1:
-            return local(query, key, value, segment_ids)
+            return local(*parts)
         heads, narrow = ACTIVATION_SPECS["heads"], ACTIVATION_SPECS["column"]
         return jax.shard_map(
             local,
@@ -213,7 +235,7 @@ class MeshPlacement(Placement):
             out_specs=heads,
             # The kernel does not say over which axes its result varies.
             check_vma=False,
-        )(query, key, value, segment_ids)
+        )(*parts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

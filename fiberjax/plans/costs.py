@@ -62,7 +62,9 @@ _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 def _kernel_flops(instruction: Instruction, computation: Computation) -> int:
     """Of JAX's splash attention with a causal mask, which leaves out the blocks that see nothing.
 
-    Its first operand is the table of blocks, int8[heads or 1, n, n]; n (n + 1) / 2 are computed.
+    Its first operand is the table of blocks, int8[heads or 1, n, w] or the other way round: each of
+    n rows of blocks sees the w blocks that end with its own, all n of them without a window. Those
+    that would lie before the first are not computed.
     """
     kind = re.match(r"%splash_m[hq]a_(fwd|dq|dkv)_", instruction.name)
     if kind is None:
@@ -70,11 +72,12 @@ def _kernel_flops(instruction: Instruction, computation: Computation) -> int:
             f"the arithmetic of TPU kernel {instruction.name} is not known; only splash attention's"
         )
     operands = [computation[name].arrays[0].shape for name in instruction.operands[:5]]
-    *_, blocks = operands[0]
+    width, blocks = sorted(operands[0][-2:])
+    computed = blocks * width - width * (width - 1) // 2
     *rows, columns, head_dim = operands[2]
     *_, keys, _ = operands[3]
     product = 2 * math.prod(rows) * columns * keys * head_dim
-    return _SPLASH_PRODUCTS[kind.group(1)] * product * (blocks + 1) // (2 * blocks)
+    return _SPLASH_PRODUCTS[kind.group(1)] * product * computed // blocks**2
 
 
 def _convolution_flops(instruction: Instruction, computation: Computation) -> int:

@@ -1,6 +1,8 @@
 """The shape of a policy, as plain values."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from fiberjax.policy.rope import canonical_scaling
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "full", "dots")
 ATTENTION = ("auto", "dense", "splash")
+LAYERS = ("full", "sliding")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,9 @@ class TransformerConfig:
         wavelengths are stretched; see `rope`.
       rope_scaling: its numbers, pairs of a name and a value by the names of `config.json`, such as
         `(("factor", 8.0),)`; see `rope.ROPE_TYPES`.
+      layer_pattern: the kind of each layer, `"full"` or `"sliding"`, over and over: five times
+        "sliding" and once "full" is every sixth layer full. Kept in its shortest form.
+      sliding_window: tokens that a sliding layer attends to, its own included; 0 where none slides.
       norm_epsilon: added to the mean square in every RMSNorm.
       qk_norm: RMSNorm on each query and key head before the rotation (Qwen3).
       qkv_bias: biases on queries, keys and values (Qwen2.5).
@@ -53,6 +59,8 @@ class TransformerConfig:
     rope_theta: float = 10_000.0
     rope_type: str = "default"
     rope_scaling: tuple = ()
+    layer_pattern: tuple = ("full",)
+    sliding_window: int = 0
     norm_epsilon: float = 1e-6
     qk_norm: bool = False
     qkv_bias: bool = False
@@ -77,6 +85,13 @@ class TransformerConfig:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         scaling = canonical_scaling(self.rope_type, self.rope_scaling)
         object.__setattr__(self, "rope_scaling", scaling)
+        object.__setattr__(self, "layer_pattern", _shortest(self.layer_pattern, self.num_layers))
+        if any(self.sliding) != (self.sliding_window > 0) or self.sliding_window < 0:
+            expected = "positive" if any(self.sliding) else "0"
+            raise ValueError(
+                f"sliding_window must be {expected} for layers {list(self.layer_pattern)}, got "
+                f"{self.sliding_window!r}"
+            )
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(
                 f"compute_dtype must be one of {sorted(COMPUTE_DTYPES)}, got {self.compute_dtype!r}"
@@ -87,6 +102,25 @@ class TransformerConfig:
             raise ValueError(f"attention must be one of {list(ATTENTION)}, got {self.attention!r}")
 
     @property
+    def sliding(self) -> tuple[bool, ...]:
+        """Whether each layer attends to no more than `sliding_window` tokens."""
+        kinds = itertools.islice(itertools.cycle(self.layer_pattern), self.num_layers)
+        return tuple(kind == "sliding" for kind in kinds)
+
+    @property
     def dtype(self) -> Any:
         """The compute dtype as a dtype."""
         return COMPUTE_DTYPES[self.compute_dtype]
+
+
+def _shortest(pattern: Sequence[str], num_layers: int) -> tuple[str, ...]:
+    """The shortest pattern that gives the same layers.
+
+    Raises:
+      ValueError: it is empty, or has kinds that do not exist.
+    """
+    if isinstance(pattern, str) or not pattern or not set(pattern) <= set(LAYERS):
+        raise ValueError(f"layer_pattern must be kinds of {list(LAYERS)}, got {pattern!r}")
+    kinds = list(itertools.islice(itertools.cycle(pattern), num_layers))
+    fits = (n for n in range(1, num_layers + 1) if kinds[n:] == kinds[: num_layers - n])
+    return tuple(kinds[: next(fits)])

@@ -9,7 +9,7 @@ its table of tensors.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fiberjax.policy.config import TransformerConfig
@@ -145,8 +145,10 @@ def family_of(config: TransformerConfig) -> tuple[str, dict[str, Any]]:
     raise ValueError(f"no published family has a policy of this shape{hint}")
 
 
-def _common(found: Description, *, tied: bool = False) -> dict[str, Any]:
-    """What every family has in common; `tied`: its default."""
+def _common(
+    found: Description, *, tied: bool = False, head_dim: int | None = None
+) -> dict[str, Any]:
+    """What every family has in common; `tied` and `head_dim` are what it takes as said."""
     width, heads = found.integer("hidden_size"), found.integer("num_attention_heads")
     # Of a model that is stored in few bits, or loaded in another way than its tensors say.
     found.only("quantization_config", None)
@@ -156,7 +158,7 @@ def _common(found: Description, *, tied: bool = False) -> dict[str, Any]:
         "num_layers": found.integer("num_hidden_layers"),
         "num_heads": heads,
         "num_kv_heads": found.integer("num_key_value_heads", heads),
-        "head_dim": found.integer("head_dim", max(width // heads, 1)),
+        "head_dim": found.integer("head_dim", head_dim or max(width // heads, 1)),
         "mlp_dim": found.integer("intermediate_size"),
         "norm_epsilon": found.number("rms_norm_eps", 1e-6),
         "tie_embeddings": found.flag("tie_word_embeddings", tied),
@@ -244,6 +246,30 @@ def _write_rope(config: TransformerConfig) -> dict[str, Any]:
     return written
 
 
+def _windows(kinds: Sequence[str], window: int) -> dict[str, Any]:
+    """Layers by their kind; where none slides, there is no window."""
+    return {"layer_pattern": tuple(kinds), "sliding_window": window if "sliding" in kinds else 0}
+
+
+def _layer_types(found: Description, num_layers: int) -> list[str] | None:
+    """The kind of each layer as `layer_types` lists them; None where it does not."""
+    listed = found.values.get("layer_types")
+    if listed is None:
+        return None
+    kinds = {"full_attention": "full", "sliding_attention": "sliding"}
+    if not isinstance(listed, list) or not all(kind in kinds for kind in listed):
+        found.problems.append(f"layer_types is {listed!r}, expected kinds of {list(kinds)}")
+        return None
+    if len(listed) != num_layers:
+        found.problems.append(f"layer_types names {len(listed)} layers, expected {num_layers}")
+        return None
+    return [kinds[kind] for kind in listed]
+
+
+def _write_layer_types(config: TransformerConfig) -> list[str]:
+    return ["sliding_attention" if slides else "full_attention" for slides in config.sliding]
+
+
 def _llama(found: Description) -> dict[str, Any]:
     found.only("hidden_act", "silu")
     found.only("attention_bias", False)
@@ -255,17 +281,60 @@ def _write_llama(config: TransformerConfig) -> dict[str, Any]:
     return _write_common(config) | _write_rope(config) | {"hidden_act": "silu"}
 
 
+def _mistral(found: Description) -> dict[str, Any]:
+    found.only("hidden_act", "silu")
+    found.only("layer_types", None)
+    # Null is no window; without the key there is one.
+    windowed = found.values.get("sliding_window", 4096) is not None
+    window = found.integer("sliding_window", 4096) if windowed else 0
+    return _common(found) | _rope(found) | _windows(["sliding" if windowed else "full"], window)
+
+
+def _write_mistral(config: TransformerConfig) -> dict[str, Any]:
+    return _write_llama(config) | {"sliding_window": config.sliding_window or None}
+
+
+def _qwen_windows(found: Description, num_layers: int) -> dict[str, Any]:
+    """Layers from `max_window_layers` on slide, or those that `layer_types` lists."""
+    kinds = _layer_types(found, num_layers)
+    if not found.flag("use_sliding_window", False):
+        if kinds and "sliding" in kinds:
+            found.problems.append("layer_types lists sliding layers, but use_sliding_window is off")
+        return {}
+    if kinds is None:
+        first = found.values.get("max_window_layers", 28)
+        if type(first) is not int or first < 0:
+            found.problems.append(f"max_window_layers is {first!r}, expected 0 or more")
+            return {}
+        kinds = ["sliding" if layer >= first else "full" for layer in range(num_layers)]
+    return _windows(kinds, found.integer("sliding_window", 4096))
+
+
+def _write_qwen(config: TransformerConfig) -> dict[str, Any]:
+    window: dict[str, Any] = {"use_sliding_window": any(config.sliding)}
+    if any(config.sliding):
+        window |= {
+            "sliding_window": config.sliding_window,
+            "layer_types": _write_layer_types(config),
+            # What older versions read in place of the list.
+            "max_window_layers": config.sliding.index(True),
+        }
+    return _write_llama(config) | window
+
+
 def _qwen2(found: Description) -> dict[str, Any]:
     found.only("hidden_act", "silu")
-    found.only("use_sliding_window", False)
-    return _common(found) | _rope(found) | {"qkv_bias": True}
+    common = _common(found)
+    window = _qwen_windows(found, common["num_layers"])
+    return common | _rope(found) | window | {"qkv_bias": True}
 
 
 def _qwen3(found: Description) -> dict[str, Any]:
     found.only("hidden_act", "silu")
     found.only("attention_bias", False)
-    found.only("use_sliding_window", False)
-    return _common(found) | _rope(found) | {"qk_norm": True}
+    common = _common(found, head_dim=128)
+    window = _qwen_windows(found, common["num_layers"])
+    return common | _rope(found) | window | {"qk_norm": True}
 
 
 _ATTENTION: Tensors = {
@@ -294,6 +363,7 @@ _DENSE: Tensors = {**_OUTER, **_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP}
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("LlamaForCausalLM", _llama, _write_llama, _DENSE),
-    "qwen2": Family("Qwen2ForCausalLM", _qwen2, _write_llama, _DENSE),
-    "qwen3": Family("Qwen3ForCausalLM", _qwen3, _write_llama, _DENSE),
+    "mistral": Family("MistralForCausalLM", _mistral, _write_mistral, _DENSE),
+    "qwen2": Family("Qwen2ForCausalLM", _qwen2, _write_qwen, _DENSE),
+    "qwen3": Family("Qwen3ForCausalLM", _qwen3, _write_qwen, _DENSE),
 }

@@ -36,9 +36,17 @@ class Placement:
         del split
         return kernel
 
-    def attend(self, query: Array, key: Array, value: Array, segment_ids: Array) -> Array:
+    def attend(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        segment_ids: Array,
+        *,
+        window: Array | int | None = None,
+    ) -> Array:
         """What `attention.dense` computes of whole rows."""
-        return attention.dense(query, key, value, segment_ids)
+        return attention.dense(query, key, value, segment_ids, window=window)
 
 
 ONE_DEVICE = Placement()

@@ -108,17 +108,20 @@ class Transformer(nnx.Module):
         x, angles = self._embed(tokens, positions, segment_ids)
         graphdef, stacked = nnx.split(self.layers)
 
-        def layer(x: Array, params: Any) -> tuple[Array, Any]:
+        def layer(x: Array, step: Any) -> tuple[Array, Any]:
+            params, sliding = step
             block = nnx.merge(graphdef, params)
             query, key, value = block.project(x, angles)
-            heads = self.placement.attend(query, key, value, segment_ids)
+            window = self._window(sliding)
+            heads = self.placement.attend(query, key, value, segment_ids, window=window)
             return block.finish(x, heads), (key, value) if keep else None
 
         # A few layers are written out: their activations are then kept where they are, where a loop
         # would copy them into a stack.
         shallow = self.config.num_layers <= _WRITTEN_OUT and self.config.remat == "none"
         layer = _remat(layer, "none" if keep else self.config.remat)
-        x, kept = lax.scan(layer, x, stacked, unroll=self.config.num_layers if shallow else 1)
+        steps = (stacked, self._sliding())
+        x, kept = lax.scan(layer, x, steps, unroll=self.config.num_layers if shallow else 1)
         return self.final_norm(x), kept
 
     def decode(
@@ -145,19 +148,14 @@ class Transformer(nnx.Module):
         start = cache.length
         segments = lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
         seen = segments[:, :columns]
-        mask = attention.causal_mask(
-            segment_ids,
-            start + jnp.arange(tokens.shape[1]),
-            seen,
-            jnp.arange(seen.shape[1]),
-        )
+        columns_of = (start + jnp.arange(tokens.shape[1]), jnp.arange(seen.shape[1]))
         one_layer = (1, *cache.key.shape[1:3], seen.shape[1], cache.key.shape[4])
         graphdef, stacked = nnx.split(self.layers)
 
         # The cache is carried, not scanned over: a scan's outputs would be a copy of all of it.
         def layer(carry: Any, step: Any) -> tuple[Any, None]:
             x, keys, values = carry
-            index, params = step
+            index, (params, sliding) = step
             block = nnx.merge(graphdef, params)
             query, key, value = block.project(x, angles)
             key, value = (self.placement.activation(new, "column") for new in (key, value))
@@ -167,12 +165,26 @@ class Transformer(nnx.Module):
             key, value = (
                 lax.dynamic_slice(x, (index, 0, 0, 0, 0), one_layer)[0] for x in (keys, values)
             )
+            mask = attention.causal_mask(
+                segment_ids, columns_of[0], seen, columns_of[1], window=self._window(sliding)
+            )
             heads = attention.masked(query, key, value, mask)
             return (block.finish(x, heads), keys, values), None
 
-        steps = (jnp.arange(self.config.num_layers), stacked)
+        steps = (jnp.arange(self.config.num_layers), (stacked, self._sliding()))
         (x, keys, values), _ = lax.scan(layer, (x, cache.key, cache.value), steps)
         return self.final_norm(x), Cache(keys, values, segments, start + tokens.shape[1])
+
+    def _sliding(self) -> Array | None:
+        """Whether each layer slides, bool[L]; None where all are of one kind."""
+        sliding = self.config.sliding
+        return None if len(set(sliding)) == 1 else jnp.array(sliding)
+
+    def _window(self, sliding: Array | None) -> Array | int | None:
+        """The window of a layer, by its entry of `_sliding`; None where no layer has one."""
+        if sliding is None:
+            return self.config.sliding_window or None
+        return jnp.where(sliding, self.config.sliding_window, attention.EVERYTHING)
 
     def unembed(self, hidden: Array) -> Array:
         """Logits float32[..., V] of normed activations [..., D]."""

@@ -51,6 +51,16 @@ MODELS = {
         rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0
     ),
     "llama_yarn": scaled(rope_type="yarn", factor=4.0, beta_fast=2.0, beta_slow=0.25),
+    "mistral": transformers.MistralConfig(
+        head_dim=4, sliding_window=5, tie_word_embeddings=False, **SHAPE
+    ),
+    "qwen2_window": transformers.Qwen2Config(
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=1,
+        tie_word_embeddings=True,
+        **SHAPE | {"num_hidden_layers": 3},
+    ),
 }
 # Rotary positions of real sizes, whose frequencies alone are kept: width of a head, and the rest.
 ROPES = {

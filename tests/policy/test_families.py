@@ -156,6 +156,32 @@ def test_eight_devices_agree_with_one(kind):
     np.testing.assert_allclose(first.log_prob, second.log_prob, atol=2e-5)
 
 
+def test_the_kernel_takes_layers_of_both_kinds():
+    """Splash attention on a mesh, one kernel a kind, against dense attention on one device."""
+    config, params, expected = read("qwen2_window")
+    rows = jnp.asarray(expected["tokens"][[0, 1, 2, 0]])
+    splash = published.config("qwen2_window", attention="splash")
+    device_mesh = published.make_mesh((2, 1, 2))
+    placement = shardings.placement(device_mesh, splash)
+    assert placement.splash
+    split = jax.device_put(params, published.placed(config, (2, 1, 2)))
+
+    def gradient(config, params, rows, positions, ids, placement):
+        def value(params):
+            out = token_outputs(config, params, rows, positions, ids, start=1, placement=placement)
+            return jnp.sum(out.log_prob)
+
+        return jax.device_get(jax.grad(value)(params))
+
+    placed = mesh.place(device_mesh, (rows, *shapes.whole(rows)), (mesh.ROWS,) * 3)
+    chex.assert_trees_all_close(
+        gradient(splash, split, *placed, placement),
+        gradient(config, params, rows, *shapes.whole(rows), policy.Placement()),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
 def test_a_family_is_told_by_what_it_reads():
     for kind in published.KINDS:
         config = published.config(kind)

@@ -300,11 +300,34 @@ def test_published_parameter_counts(published, shape):
         (dict(remat="some"), "remat must be one of"),
         (dict(num_layers=0), "num_layers must be positive, got 0"),
         (dict(rope_theta=float("nan")), "rope_theta must be positive"),
+        (dict(layer_pattern=("full", "half")), r"layer_pattern must be kinds of \['full', 'sli"),
+        (dict(layer_pattern=()), "layer_pattern must be kinds of"),
+        (dict(layer_pattern="full"), "layer_pattern must be kinds of"),
+        (dict(layer_pattern=("sliding",)), "sliding_window must be positive for layers"),
+        (dict(sliding_window=4), r"sliding_window must be 0 for layers \['full'\], got 4"),
     ],
 )
 def test_bad_shapes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         shapes.config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "pattern", "shortest"),
+    [
+        (4, ("full",) * 4, ("full",)),
+        (5, ["sliding", "full", "sliding", "full", "sliding"], ("sliding", "full")),
+        (3, ("full", "sliding", "sliding"), ("full", "sliding", "sliding")),
+        (2, ("sliding",) * 5 + ("full",), ("sliding",)),
+    ],
+)
+def test_patterns_of_layers_are_kept_in_their_shortest_form(num_layers, pattern, shortest):
+    config = shapes.config(
+        num_layers=num_layers, layer_pattern=pattern, sliding_window=4 * ("sliding" in shortest)
+    )
+    assert config.layer_pattern == shortest and len(config.sliding) == num_layers
+    repeated = [*pattern] * num_layers
+    assert config.sliding == tuple(kind == "sliding" for kind in repeated[:num_layers])
 
 
 def test_parameters_of_another_shape_are_refused(config, params):

@@ -62,6 +62,19 @@ def test_a_folder_says_every_field_of_the_shape():
     assert found["qk_norm"] and not found["qkv_bias"] and found["rope_theta"] == 5000.0
 
 
+def test_mistral_slides_unless_its_window_is_null(tmp_path):
+    folder = copy(tmp_path, "mistral")
+    found = weights.read_shape(folder)
+    assert (found["layer_pattern"], found["sliding_window"]) == (("sliding",), 5)
+    described = json.loads((folder / "config.json").read_text())
+    for said, window in (({"sliding_window": None}, 0), ({}, 4096)):
+        del described["sliding_window"]
+        described |= said
+        (folder / "config.json").write_text(json.dumps(described))
+        assert weights.read_shape(folder)["sliding_window"] == window
+        described.setdefault("sliding_window", None)
+
+
 def test_epsilons_are_compared_as_float32(tmp_path):
     config = CONFIGS["llama"]
     assert config.norm_epsilon == 1e-5
@@ -125,7 +138,15 @@ def copy(tmp_path, kind="qwen3", **changes):
         ({"num_hidden_layers": "2"}, "num_hidden_layers is '2', expected a positive integer"),
         ({"tie_word_embeddings": 0}, "tie_word_embeddings is 0, expected true or false"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, only None"),
-        ({"use_sliding_window": True}, "use_sliding_window is True, only False"),
+        (
+            {"use_sliding_window": True, "layer_types": None, "max_window_layers": 1}
+            | {"sliding_window": 8},
+            r"layer_pattern is \('full',\), the checkpoint has \('full', 'sliding'\); "
+            "config.policy.sliding_window is 0, the checkpoint has 8",
+        ),
+        ({"layer_types": ["full_attention"]}, "layer_types names 1 layers, expected 2"),
+        ({"layer_types": ["full_attention", "chunked"]}, r"layer_types is .*, expected kinds of"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "but use_sliding_window is off"),
         ({"attention_bias": True}, "attention_bias is True, only False"),
         ({"tie_word_embeddings": True}, "tie_embeddings is False, the checkpoint has True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', only 'silu'"),
