@@ -199,31 +199,32 @@ class MeshPlacement(Placement):
         value: jax.Array,
         segment_ids: jax.Array,
         *,
+        scale: float | None = None,
         window: jax.Array | int | None = None,
     ) -> jax.Array:
         """Attention of whole rows, each device its rows and heads."""
         if not self.splash:
-            return super().attend(query, key, value, segment_ids, window=window)
+            return super().attend(query, key, value, segment_ids, scale=scale, window=window)
         # Fewer key-value heads than parts: several parts read the same one.
         copies = math.lcm(key.shape[1], self.mesh.shape["tensor"]) // key.shape[1]
         key, value = (jnp.repeat(part, copies, axis=1) for part in (key, value))
         parts = (query, key, value, segment_ids)
         if window is None or isinstance(window, int):
-            return self._splash(window, *parts)
+            return self._splash(window, scale, *parts)
         # Layers of both kinds: a kernel for each, of which one runs.
         return jax.lax.cond(
             window == self.window,
-            functools.partial(self._splash, self.window),
-            functools.partial(self._splash, None),
+            functools.partial(self._splash, self.window, scale),
+            functools.partial(self._splash, None, scale),
             *parts,
         )
 
-    def _splash(self, window: int | None, *parts: jax.Array) -> jax.Array:
+    def _splash(self, window: int | None, scale: float | None, *parts: jax.Array) -> jax.Array:
         """The kernel over query, key, value and segment ids."""
 
         def local(*parts: jax.Array) -> jax.Array:
             interpret = self.platform == "cpu"
-            return attention.splash(*parts, window=window, interpret=interpret)
+            return attention.splash(*parts, scale=scale, window=window, interpret=interpret)
 
         if self.mesh.size == 1:
             return local(*parts)

@@ -31,6 +31,7 @@ def dense(
     value: Array,
     segment_ids: Array,
     *,
+    scale: float | None = None,
     window: Array | int | None = None,
 ) -> Array:
     """Attention of whole rows, dtype[B, T, H, K].
@@ -40,6 +41,7 @@ def dense(
       key: dtype[B, G, T, K]; G divides H, query head h reads key head h // (H / G).
       value: dtype[B, G, T, K].
       segment_ids: int32[B, T]; 0 is padding, which attends to padding.
+      scale: scores are multiplied by it; None is 1/√K; static.
       window: tokens that a token sees, itself included; None for all.
 
     Returns:
@@ -47,7 +49,7 @@ def dense(
     """
     column = jnp.arange(segment_ids.shape[1])
     mask = causal_mask(segment_ids, column, segment_ids, column, window=window)
-    return masked(query, key, value, mask)
+    return masked(query, key, value, mask, scale=scale)
 
 
 def splash(
@@ -56,6 +58,7 @@ def splash(
     value: Array,
     segment_ids: Array,
     *,
+    scale: float | None = None,
     window: int | None = None,
     interpret: bool = False,
 ) -> Array:
@@ -66,6 +69,7 @@ def splash(
       key: dtype[B, G, T, K]; G divides H.
       value: dtype[B, G, T, K].
       segment_ids: int32[B, T].
+      scale: scores are multiplied by it; None is 1/√K; static.
       window: tokens that a token sees, itself included; None for all; static.
       interpret: run the kernel without a TPU, for tests; static.
     """
@@ -73,7 +77,8 @@ def splash(
     padding = -length % _LANES
     columns = length + padding
     # The kernel leaves the scale of the scores to its caller.
-    query = (query * head_dim**-0.5).astype(query.dtype).swapaxes(1, 2)
+    scale = head_dim**-0.5 if scale is None else scale
+    query = (query * scale).astype(query.dtype).swapaxes(1, 2)
     query, key, value = (
         jnp.pad(part, ((0, 0), (0, 0), (0, padding), (0, 0))) for part in (query, key, value)
     )
@@ -101,7 +106,9 @@ def splash(
     return out[:, :, :length].swapaxes(1, 2)
 
 
-def masked(query: Array, key: Array, value: Array, mask: Array) -> Array:
+def masked(
+    query: Array, key: Array, value: Array, mask: Array, *, scale: float | None = None
+) -> Array:
     """Attention to whatever columns a mask allows, dtype[B, T, H, K].
 
     Args:
@@ -110,18 +117,20 @@ def masked(query: Array, key: Array, value: Array, mask: Array) -> Array:
       value: dtype[B, G, C, K].
       mask: bool[B, T, C]; where False, a score counts as −∞. A row without any True yields a
         finite value of no meaning.
+      scale: scores are multiplied by it; None is 1/√K; static.
 
     Returns:
       dtype[B, T, H, K], with scores and softmax in float32.
     """
     batch, length, heads, head_dim = query.shape
+    scale = head_dim**-0.5 if scale is None else scale
     groups, columns = key.shape[1:3]
     # Time and the heads of a group become the rows of one matrix, so that both products are plain
     # batched ones; in a decoding step (T = 1) this moves nothing in memory.
     grouped = query.reshape(batch, length, groups, -1, head_dim).swapaxes(1, 2)
     rows = grouped.reshape(batch, groups, -1, head_dim)
     scores = jnp.einsum("bgrk,bgck->bgrc", rows, key, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, groups, length, -1, columns) * head_dim**-0.5
+    scores = scores.reshape(batch, groups, length, -1, columns) * scale
     scores = jnp.where(mask[:, None, :, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     out = jnp.einsum("bgrc,bgck->bgrk", weights.reshape(batch, groups, -1, columns), value)

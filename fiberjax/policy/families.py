@@ -337,6 +337,61 @@ def _qwen3(found: Description) -> dict[str, Any]:
     return common | _rope(found) | window | {"qk_norm": True}
 
 
+def _gemma3(found: Description) -> dict[str, Any]:
+    found.only("hidden_activation", "gelu_pytorch_tanh")
+    found.only("attention_bias", False)
+    found.only("attn_logit_softcapping", None)
+    found.only("final_logit_softcapping", None)
+    found.only("use_bidirectional_attention", False)
+    common = _common(found, tied=True, head_dim=256)
+    num_layers = common["num_layers"]
+    kinds = _layer_types(found, num_layers)
+    if kinds is None:
+        every = found.integer("sliding_window_pattern", 6)
+        kinds = ["full" if (layer + 1) % every == 0 else "sliding" for layer in range(num_layers)]
+    return {
+        **common,
+        **_windows(kinds, found.integer("sliding_window", 4096)),
+        **_gemma3_rope(found, "sliding" in kinds),
+        "activation": "gelu_tanh",
+        "norm_offset": True,
+        "post_norms": True,
+        "qk_norm": True,
+        "query_pre_attn_scalar": found.number("query_pre_attn_scalar", 256.0),
+        "scale_embeddings": True,
+    }
+
+
+def _gemma3_rope(found: Description, slides: bool) -> dict[str, Any]:
+    """Two bases: by a section for each kind of layer, or beside each other."""
+    both = found.section("rope_parameters")
+    for name in both.values.keys() - {"full_attention", "sliding_attention"}:
+        found.problems.append(f"rope_parameters.{name} is not understood")
+    full, sliding = both.section("full_attention"), both.section("sliding_attention")
+    sliding.only("rope_type", "default")
+    theta, local = found.number("rope_theta", 1e6), found.number("rope_local_base_freq", 1e4)
+    scaled = found.section("rope_scaling") if found.has("rope_scaling") else full
+    return {
+        "rope_theta": full.number("rope_theta", theta),
+        "local_rope_theta": sliding.number("rope_theta", local) if slides else 0.0,
+        **_rope_kind(found, scaled),
+    }
+
+
+def _write_gemma3(config: TransformerConfig) -> dict[str, Any]:
+    scalar = config.query_pre_attn_scalar
+    own = {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "sliding_window": config.sliding_window or None,
+        "layer_types": _write_layer_types(config),
+        # What older versions read in place of the list.
+        "sliding_window_pattern": len(config.layer_pattern),
+        "rope_local_base_freq": config.local_rope_theta or None,
+    }
+    return _write_common(config) | _write_rope(config) | own
+
+
 _ATTENTION: Tensors = {
     f"layers/attention/{name}/{ours}": (f"model.layers.{{}}.self_attn.{name}_proj.{theirs}", t)
     for name in "qkvo"
@@ -359,6 +414,15 @@ _NORMS: Tensors = {
     "layers/attention_norm/scale": ("model.layers.{}.input_layernorm.weight", False),
     "layers/mlp_norm/scale": ("model.layers.{}.post_attention_layernorm.weight", False),
 }
+_FOUR_NORMS: Tensors = {
+    f"layers/{ours}/scale": (f"model.layers.{{}}.{theirs}_layernorm.weight", False)
+    for ours, theirs in (
+        ("attention_norm", "input"),
+        ("attention_post_norm", "post_attention"),
+        ("mlp_norm", "pre_feedforward"),
+        ("mlp_post_norm", "post_feedforward"),
+    )
+}
 _DENSE: Tensors = {**_OUTER, **_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP}
 
 FAMILIES: Mapping[str, Family] = {
@@ -366,4 +430,10 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": Family("MistralForCausalLM", _mistral, _write_mistral, _DENSE),
     "qwen2": Family("Qwen2ForCausalLM", _qwen2, _write_qwen, _DENSE),
     "qwen3": Family("Qwen3ForCausalLM", _qwen3, _write_qwen, _DENSE),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        _gemma3,
+        _write_gemma3,
+        {**_OUTER, **_FOUR_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP},
+    ),
 }

@@ -43,10 +43,11 @@ class Placement:
         value: Array,
         segment_ids: Array,
         *,
+        scale: float | None = None,
         window: Array | int | None = None,
     ) -> Array:
         """What `attention.dense` computes of whole rows."""
-        return attention.dense(query, key, value, segment_ids, window=window)
+        return attention.dense(query, key, value, segment_ids, scale=scale, window=window)
 
 
 ONE_DEVICE = Placement()

@@ -1,9 +1,9 @@
-"""The policy: a decoder of the Llama and Qwen family, its parameters, and its key-value cache.
+"""The policy: the decoder of the published families, its parameters, and its key-value cache.
 
 RMSNorm, rotary positions (the half-split form of the published checkpoints), grouped-query
-attention with optional biases (Qwen2.5) and optional norms on queries and keys (Qwen3), SwiGLU,
-tied or untied embeddings. Parameters are float32; activations and matrix products are in
-`compute_dtype`; norms, softmax and logits are in float32.
+attention over all that came before or over a window, a gated MLP, tied or untied embeddings; what
+tells the families apart are options of `TransformerConfig`. Parameters are float32; activations and
+matrix products are in `compute_dtype`; norms, softmax and logits are in float32.
 
 Parameters are a nested dict of arrays. The layers are stacked along a leading axis and run by one
 `lax.scan`, so that compile time does not grow with depth. With L layers, D `embed_dim`,
@@ -17,9 +17,11 @@ H `num_heads`, G `num_kv_heads`, K `head_dim`, F `mlp_dim` and V `vocab_size`:
     layers/attention/q/bias               [L, H·K]      with qkv_bias
     layers/attention/{k,v}/bias           [L, G·K]      with qkv_bias
     layers/attention/{q_norm,k_norm}/scale [L, K]       with qk_norm
+    layers/attention_post_norm/scale      [L, D]        with post_norms
     layers/mlp_norm/scale                 [L, D]
     layers/mlp/{gate,up}/kernel           [L, D, F]
     layers/mlp/down/kernel                [L, F, D]
+    layers/mlp_post_norm/scale            [L, D]        with post_norms
     final_norm/scale                      [D]
     head/kernel                           [V, D]        without tie_embeddings
 """
@@ -80,7 +82,7 @@ class Transformer(nnx.Module):
         self.placement = placement
         self.embed = layers.Embedding(config, rngs=rngs)
         self.layers = layers.Block(config, placement, rngs=rngs)
-        self.final_norm = layers.RMSNorm((config.embed_dim,), config.norm_epsilon)
+        self.final_norm = layers.RMSNorm((config.embed_dim,), config)
         if not config.tie_embeddings:
             self.head = layers.Embedding(config, rngs=rngs)
 
@@ -111,9 +113,12 @@ class Transformer(nnx.Module):
         def layer(x: Array, step: Any) -> tuple[Array, Any]:
             params, sliding = step
             block = nnx.merge(graphdef, params)
-            query, key, value = block.project(x, angles)
-            window = self._window(sliding)
-            heads = self.placement.attend(query, key, value, segment_ids, window=window)
+            query, key, value = block.project(x, self._angles(angles, sliding))
+            heads = self.placement.attend(
+                *(query, key, value, segment_ids),
+                scale=self.config.attention_scale,
+                window=self._window(sliding),
+            )
             return block.finish(x, heads), (key, value) if keep else None
 
         # A few layers are written out: their activations are then kept where they are, where a loop
@@ -157,7 +162,7 @@ class Transformer(nnx.Module):
             x, keys, values = carry
             index, (params, sliding) = step
             block = nnx.merge(graphdef, params)
-            query, key, value = block.project(x, angles)
+            query, key, value = block.project(x, self._angles(angles, sliding))
             key, value = (self.placement.activation(new, "column") for new in (key, value))
             at = (index, 0, 0, start, 0)
             keys = lax.dynamic_update_slice(keys, key[None], at)
@@ -168,7 +173,8 @@ class Transformer(nnx.Module):
             mask = attention.causal_mask(
                 segment_ids, columns_of[0], seen, columns_of[1], window=self._window(sliding)
             )
-            heads = attention.masked(query, key, value, mask)
+            scale = self.config.attention_scale
+            heads = attention.masked(query, key, value, mask, scale=scale)
             return (block.finish(x, heads), keys, values), None
 
         steps = (jnp.arange(self.config.num_layers), (stacked, self._sliding()))
@@ -195,18 +201,35 @@ class Transformer(nnx.Module):
         table = self.embed if self.config.tie_embeddings else self.head
         return table.kernel[...]
 
-    def _embed(
-        self, tokens: Array, positions: Array, segment_ids: Array
-    ) -> tuple[Array, tuple[Array, Array]]:
-        real = segment_ids != 0
-        kernel = self.embed.kernel[...].astype(self.config.dtype)
-        x = self.placement.activation(kernel[jnp.where(real, tokens, 0)], "activation")
+    def _angles(self, angles: tuple[Any, Any], sliding: Array | None) -> tuple[Array, Array]:
+        """The rotary angles of a layer, by its entry of `_sliding`."""
+        full, local = angles
+        if local is None:
+            return full
+        if sliding is None:
+            return local
+        cos, sin = (jnp.where(sliding, *of) for of in zip(local, full, strict=True))
+        return cos, sin
+
+    def _embed(self, tokens: Array, positions: Array, segment_ids: Array) -> tuple[Array, Any]:
+        """The embedded tokens, and the rotary angles of full and of sliding layers.
+
+        The latter are None where sliding layers rotate as the full ones do.
+        """
+        config, real = self.config, segment_ids != 0
+        x = self.embed.kernel[...].astype(config.dtype)[jnp.where(real, tokens, 0)]
+        if config.scale_embeddings:
+            x = x * jnp.asarray(math.sqrt(config.embed_dim), config.dtype)
+        x = self.placement.activation(x, "activation")
         positions = jnp.where(real, positions, 0)
-        config = self.config
         frequency, scale = rope.frequencies(
             config.head_dim, config.rope_theta, config.rope_type, config.rope_scaling
         )
-        return x, rope.table(positions, frequency, scale)
+        full, local = rope.table(positions, frequency, scale), None
+        if config.local_rope_theta:
+            frequency, _ = rope.frequencies(config.head_dim, config.local_rope_theta)
+            local = rope.table(positions, frequency)
+        return x, (full, local)
 
 
 def _remat(layer: Callable, remat: str) -> Callable:

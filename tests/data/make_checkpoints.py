@@ -61,6 +61,22 @@ MODELS = {
         tie_word_embeddings=True,
         **SHAPE | {"num_hidden_layers": 3},
     ),
+    "gemma3": transformers.Gemma3TextConfig(
+        head_dim=8,
+        query_pre_attn_scalar=12,
+        sliding_window=4,
+        layer_types=[
+            f"{kind}_attention" for kind in "sliding sliding full sliding sliding".split()
+        ],
+        **SHAPE
+        | {
+            "num_hidden_layers": 5,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
 }
 # Rotary positions of real sizes, whose frequencies alone are kept: width of a head, and the rest.
 ROPES = {

@@ -21,7 +21,7 @@ token_outputs = jax.jit(
 
 
 # What differs in its parameters, or in what a device computes of them.
-SPLIT = ("qwen3",)
+SPLIT = ("qwen3", "gemma3")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -180,6 +180,20 @@ def test_the_kernel_takes_layers_of_both_kinds():
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def test_gemma_in_bfloat16_is_near_its_float32():
+    """Embeddings are scaled, and norms offset, in the dtypes that transformers uses."""
+    _, params, expected = read("gemma3")
+    tokens = jnp.asarray(expected["tokens"])
+    half = published.config("gemma3", compute_dtype="bfloat16")
+    model = policy.bind(half, params)
+    x, _ = model._embed(tokens, *shapes.whole(tokens))
+    table = params["embed"]["kernel"].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(x, table[tokens] * jnp.bfloat16(4.0))
+    found = logits(half, params, tokens, *shapes.whole(tokens))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected["logits"], atol=0.25)
 
 
 def test_a_family_is_told_by_what_it_reads():

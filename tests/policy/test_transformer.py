@@ -269,6 +269,7 @@ def test_init_under_jit_and_with_split(config):
 
 
 QWEN25 = dict(qkv_bias=True, rope_theta=1e6)
+GEMMA3 = dict(qk_norm=True, post_norms=True, norm_offset=True, scale_embeddings=True)
 
 
 @pytest.mark.parametrize(
@@ -282,8 +283,14 @@ QWEN25 = dict(qkv_bias=True, rope_theta=1e6)
         ),
         (596_049_920, dict(dims=(151936, 1024, 28, 16, 8, 128, 3072), qk_norm=True)),
         (8_030_261_248, dict(dims=(128256, 4096, 32, 32, 8, 128, 14336), tie_embeddings=False)),
+        (268_098_176, dict(dims=(262144, 640, 18, 4, 1, 256, 2048), **GEMMA3)),
+        (999_885_952, dict(dims=(262144, 1152, 26, 4, 1, 256, 6912), **GEMMA3)),
+        (7_241_732_096, dict(dims=(32000, 4096, 32, 32, 8, 128, 14336), tie_embeddings=False)),
     ],
-    ids=["qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen3-0.6b", "llama3-8b"],
+    ids=[
+        *("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen3-0.6b", "llama3-8b"),
+        *("gemma3-270m", "gemma3-1b", "mistral-7b"),
+    ],
 )
 def test_published_parameter_counts(published, shape):
     names = ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim")
@@ -304,12 +311,27 @@ def test_published_parameter_counts(published, shape):
         (dict(layer_pattern=()), "layer_pattern must be kinds of"),
         (dict(layer_pattern="full"), "layer_pattern must be kinds of"),
         (dict(layer_pattern=("sliding",)), "sliding_window must be positive for layers"),
+        (dict(local_rope_theta=1e4), "local_rope_theta must be 0 where no layer slides, got 10000"),
+        (dict(query_pre_attn_scalar=-1.0), "query_pre_attn_scalar must be 0 or positive, got -1.0"),
+        (dict(activation="relu"), r"activation must be one of \['silu', 'gelu_tanh'\], got 'relu'"),
         (dict(sliding_window=4), r"sliding_window must be 0 for layers \['full'\], got 4"),
     ],
 )
 def test_bad_shapes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         shapes.config(**changes)
+
+
+def test_offset_norms_begin_as_the_others(config):
+    """A fresh policy is the same function, whether its scales begin at 1 or count from it."""
+    tokens = shapes.tokens(2, 5)
+    offset = dataclasses.replace(config, norm_offset=True)
+    plain, counted = (policy.init(c, jax.random.key(0)) for c in (config, offset))
+    np.testing.assert_array_equal(
+        hidden(config, plain, tokens, *shapes.whole(tokens)),
+        hidden(offset, counted, tokens, *shapes.whole(tokens)),
+    )
+    assert not np.any(counted["layers"]["attention_norm"]["scale"])
 
 
 @pytest.mark.parametrize(

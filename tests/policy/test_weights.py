@@ -75,6 +75,43 @@ def test_mistral_slides_unless_its_window_is_null(tmp_path):
         described.setdefault("sliding_window", None)
 
 
+def test_gemma_is_read_in_both_spellings(tmp_path):
+    """Layers by a pattern, bases beside each other; defaults as the family has them."""
+    folder = copy(tmp_path, "gemma3")
+    expected = weights.read_shape(folder)
+    assert expected["layer_pattern"] == ("sliding", "sliding", "full")
+    assert (expected["rope_theta"], expected["local_rope_theta"]) == (5000.0, 50.0)
+    assert expected["rope_scaling"] == (("factor", 4.0),) and expected["sliding_window"] == 4
+    described = json.loads((folder / "config.json").read_text())
+    del described["layer_types"], described["rope_parameters"]
+    older = {"sliding_window_pattern": 3, "rope_theta": 5000.0, "rope_local_base_freq": 50}
+    older |= {"rope_scaling": {"rope_type": "linear", "factor": 4}}
+    (folder / "config.json").write_text(json.dumps(described | older))
+    assert weights.read_shape(folder) == expected
+    for name in ("head_dim", "query_pre_attn_scalar", "tie_word_embeddings", "sliding_window"):
+        del described[name]
+    (folder / "config.json").write_text(json.dumps(described | {"num_hidden_layers": 18}))
+    found = weights.read_shape(folder)
+    assert found["layer_pattern"] == ("sliding",) * 5 + ("full",)
+    assert (found["rope_theta"], found["local_rope_theta"]) == (1e6, 1e4)
+    assert (found["head_dim"], found["query_pre_attn_scalar"]) == (256, 256.0)
+    assert found["tie_embeddings"] and found["sliding_window"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, only None"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True, only"),
+        ({"hidden_activation": "silu"}, "hidden_activation is 'silu', only 'gelu_pytorch_tanh'"),
+        ({"rope_parameters": {"rope_theta": 1.0}}, "rope_parameters.rope_theta is not understood"),
+    ],
+)
+def test_what_gemma_has_not_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        weights.read_shape(copy(tmp_path, "gemma3", **changes))
+
+
 def test_epsilons_are_compared_as_float32(tmp_path):
     config = CONFIGS["llama"]
     assert config.norm_epsilon == 1e-5
