@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,8 @@ from fiberjax.parallel.mesh import REPLICATED, ROW_AXES, ROWS, local_rows
 from fiberjax.policy import Placement, TransformerConfig, attention
 
 # Path of a parameter (and of its moments in the optimizer state) -> how its axes are split. The
-# leading axis of `layers/...` is the layer, which is scanned over and never split.
+# leading axis of `layers/...` is the layer, which is scanned over and never split. Experts are
+# split by `tensor`, whole experts to a device.
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"(embed|head)/kernel$", P("tensor", "fsdp")),
     (r"layers/attention/[qkv]/kernel$", P(None, "fsdp", "tensor")),
@@ -30,6 +31,9 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"layers/attention/o/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/experts/router/kernel$", P(None, "fsdp")),
+    (r"layers/experts/(gate|up)/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/experts/down/kernel$", P(None, "tensor", None, "fsdp")),
     (r"norm/scale$", P()),
 )
 
@@ -40,10 +44,13 @@ ACTIVATION_SPECS: Mapping[str, P] = {
     "column": P(ROW_AXES, "tensor"),  # [B, kv heads, S, head_dim]
 }
 
-# A layer's matrix by the axis that `tensor` splits -> as it is stored, and as its product reads it.
+# A layer's matrix by the axis that `tensor` splits (of experts, it is their first: by the axis that
+# `fsdp` does not) -> as it is stored, and as its product reads it.
 KERNEL_SPECS: Mapping[str, tuple[P, P]] = {
     "out": (P("fsdp", "tensor"), P(None, "tensor")),
     "in": (P("tensor", "fsdp"), P("tensor", None)),
+    "expert out": (P("tensor", "fsdp"), P("tensor")),
+    "expert in": (P("tensor", None, "fsdp"), P("tensor")),
 }
 
 
@@ -237,6 +244,34 @@ class MeshPlacement(Placement):
             # The kernel does not say over which axes its result varies.
             check_vma=False,
         )(*parts)
+
+    def experts(
+        self,
+        local: Callable[..., jax.Array],
+        x: jax.Array,
+        share: jax.Array,
+        expert: jax.Array,
+        *kernels: jax.Array,
+    ) -> jax.Array:
+        """Each device its rows, through the experts it holds; added over `tensor`.
+
+        The devices of a `tensor` group hold the same rows, so no token moves.
+        """
+        if self.mesh.size == 1:
+            return local(0, x, share, expert, *kernels)
+
+        def held(x: jax.Array, share: jax.Array, expert: jax.Array, *kernels: jax.Array) -> Any:
+            first = jax.lax.axis_index("tensor") * kernels[0].shape[0]
+            return jax.lax.psum(local(first, x, share, expert, *kernels), "tensor")
+
+        return jax.shard_map(
+            held,
+            mesh=self.mesh,
+            in_specs=(ROWS, ROWS, ROWS, *[P("tensor")] * len(kernels)),
+            out_specs=ROWS,
+            # Checked, the permutations' own gradients would have to say over which axes they vary.
+            check_vma=False,
+        )(x, share, expert, *kernels)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

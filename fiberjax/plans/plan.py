@@ -66,6 +66,9 @@ def make_plan(
     matrices = count
     if not config.tie_embeddings:  # Looking a token up multiplies nothing.
         matrices -= config.vocab_size * config.embed_dim
+    if config.num_experts:  # A token goes to a few.
+        idle = config.num_experts - config.experts_per_token
+        matrices -= 3 * config.num_layers * idle * config.embed_dim * config.mlp_dim
     tokens = batch_rows(experiment) * (window.prompt + window.completion)
     return Plan(
         topology=str(topology),

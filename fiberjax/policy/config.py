@@ -27,7 +27,10 @@ class TransformerConfig:
       num_heads: query heads.
       num_kv_heads: key and value heads; divides `num_heads`.
       head_dim: width of a head, even; `num_heads * head_dim` need not equal `embed_dim`.
-      mlp_dim: hidden width of the gated MLP.
+      mlp_dim: hidden width of the gated MLP, or of one expert.
+      num_experts: experts of every layer, in place of its MLP; 0 for none.
+      experts_per_token: how many of them a token goes to; 0 without experts.
+      norm_topk_prob: the shares of a token's experts are made to add up to one.
       activation: of the MLP's gate: `"silu"`, or `"gelu_tanh"` (Gemma), GELU by its tanh formula.
       rope_theta: base of the rotary wavelengths.
       rope_type: `"default"`, `"linear"`, `"llama3"` (Llama 3.1 and later) or `"yarn"`: how the
@@ -65,6 +68,9 @@ class TransformerConfig:
     num_kv_heads: int
     head_dim: int
     mlp_dim: int
+    num_experts: int = 0
+    experts_per_token: int = 0
+    norm_topk_prob: bool = False
     activation: str = "silu"
     rope_theta: float = 10_000.0
     rope_type: str = "default"
@@ -91,6 +97,16 @@ class TransformerConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.num_experts < 0:
+            raise ValueError(f"num_experts must be 0 or positive, got {self.num_experts!r}")
+        fewest = min(self.num_experts, 1)
+        if not fewest <= self.experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"experts_per_token must be in [{fewest}, {self.num_experts}] for num_experts = "
+                f"{self.num_experts}, got {self.experts_per_token!r}"
+            )
+        if self.norm_topk_prob and not self.num_experts:
+            raise ValueError("norm_topk_prob must be False without experts, got True")
         for name in ("local_rope_theta", "query_pre_attn_scalar"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or positive, got {getattr(self, name)!r}")

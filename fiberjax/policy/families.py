@@ -20,7 +20,7 @@ COMPUTED = ("compute_dtype", "remat", "attention")
 _REQUIRED = object()
 
 # Path of a parameter -> name of its tensors, and whether they are stored transposed, [out, in]. One
-# `{}` for each leading axis of the parameter: the layer.
+# `{}` for each leading axis of the parameter: the layer, the expert.
 Tensors = Mapping[str, tuple[str, bool]]
 
 
@@ -337,6 +337,42 @@ def _qwen3(found: Description) -> dict[str, Any]:
     return common | _rope(found) | window | {"qk_norm": True}
 
 
+def _qwen3_moe(found: Description) -> dict[str, Any]:
+    found.only("hidden_act", "silu")
+    found.only("attention_bias", False)
+    found.only("mlp_only_layers", [])
+    found.only("decoder_sparse_step", 1)
+    found.only("layer_types", None)
+    common = _common(found)
+    windowed = found.flag("use_sliding_window", False)
+    window = found.integer("sliding_window", 4096) if windowed else 0
+    count = "num_local_experts" if found.has("num_local_experts") else "num_experts"
+    return {
+        **common,
+        **_rope(found),
+        **_windows(["sliding" if windowed else "full"], window),
+        "mlp_dim": found.integer("moe_intermediate_size", 768),
+        "num_experts": found.integer(count, 128),
+        "experts_per_token": found.integer("num_experts_per_tok", 8),
+        "norm_topk_prob": found.flag("norm_topk_prob", False),
+        "qk_norm": True,
+    }
+
+
+def _write_qwen3_moe(config: TransformerConfig) -> dict[str, Any]:
+    own: dict[str, Any] = {
+        "moe_intermediate_size": config.mlp_dim,
+        "num_experts": config.num_experts or None,
+        "num_experts_per_tok": config.experts_per_token or None,
+        "norm_topk_prob": config.norm_topk_prob,
+        "mlp_only_layers": [],
+        "decoder_sparse_step": 1,
+        "use_sliding_window": any(config.sliding),
+        "sliding_window": config.sliding_window or None,
+    }
+    return _write_llama(config) | own
+
+
 def _gemma3(found: Description) -> dict[str, Any]:
     found.only("hidden_activation", "gelu_pytorch_tanh")
     found.only("attention_bias", False)
@@ -423,6 +459,16 @@ _FOUR_NORMS: Tensors = {
         ("mlp_post_norm", "post_feedforward"),
     )
 }
+_EXPERTS: Tensors = {
+    "layers/experts/router/kernel": ("model.layers.{}.mlp.gate.weight", True),
+    **{
+        f"layers/experts/{name}/kernel": (
+            f"model.layers.{{}}.mlp.experts.{{}}.{name}_proj.weight",
+            True,
+        )
+        for name in ("gate", "up", "down")
+    },
+}
 _DENSE: Tensors = {**_OUTER, **_NORMS, **_ATTENTION, **_QK_NORMS, **_MLP}
 
 FAMILIES: Mapping[str, Family] = {
@@ -430,6 +476,12 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": Family("MistralForCausalLM", _mistral, _write_mistral, _DENSE),
     "qwen2": Family("Qwen2ForCausalLM", _qwen2, _write_qwen, _DENSE),
     "qwen3": Family("Qwen3ForCausalLM", _qwen3, _write_qwen, _DENSE),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        _qwen3_moe,
+        _write_qwen3_moe,
+        {**_OUTER, **_NORMS, **_ATTENTION, **_QK_NORMS, **_EXPERTS},
+    ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
         _gemma3,

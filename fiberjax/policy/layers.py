@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from fiberjax.policy.activation import activate
 from fiberjax.policy.config import TransformerConfig
+from fiberjax.policy.experts import Experts
 from fiberjax.policy.placement import Placement
 from fiberjax.policy.rope import rotate
 
@@ -141,15 +143,10 @@ class MLP(nnx.Module):
         return self.down(self.placement.activation(hidden, "mlp"))
 
 
-def activate(x: Array, activation: str) -> Array:
-    """The activation of a gate, one of `config.ACTIVATIONS`."""
-    return jax.nn.silu(x) if activation == "silu" else jax.nn.gelu(x, approximate=True)
-
-
 class Block(nnx.Module):
     """All layers' parameters, stacked; one slice of them is one layer, normed where it reads.
 
-    With `post_norms` it is normed where it writes, too.
+    With `post_norms` it is normed where it writes, too; with `num_experts` its MLP is a mixture.
     """
 
     def __init__(self, config: TransformerConfig, placement: Placement, *, rngs: nnx.Rngs):
@@ -157,7 +154,11 @@ class Block(nnx.Module):
         self.attention_norm = RMSNorm(shape, config)
         self.attention = Attention(config, placement, rngs=rngs)
         self.mlp_norm = RMSNorm(shape, config)
-        self.mlp = MLP(config, placement, rngs=rngs)
+        if config.num_experts:
+            self.experts = Experts(config, placement, scale=_residual(config), rngs=rngs)
+        else:
+            self.mlp = MLP(config, placement, rngs=rngs)
+        self.mixture = config.num_experts > 0
         if config.post_norms:
             self.attention_post_norm = RMSNorm(shape, config)
             self.mlp_post_norm = RMSNorm(shape, config)
@@ -172,7 +173,8 @@ class Block(nnx.Module):
         """The layer's output, given what attention read."""
         attended = self.attention.output(heads)
         x = x + (self.attention_post_norm(attended) if self.post_norms else attended)
-        thought = self.mlp(self.mlp_norm(x))
+        think = self.experts if self.mixture else self.mlp
+        thought = think(self.mlp_norm(x))
         x = x + (self.mlp_post_norm(thought) if self.post_norms else thought)
         return self.placement.activation(x, "activation")
 

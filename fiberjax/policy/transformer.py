@@ -1,9 +1,10 @@
 """The policy: the decoder of the published families, its parameters, and its key-value cache.
 
 RMSNorm, rotary positions (the half-split form of the published checkpoints), grouped-query
-attention over all that came before or over a window, a gated MLP, tied or untied embeddings; what
-tells the families apart are options of `TransformerConfig`. Parameters are float32; activations and
-matrix products are in `compute_dtype`; norms, softmax and logits are in float32.
+attention over all that came before or over a window, a gated MLP or a mixture of them, tied or
+untied embeddings; what tells the families apart are options of `TransformerConfig`. Parameters are
+float32; activations and matrix products are in `compute_dtype`; norms, softmax, routers and logits
+are in float32.
 
 Parameters are a nested dict of arrays. The layers are stacked along a leading axis and run by one
 `lax.scan`, so that compile time does not grow with depth. With L layers, D `embed_dim`,
@@ -21,6 +22,9 @@ H `num_heads`, G `num_kv_heads`, K `head_dim`, F `mlp_dim` and V `vocab_size`:
     layers/mlp_norm/scale                 [L, D]
     layers/mlp/{gate,up}/kernel           [L, D, F]
     layers/mlp/down/kernel                [L, F, D]
+    layers/experts/router/kernel          [L, D, E]     in place of mlp with E = num_experts
+    layers/experts/{gate,up}/kernel       [L, E, D, F]
+    layers/experts/down/kernel            [L, E, F, D]
     layers/mlp_post_norm/scale            [L, D]        with post_norms
     final_norm/scale                      [D]
     head/kernel                           [V, D]        without tie_embeddings

@@ -77,6 +77,15 @@ MODELS = {
             },
         },
     ),
+    "qwen3_moe": transformers.Qwen3MoeConfig(
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=8,
+        norm_topk_prob=True,
+        tie_word_embeddings=False,
+        **SHAPE,
+    ),
 }
 # Rotary positions of real sizes, whose frequencies alone are kept: width of a head, and the rest.
 ROPES = {

@@ -115,6 +115,22 @@ def test_kernels_count_the_blocks_that_they_compute(kind, products):
         assert costs.flops(hlo.parse(text)) == share * whole
 
 
+def test_kernels_of_experts_count_every_row():
+    """Of 70 rows, 64 wide, by matrices of three experts to 32; what prepares it costs nothing."""
+    text = """HloModule m
+
+ENTRY %main (n: s32[3]) -> bf16[70,32] {
+  %n = s32[3]{0} parameter(0)
+  %x = bf16[70,64]{1,0} parameter(1)
+  %w = bf16[3,64,32]{2,1,0} parameter(2)
+  %ragged-dot-metadata = (s32[4]{0}, s32[5]{0}, s32[5]{0}, s32[1]{0}) custom-call(%n), custom_call_target="tpu_custom_call"
+  %a = s32[4]{0} get-tuple-element(%ragged-dot-metadata), index=0
+  ROOT %ragged-dot-none.1 = bf16[70,32]{1,0} custom-call(%a, %a, %a, %a, %a, %x, %w), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+    assert costs.flops(hlo.parse(text)) == 2 * 70 * 64 * 32
+
+
 def test_unknown_kernels_are_refused():
     with pytest.raises(ValueError, match=r"%mystery\.1 is not known; only splash"):
         costs.flops(hlo.parse(kernel("mystery", "1,1,1")))

@@ -269,6 +269,7 @@ def test_init_under_jit_and_with_split(config):
 
 
 QWEN25 = dict(qkv_bias=True, rope_theta=1e6)
+QWEN3_MOE = dict(tie_embeddings=False, qk_norm=True, num_experts=128, experts_per_token=8)
 GEMMA3 = dict(qk_norm=True, post_norms=True, norm_offset=True, scale_embeddings=True)
 
 
@@ -286,10 +287,11 @@ GEMMA3 = dict(qk_norm=True, post_norms=True, norm_offset=True, scale_embeddings=
         (268_098_176, dict(dims=(262144, 640, 18, 4, 1, 256, 2048), **GEMMA3)),
         (999_885_952, dict(dims=(262144, 1152, 26, 4, 1, 256, 6912), **GEMMA3)),
         (7_241_732_096, dict(dims=(32000, 4096, 32, 32, 8, 128, 14336), tie_embeddings=False)),
+        (30_532_122_624, dict(dims=(151936, 2048, 48, 32, 4, 128, 768), **QWEN3_MOE)),
     ],
     ids=[
         *("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen3-0.6b", "llama3-8b"),
-        *("gemma3-270m", "gemma3-1b", "mistral-7b"),
+        *("gemma3-270m", "gemma3-1b", "mistral-7b", "qwen3-30b-a3b"),
     ],
 )
 def test_published_parameter_counts(published, shape):
@@ -313,6 +315,10 @@ def test_published_parameter_counts(published, shape):
         (dict(layer_pattern=("sliding",)), "sliding_window must be positive for layers"),
         (dict(local_rope_theta=1e4), "local_rope_theta must be 0 where no layer slides, got 10000"),
         (dict(query_pre_attn_scalar=-1.0), "query_pre_attn_scalar must be 0 or positive, got -1.0"),
+        (dict(num_experts=4), r"experts_per_token must be in \[1, 4\] for num_experts = 4, got 0"),
+        (dict(experts_per_token=1), r"experts_per_token must be in \[0, 0\]"),
+        (dict(num_experts=-1), "num_experts must be 0 or positive, got -1"),
+        (dict(norm_topk_prob=True), "norm_topk_prob must be False without experts"),
         (dict(activation="relu"), r"activation must be one of \['silu', 'gelu_tanh'\], got 'relu'"),
         (dict(sliding_window=4), r"sliding_window must be 0 for layers \['full'\], got 4"),
     ],

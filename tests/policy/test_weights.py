@@ -49,7 +49,9 @@ def test_what_is_written_has_the_names_that_transformers_uses(tmp_path, kind):
     assert weights.read_shape(tmp_path) == weights.read_shape(CHECKPOINTS / kind)
     written = json.loads((tmp_path / "config.json").read_text())
     theirs = json.loads((CHECKPOINTS / kind / "config.json").read_text())
-    shared = written.keys() & theirs.keys() - {"max_position_embeddings"}
+    # What the policy does not know: the longest sequence, and beside experts a dense layer's width.
+    unknown = {"max_position_embeddings", *({"intermediate_size"} if config.num_experts else ())}
+    shared = written.keys() & theirs.keys() - unknown
     assert {"model_type", "architectures", "hidden_size", "tie_word_embeddings"} <= shared
     assert {key: written[key] for key in shared} == {key: theirs[key] for key in shared}
 
@@ -110,6 +112,25 @@ def test_gemma_is_read_in_both_spellings(tmp_path):
 def test_what_gemma_has_not_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         weights.read_shape(copy(tmp_path, "gemma3", **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_only_layers": [0]}, r"mlp_only_layers is \[0\], only \[\] is supported"),
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step is 2, only 1 is supported"),
+        ({"num_experts_per_tok": 5}, r"experts_per_token must be in \[1, 4\] for num_experts = 4"),
+        ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0, expected a positive integer"),
+    ],
+)
+def test_experts_that_are_not_understood_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        weights.read_shape(copy(tmp_path, "qwen3_moe", **changes))
+
+
+def test_experts_are_counted_by_either_name(tmp_path):
+    folder = copy(tmp_path, "qwen3_moe", num_local_experts=None, num_experts=4)
+    assert weights.read_shape(folder) == weights.read_shape(CHECKPOINTS / "qwen3_moe")
 
 
 def test_epsilons_are_compared_as_float32(tmp_path):
