@@ -62,14 +62,17 @@ _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 def _kernel_flops(instruction: Instruction, computation: Computation) -> int:
     """Of splash attention, or of a product of rows sorted by expert with their experts' matrices.
 
-    The latter counts as if every row met a matrix. A device that holds a part of the experts
-    computes only the rows that go to them.
+    The latter, and the gradient of the matrices, count as if every row met a matrix. A device that
+    holds a part of the experts computes only the rows that go to them.
     """
     if instruction.name.startswith("%ragged-dot-metadata"):
         return 0
     if instruction.name.startswith("%ragged-dot-none"):
         rows, contracted = computation[instruction.operands[5]].arrays[0].shape
         return 2 * rows * contracted * instruction.arrays[0].shape[-1]
+    if instruction.name.startswith("%tgmm"):
+        rows = computation[instruction.operands[6]].arrays[0].shape[0]
+        return 2 * rows * math.prod(instruction.arrays[0].shape[-2:])
     return _splash_flops(instruction, computation)
 
 

@@ -2,8 +2,8 @@
 
 Every token goes to the `experts_per_token` experts that the router finds likeliest, however many
 others do: none is dropped, so that a token's result depends on that token alone. Tokens are sorted
-by expert, and each product runs once over all of them, `lax.ragged_dot`: a kernel on accelerators,
-on a CPU as much arithmetic as all experts on all tokens.
+by expert, and each product runs once over all of them: a kernel on TPUs, on a CPU as much
+arithmetic as all experts on all tokens.
 
 The router computes in float32 whatever the compute dtype is, and its parameters stay float32 in the
 sampler: which experts a token goes to must not depend on who asks.
@@ -16,10 +16,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
+from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
 from fiberjax.policy.activation import activate
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.placement import Placement
+
+# Rows and columns of a TPU kernel's tile.
+_TILE = 128
 
 
 class Router(nnx.Module):
@@ -118,9 +122,8 @@ def dispatch(
     rows = jnp.repeat(x.reshape(-1, x.shape[-1]), chosen, axis=0)
     # Zeros in and zeros out: what lies beyond the last group is not defined on every platform.
     rows = jnp.where(ours, _permuted(rows, order, back), 0)
-    hidden = activate(lax.ragged_dot(rows, gate, sizes), activation)
-    hidden = hidden * lax.ragged_dot(rows, up, sizes)
-    out = jnp.where(ours, lax.ragged_dot(hidden, down, sizes), 0)
+    hidden = activate(grouped(rows, gate, sizes), activation) * grouped(rows, up, sizes)
+    out = jnp.where(ours, grouped(hidden, down, sizes), 0)
     out = _permuted(out, back, order).reshape(*expert.shape, -1)
     return jnp.sum(out * share[..., None], axis=-2)
 
@@ -136,3 +139,50 @@ _permuted.defvjp(
     lambda rows, order, back: (rows[order], back),
     lambda back, gradient: (gradient[back], None, None),
 )
+
+
+@jax.custom_vjp
+def grouped(rows: Array, kernels: Array, sizes: Array) -> Array:
+    """Each row times the matrix of its group, dtype[N, out].
+
+    Args:
+      rows: dtype[N, in], sorted by group.
+      kernels: dtype[E, in, out], a matrix a group.
+      sizes: int32[E], rows of each group; what lies beyond their sum means nothing.
+
+    Returns:
+      Differentiable in `rows` and `kernels`.
+    """
+    return lax.ragged_dot(rows, kernels, sizes)
+
+
+def _grouped_backward(
+    residuals: tuple[Array, Array, Array], gradient: Array
+) -> tuple[Array, Array, None]:
+    rows, kernels, sizes = residuals
+    of_rows = lax.ragged_dot(gradient, kernels.swapaxes(1, 2), sizes)
+    # On a TPU, XLA has no kernel for sums over the rows of a group: left to it, the rows are laid
+    # out once for every group.
+    of_kernels = lax.platform_dependent(rows, gradient, sizes, tpu=outer_tpu, default=outer)
+    return of_rows, of_kernels.astype(kernels.dtype), None
+
+
+grouped.defvjp(lambda *given: (lax.ragged_dot(*given), given), _grouped_backward)
+
+
+def outer(rows: Array, gradient: Array, sizes: Array) -> Array:
+    """Σ over the rows of each group of row ⊗ gradient, dtype[E, in, out]."""
+    sums = lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(((0,), (0,)), ((), ())),
+        lhs_ragged_dimensions=[0],
+        rhs_group_dimensions=[],
+    )
+    return lax.ragged_dot_general(rows, gradient, sizes, sums)
+
+
+def outer_tpu(rows: Array, gradient: Array, sizes: Array, *, interpret: bool = False) -> Array:
+    """What `outer` computes, by JAX's own kernel; `interpret` runs it without a TPU."""
+    padding = ((0, -len(rows) % _TILE), (0, 0))
+    rows, gradient = jnp.pad(rows, padding), jnp.pad(gradient, padding)
+    tiling = (_TILE, _TILE, _TILE)
+    return tgmm(rows.T, gradient, sizes, rows.dtype, tiling, interpret=interpret)

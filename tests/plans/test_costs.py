@@ -116,7 +116,7 @@ def test_kernels_count_the_blocks_that_they_compute(kind, products):
 
 
 def test_kernels_of_experts_count_every_row():
-    """Of 70 rows, 64 wide, by matrices of three experts to 32; what prepares it costs nothing."""
+    """70 rows, 64 wide, by matrices of three experts to 32, and back; preparing costs nothing."""
     text = """HloModule m
 
 ENTRY %main (n: s32[3]) -> bf16[70,32] {
@@ -125,10 +125,11 @@ ENTRY %main (n: s32[3]) -> bf16[70,32] {
   %w = bf16[3,64,32]{2,1,0} parameter(2)
   %ragged-dot-metadata = (s32[4]{0}, s32[5]{0}, s32[5]{0}, s32[1]{0}) custom-call(%n), custom_call_target="tpu_custom_call"
   %a = s32[4]{0} get-tuple-element(%ragged-dot-metadata), index=0
-  ROOT %ragged-dot-none.1 = bf16[70,32]{1,0} custom-call(%a, %a, %a, %a, %a, %x, %w), custom_call_target="tpu_custom_call"
+  %ragged-dot-none.1 = bf16[70,32]{1,0} custom-call(%a, %a, %a, %a, %a, %x, %w), custom_call_target="tpu_custom_call"
+  ROOT %tgmm.3 = bf16[3,64,32]{2,1,0} custom-call(%a, %a, %a, %a, %a, %x, %ragged-dot-none.1), custom_call_target="tpu_custom_call"
 }
 """  # noqa: E501
-    assert costs.flops(hlo.parse(text)) == 2 * 70 * 64 * 32
+    assert costs.flops(hlo.parse(text)) == 2 * 2 * 70 * 64 * 32
 
 
 def test_unknown_kernels_are_refused():

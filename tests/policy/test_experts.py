@@ -1,6 +1,7 @@
 """A mixture of experts against a loop over tokens, whoever holds the experts."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -78,6 +79,18 @@ def test_gradients_are_those_of_all_experts_on_all_tokens():
 
     sorted_ = lambda x, share, *kernels: dispatch(0, x, share, expert, *kernels)  # noqa: E731
     chex.assert_trees_all_close(gradient(sorted_), gradient(everywhere), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(20, 0, 100), (129, 3, 0), (0, 0, 0), (40, 50, 60)], ids=str)
+def test_the_kernel_for_gradients_of_matrices(sizes):
+    """What the kernel sums over the rows of each group, some of which are in none."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    rows, gradient = (jax.random.normal(k, (150, n)) for k, n in zip(keys, (24, 40), strict=True))
+    ends = np.cumsum((0, *sizes))
+    expected = np.stack([rows[a:b].T @ gradient[a:b] for a, b in itertools.pairwise(ends)])
+    given = rows, gradient, jnp.array(sizes, jnp.int32)
+    np.testing.assert_allclose(experts.outer(*given), expected, atol=5e-5)
+    np.testing.assert_allclose(experts.outer_tpu(*given, interpret=True), expected, atol=5e-5)
 
 
 def mixture(**changes):
