@@ -354,10 +354,16 @@ def _invert(mass: Array, uniform: Array) -> Array:
 
 
 def cast_kernels(params: transformer.Params, config: TransformerConfig) -> transformer.Params:
-    """Matrices in the compute dtype, once instead of at every step; norms stay float32."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype), params
-    )
+    """Matrices in the compute dtype, once instead of at every step.
+
+    Norms and routers stay float32, in which they compute.
+    """
+
+    def cast(path: tuple[Any, ...], x: Array) -> Array:
+        wide = path[-1].key == "scale" or path[-2].key == "router"
+        return x if wide else x.astype(config.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _validate(

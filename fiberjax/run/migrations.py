@@ -49,7 +49,20 @@ MIGRATIONS: tuple[Migration, ...] = (
                 "gain": 0.5,
                 "end": 1.0,
                 "largest": 100.0,
-            }
+            },
+            "policy.activation": "silu",
+            "policy.experts_per_token": 0,
+            "policy.layer_pattern": ["full"],
+            "policy.local_rope_theta": 0.0,
+            "policy.norm_offset": False,
+            "policy.norm_topk_prob": False,
+            "policy.num_experts": 0,
+            "policy.post_norms": False,
+            "policy.query_pre_attn_scalar": 0.0,
+            "policy.rope_scaling": [],
+            "policy.rope_type": "default",
+            "policy.scale_embeddings": False,
+            "policy.sliding_window": 0,
         },
         renamed={},
     ),
@@ -70,7 +83,8 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     Raises:
       ValueError: the version is not one of the past.
 
-    >>> old = {"advantage": "pass_at_k", "optimizer": {}, "tasks": {}, "training": {}}
+    >>> sections = ("optimizer", "policy", "tasks", "training")
+    >>> old = {"advantage": "pass_at_k", **{name: {} for name in sections}}
     >>> migrate(old, 0)["advantage"]
     'leave_one_out_max'
     """
