@@ -126,9 +126,14 @@ def check(directory: str | Path, config: TransformerConfig) -> dict[str, Any]:
     return tensors
 
 
-def _check_config(directory: Path, config: TransformerConfig) -> None:
-    """Compares a checkpoint's `config.json` with the policy's shape; names every difference."""
-    path = directory / "config.json"
+def read_shape(directory: str | Path) -> dict[str, Any]:
+    """The fields of `TransformerConfig` that a checkpoint's `config.json` says, by name.
+
+    Raises:
+      ValueError: it cannot be read, is of another architecture, or asks for what the decoder does
+        not have.
+    """
+    path = Path(directory) / "config.json"
     try:
         found = json.loads(path.read_text())
         kind = found["model_type"]
@@ -149,7 +154,14 @@ def _check_config(directory: Path, config: TransformerConfig) -> None:
         "attention_bias": (kind != "qwen2" and bool(found.get("attention_bias")), False),
     }
     heads = found.get("num_attention_heads")
-    expected = {
+    problems = [
+        f"{name} is {value!r}, only {only!r} is supported"
+        for name, (value, only) in refused.items()
+        if value != only
+    ]
+    if problems:
+        raise ValueError(f"{path} does not fit the policy: {'; '.join(problems)}")
+    return {
         "vocab_size": found.get("vocab_size"),
         "embed_dim": found.get("hidden_size"),
         "num_layers": found.get("num_hidden_layers"),
@@ -163,16 +175,17 @@ def _check_config(directory: Path, config: TransformerConfig) -> None:
         "qkv_bias": kind == "qwen2",
         "tie_embeddings": bool(found.get("tie_word_embeddings", False)),
     }
+
+
+def _check_config(directory: Path, config: TransformerConfig) -> None:
+    """Compares a checkpoint's `config.json` with the policy's shape; names every difference."""
     differences = [
         f"config.policy.{name} is {getattr(config, name)!r}, the checkpoint has {value!r}"
-        for name, value in expected.items()
+        for name, value in read_shape(directory).items()
         if getattr(config, name) != value
-    ] + [
-        f"{name} is {value!r}, only {only!r} is supported"
-        for name, (value, only) in refused.items()
-        if value != only
     ]
     if differences:
+        path = directory / "config.json"
         raise ValueError(f"{path} does not fit the policy: {'; '.join(differences)}")
 
 
