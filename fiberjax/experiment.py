@@ -489,7 +489,9 @@ def check_shape(values: Any, shape: Mapping[str, Any], folder: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value of an option, whether from JSON or not."""
+    """A value of an option, whether from JSON or not; numbers as they are computed with."""
+    if isinstance(value, float):
+        return float(np.float32(value))
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 

@@ -196,8 +196,8 @@ class Model:
         parameters of the shape that `config.policy` has.
       tokenizer: "auto" is the folder's, and without a folder that of `tasks.vocabulary`; "tasks" is
         the latter even with a folder; or the path of another folder, or of a tokenizer.json.
-      overrides: what is believed in place of the folder: `context`, tokens; and as the tokens' texts
-        `pad`, `begin` ("" for none) and `end`, a tuple.
+      overrides: what is believed in place of the folder: `context`, in tokens; and as the texts of
+        tokens `pad`, `begin` ("" for none) and `end`, a tuple.
       chat: whether prompts stand in the chat template: "on", "off", or "auto", if there is one.
       system: the system prompt; "" for none.
       examples: what is shown before every prompt: pairs of what a user says and what is answered,

@@ -3,8 +3,8 @@
 A run folder's `config.json` carries the `version` that wrote it; without one it is 0. Whoever adds
 an option, or gives a value another name, adds a row to `MIGRATIONS`: options that the older runs
 lack, with the value that does what was done before there was a choice, and values by the name that
-they have today. Where options became others, a function says so. Configs that are typed or shipped take no part in this: theirs are all there, or
-are refused.
+they have today. Where options became others, a function says so. Configs that are typed or shipped
+take no part in this: theirs are all there, or are refused.
 """
 
 import copy

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiberjax import options
-from fiberjax.tasks.chat import Frame, make_frame
+from fiberjax.tasks.chat import Frame, Piece, make_frame
 from fiberjax.tasks.files import read_pairs
 from fiberjax.tasks.vocabulary import UNKNOWN, before_end, shorten
 
@@ -80,6 +80,7 @@ class PublishedVocabulary:
             if turn and isinstance(turn[0], int):
                 # What the template ends an answer with is what the model does.
                 self.end_ids = tuple(dict.fromkeys((turn[0], *end_ids)))
+            self._runs = self._encoded_runs(frame)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text; what spells a control token is text like any other.
@@ -106,17 +107,41 @@ class PublishedVocabulary:
         if self.frame is None:
             return [*self.begin_ids, *self._encode(text, first=True)]
         ids: list[int] = []
-        # Between control tokens, what the template and what people say is one text.
-        run = ""
-        for piece in self.frame.pieces:
-            said = piece.said(text)
-            for part in self._split(said) if piece.own else [said]:
-                if isinstance(part, str):
-                    run += part
-                    continue
-                ids += self._encode(run, first=not ids) if run else []
-                ids, run = [*ids, part], ""
-        return ids + (self._encode(run, first=not ids) if run else [])
+        for encoded, pieces in self._runs:
+            ids += encoded
+            run = "".join(piece.said(text) for piece in pieces)
+            ids += self._encode(run, first=not ids) if run else []
+        return ids
+
+    def _encoded_runs(self, frame: Frame) -> list[tuple[list[int], list[Piece]]]:
+        """Ids that all prompts share, and the pieces that follow them and hold the prompt.
+
+        Between two control tokens, what the template and what people say is one text, as it is for
+        a tokenizer that reads the whole.
+        """
+        runs: list[tuple[list[int], list[Piece]]] = []
+        ids: list[int] = []
+        run: list[Piece] = []
+
+        def close() -> None:
+            nonlocal ids, run
+            if any(piece.row for piece in run):
+                runs.append((ids, run))
+                ids = []
+            elif run:
+                said = "".join(piece.said("") for piece in run)
+                ids = ids + self._encode(said, first=not ids and not runs) if said else ids
+            run = []
+
+        for piece in frame.pieces:
+            for part in self._split(piece.text) if piece.own else [piece]:
+                if isinstance(part, int):
+                    close()
+                    ids = [*ids, part]
+                else:
+                    run.append(Piece(part) if isinstance(part, str) else part)
+        close()
+        return [*runs, (ids, [])]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text before the first end of sequence, and before a stop string.
@@ -284,7 +309,9 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(f"a published model needs the `hf` extra: transformers ({error})") from None
+        raise ValueError(
+            f"a published model needs the `hf` extra: transformers ({error})"
+        ) from None
     return transformers
 
 
@@ -315,7 +342,7 @@ def _ends(said: _Said, size: int) -> tuple[int, ...]:
         _said_in(said.config, "eos_token_id"),
         own,
     ):
-        ids = list(found) if isinstance(found, list) else [found]
+        ids: list[Any] = list(found) if isinstance(found, list) else [found]
         if found is None or not ids:
             continue
         for token in ids:

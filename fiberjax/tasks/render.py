@@ -1,4 +1,4 @@
-"""Runs a chat template once, in a process of its own with a limit of time: what it writes, in pieces.
+"""Runs a chat template once, in a process with a limit of time: what it writes, in pieces.
 
 A template is a program that somebody else wrote. transformers compiles it in jinja's sandbox; this
 file is run as a script, by `tasks.chat`, so that one that never ends takes nobody with it. It reads
@@ -59,7 +59,7 @@ def pieces(
         return render(messages=messages, add_generation_prompt=generation, **told)
 
     if thinking != "auto" and chat([*texts, "a"], mode="on") == chat([*texts, "a"], mode="off"):
-        raise ValueError(f"config.model.thinking is {thinking!r}, and the template has no such mode")
+        raise ValueError(f"it has no mode that config.model.thinking = {thinking!r} could choose")
     nonce = secrets.token_hex(8)
     marks = [f"MESSAGE{nonce}N{index}E" for index in range(len(texts) + 1)]
     cut = re.compile(rf"({_SPACE})?MESSAGE{nonce}N(\d+)E({_SPACE})?")
@@ -73,9 +73,7 @@ def pieces(
     if plain[2::4] != padded[2::4]:
         raise ValueError("the template writes a message with space around it in another way")
     found, trimmed = [(plain[0], -1)], [(False, False)]
-    for index, left, right, own in zip(
-        shown, padded[1::4], padded[3::4], plain[4::4], strict=True
-    ):
+    for index, left, right, own in zip(shown, padded[1::4], padded[3::4], plain[4::4], strict=True):
         found += [("" if index == len(texts) else texts[index], index), (own, -1)]
         trimmed += [(left is None, right is None), (False, False)]
     made = {"pieces": found, "trimmed": trimmed}

@@ -170,7 +170,7 @@ class Sampler:
         )
 
 
-def cut_at_stops(vocabulary: Vocabulary, drawn: Samples) -> Samples:
+def cut_at_stops(vocabulary: Vocabulary, drawn: Any) -> Any:
     """Completions up to the token with which a stop string is complete, as if they had ended there.
 
     A token is drawn from what stands before it alone, so that what is left was drawn as it would
@@ -179,7 +179,7 @@ def cut_at_stops(vocabulary: Vocabulary, drawn: Samples) -> Samples:
 
     Args:
       vocabulary: knows the stop strings.
-      drawn: on the host; not changed.
+      drawn: `Samples` on the host; not changed.
     """
     stops = [
         vocabulary.stop_length(row[:length])
@@ -192,7 +192,7 @@ def cut_at_stops(vocabulary: Vocabulary, drawn: Samples) -> Samples:
         np.int32,
     )
     kept = np.arange(drawn.tokens.shape[1]) < length[:, None]
-    return Samples(
+    return drawn._replace(
         tokens=np.where(kept, drawn.tokens, np.int32(vocabulary.pad_id)),
         log_prob=np.where(kept, drawn.log_prob, np.float32(0)),
         log_kept=np.where(kept, drawn.log_kept, np.float32(0)),
