@@ -58,6 +58,7 @@ def test_the_folder_says_every_end(read):
 @pytest.mark.parametrize(
     ("files", "ends", "pad"),
     [
+        ({"template": None}, (END, PAD), PAD),
         # No generation_config: the config's, of which there is none here, then the tokenizer's.
         ({"generation": {}, "template": None}, (END,), PAD),
         ({"generation": {"eos_token_id": PAD}, "template": None}, (PAD,), PAD),
