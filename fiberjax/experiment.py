@@ -449,7 +449,7 @@ def with_folder(config: ConfigDict, overridden: Collection[str] = ()) -> ConfigD
     Raises:
       ValueError: the folder is no checkpoint of a known architecture, or contradicts what was set.
     """
-    shape = read_shape(config.model.folder if "model" in config else "")
+    shape = read_shape(config.get("model", {}).get("folder", ""))
     if not shape:
         return config
     completed = config.copy_and_resolve_references()

@@ -34,6 +34,7 @@ class PublishedVocabulary:
       begin_ids: before a prompt that is not framed.
       frame: the chat around a prompt; None encodes prompts as they are.
       stop: texts that end a completion, which then ends before them.
+      turn_ends: whether the token that the frame ends an answer with ends a completion too.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class PublishedVocabulary:
         begin_ids: tuple[int, ...] = (),
         frame: Frame | None = None,
         stop: tuple[str, ...] = (),
+        turn_ends: bool = True,
     ):
         import tokenizers
 
@@ -77,7 +79,7 @@ class PublishedVocabulary:
         self.frame = frame
         if frame is not None:
             turn = self._split(frame.after_turn)
-            if turn and isinstance(turn[0], int):
+            if turn_ends and turn and isinstance(turn[0], int):
                 # What the template ends an answer with is what the model does.
                 self.end_ids = tuple(dict.fromkeys((turn[0], *end_ids)))
             self._runs = self._encoded_runs(frame)
@@ -273,6 +275,7 @@ def _vocabulary(model: options.Model, path: Path) -> PublishedVocabulary:
         begin_ids=begin_ids,
         frame=_frame(model, said.tokenizer),
         stop=model.stop,
+        turn_ends="end" not in overrides,
     )
 
 

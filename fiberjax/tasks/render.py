@@ -15,6 +15,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 # Around a placeholder, to see whether the template trims a message.
@@ -120,8 +121,11 @@ def main() -> None:
     """Answers the request on stdin: `pieces`, or an `error`."""
     request = json.load(sys.stdin)
     try:
-        render = compiled(request["template"], request["variables"])
+        from transformers.utils import chat_template_utils  # noqa: F401 - not on its time.
+
         _limit(request["seconds"])
+        # Constants of a template are computed as it is compiled.
+        render = compiled(request["template"], request["variables"])
         answer = pieces(render, request["system"], request["examples"], request["thinking"])
     except MemoryError:
         answer = {"error": "it needs more than 4 GiB"}
@@ -132,7 +136,7 @@ def main() -> None:
 
 
 def _limit(seconds: int) -> None:
-    """From now on this process may use so many seconds of the processor, and 4 GiB."""
+    """From now on this process may use so many seconds of the processor, and 4 GiB more."""
     try:
         import resource
     except ImportError:  # Where there is none, the one who waits has a clock.
@@ -141,7 +145,9 @@ def _limit(seconds: int) -> None:
     until = int(used.ru_utime + used.ru_stime) + 1 + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (until, until + 1))
     with contextlib.suppress(ValueError, OSError):  # Not every system counts it.
-        resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + 4 * 2**30
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 if __name__ == "__main__":

@@ -188,6 +188,8 @@ def test_overrides_are_believed_in_place_of_the_folder(read, tmp_path):
     given = {"pad": "<think>", "end": ("<|endoftext|>",), "begin": "<|im_start|>"}
     vocabulary = read(chat="off", overrides=given)
     assert (vocabulary.pad_id, vocabulary.end_ids, vocabulary.begin_ids) == (259, (PAD,), (START,))
+    # Those alone, whatever the template ends an answer with.
+    assert read(overrides={"end": ("<|endoftext|>",)}).end_ids == (PAD,)
     with pytest.raises(ValueError, match=r"overrides: the tokenizer has no token '<end>'"):
         read(overrides={"end": ("<end>",)})
     # A tokenizer.json alone, as older runs named it.
@@ -265,6 +267,8 @@ def test_a_template_runs_in_a_process_of_its_own(monkeypatch):
     forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(ValueError, match="the chat template does not end within 1 s of processor"):
         chat.make_frame(forever, {})
+    with pytest.raises(ValueError, match="the chat template: it needs more than 4 GiB"):
+        chat.make_frame("{{ 'a' * 6000000000 }}", {})
 
 
 def test_stop_strings_end_a_completion(read):
