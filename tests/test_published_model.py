@@ -1,5 +1,6 @@
 """A published model's folder decides: what it says, what contradicts it, what is wrong in it."""
 
+import ast
 import json
 import pathlib
 import subprocess
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from fiberjax import experiment
 from fiberjax.policy import weights
 from fiberjax.run import checkpoints, identity, loop, migrations, publish, warm_start
-from fiberjax.tasks import loading, published
+from fiberjax.tasks import chat, loading, published
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(6) for b in range(6)]
@@ -141,6 +142,9 @@ def test_a_supervised_phase_on_a_folder_is_there_for_who_asks(kept, chatting, on
     assert folders.PAD not in taught.tokens[taught.loss_mask]
 
 
+FOREVER = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
 def no_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
@@ -174,16 +178,27 @@ def template(text):
         (truncated, r"model\.safetensors is not a safetensors file"),
         (missing_shard, r"is missing"),
         (template("{{ raise_exception('never') }}"), r"the chat template: TemplateError: never"),
+        (template(FOREVER), r"the chat template does not end within 1 s of processor time"),
         (change(model_type="mamba"), "model_type is 'mamba', expected one of"),
         (change(vocab_size=250), "the tokenizer has 260 tokens, more than the vocabulary of 250"),
         (change(intermediate_size=48), r"mlp.* is \[24, 16\], expected \[48, 16\]"),
     ],
-    ids=["no tokenizer", "truncated", "shard", "raises", "architecture", "vocabulary", "shape"],
+    ids=[
+        "no tokenizer",
+        "truncated",
+        "shard",
+        "raises",
+        "loops",
+        "architecture",
+        "vocabulary",
+        "shape",
+    ],
 )
 @pytest.mark.apart
 def test_a_wrong_folder_is_one_error_before_anything_compiles(
-    chatting, one_device, tmp_path, damage, message
+    chatting, one_device, tmp_path, monkeypatch, damage, message
 ):
+    monkeypatch.setattr(chat, "SECONDS", 1)
     folder = folders.write(tmp_path / "model", template=None)
     damage(pathlib.Path(folder))
     before = len(compilations)
@@ -218,6 +233,25 @@ def test_the_commands_refuse_what_contradicts_the_folder(kept, tmp_path, script)
         f"error: config.model.folder = {kept!r} says the policy's shape: "
         "config.policy.num_layers is 3, the folder has 1"
     )
+
+
+def test_options_of_the_chat_come_from_the_command_line():
+    shots = "(('2+2?','4'),('shots.jsonl'))"
+    config = tiny.from_command_line(
+        f"--config.model.examples={shots}", "--config.model.stop=('\\n',)"
+    )
+    assert config.model.examples == (("2+2?", "4"), "shots.jsonl")
+    assert config.model.stop == ("\n",)
+
+
+def test_what_only_a_published_model_needs_is_imported_with_one():
+    """transformers takes seconds, and belongs to an extra."""
+    for path in (ROOT / "fiberjax").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None)]
+                extra = {"transformers", "tokenizers", "jinja2", "safetensors"}
+                assert not extra & {str(name).partition(".")[0] for name in names}, path
 
 
 # Runs of before there was `config.model`.
