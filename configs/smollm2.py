@@ -17,7 +17,7 @@ from configs.gates import DEFAULT
 def get_config(gate: str = DEFAULT) -> ConfigDict:
     """The experiment; every value may be overridden on the command line."""
     config = quickstart.get_config(gate)
-    config.iterations = 8
+    config.iterations = 6
 
     # The folder says shape, tokens, template and context.
     config.model.folder = "SmolLM2-135M-Instruct"
@@ -44,5 +44,5 @@ def get_config(gate: str = DEFAULT) -> ConfigDict:
     config.optimizer.warmup_steps = 0
 
     config.evaluation = ConfigDict({"prompts": 40, "samples": 2, "batch": 20})
-    config.checkpoint = ConfigDict({"every": 4, "keep": 2})
+    config.checkpoint = ConfigDict({"every": 2, "keep": 3})
     return config
