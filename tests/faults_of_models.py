@@ -5,6 +5,7 @@ from faults_of_mathematics import Mutant
 TOKENS = "tests/tasks/test_published.py"
 FOLDER = "tests/test_published_model.py"
 PUBLISHED = "fiberjax/tasks/published.py"
+TOKENIZER = "fiberjax/tasks/tokenizer.py"
 RENDER = "fiberjax/tasks/render.py"
 EXPERIMENT = "fiberjax/experiment.py"
 PUBLISH = "fiberjax/run/publish.py"
@@ -13,7 +14,7 @@ FAULTS = (
     # Tokens.
     Mutant(
         "only the first end of sequence ends a completion",
-        PUBLISHED,
+        TOKENIZER,
         "self.end_ids = tuple(dict.fromkeys(end_ids))",
         "self.end_ids = end_ids[:1]",
         (f"{TOKENS}::test_ends_and_padding_are_found_in_order",),
@@ -27,7 +28,7 @@ FAULTS = (
     ),
     Mutant(
         "what the template ends an answer with does not end one",
-        PUBLISHED,
+        TOKENIZER,
         "tuple(dict.fromkeys((turn[0], *end_ids)))",
         "self.end_ids",
         (f"{TOKENS}::test_ends_and_padding_are_found_in_order",),
@@ -41,49 +42,49 @@ FAULTS = (
     ),
     Mutant(
         "a row's text may hold control tokens",
-        PUBLISHED,
+        TOKENIZER,
         "self._plain.encode_special_tokens = True",
         "self._plain.encode_special_tokens = False",
         (f"{TOKENS}::test_no_text_of_a_row_becomes_a_control_token",),
     ),
     Mutant(
         "a template's pieces are whoever's",
-        PUBLISHED,
+        TOKENIZER,
         "self._split(piece.text) if piece.own else [piece]",
         "[piece]",
         (f"{TOKENS}::test_prompts_are_what_transformers_makes_of_them",),
     ),
     Mutant(
         "examples may hold control tokens",
-        PUBLISHED,
+        TOKENIZER,
         "self._split(piece.text) if piece.own else [piece]",
         "[piece] if piece.row else self._split(piece.text)",
         (f"{TOKENS}::test_system_prompts_and_examples_are_texts_too",),
     ),
     Mutant(
         "what follows a control token begins a text",
-        PUBLISHED,
+        TOKENIZER,
         "ids += self._encode(run, first=not ids) if run else []",
         "ids += self._encode(run, first=True) if run else []",
         (f"{TOKENS}::test_without_a_control_token_before_it_a_text_begins",),
     ),
     Mutant(
         "a control token that is a word comes through",
-        PUBLISHED,
+        TOKENIZER,
         "if control is not None:",
         "if False:",
         (f"{TOKENS}::test_a_token_that_only_a_control_token_spells_is_refused",),
     ),
     Mutant(
         "special tokens that were drawn vanish",
-        PUBLISHED,
+        TOKENIZER,
         "skip_special_tokens=False",
         "skip_special_tokens=True",
         (f"{TOKENS}::test_no_drawn_token_is_lost", f"{TOKENS}::test_the_folder_says_every_end"),
     ),
     Mutant(
         "a plain prompt has no beginning",
-        PUBLISHED,
+        TOKENIZER,
         "return [*self.begin_ids, *self._encode(text, first=True)]",
         "return self._encode(text, first=True)",
         (f"{TOKENS}::test_a_plain_prompt_begins_as_the_tokenizer_has_it",),
@@ -162,14 +163,14 @@ FAULTS = (
     # Stop strings.
     Mutant(
         "a token with a stop string within ends nothing",
-        PUBLISHED,
+        TOKENIZER,
         "if any(text in self._decode([token]) for text in stop)",
         "if False",
         (f"{TOKENS}::test_stop_strings_end_a_completion",),
     ),
     Mutant(
         "a completion goes on for a token behind its stop string",
-        PUBLISHED,
+        TOKENIZER,
         "        return low\n",
         "        return low + 1\n",
         (f"{TOKENS}::test_stop_strings_end_a_completion",),

@@ -7,9 +7,9 @@ from fiberjax.tasks.encoded import EncodedExamples
 from fiberjax.tasks.examples import Example, Family
 from fiberjax.tasks.families import FAMILIES, VERIFIERS, make_family
 from fiberjax.tasks.files import read_file
-from fiberjax.tasks.published import PublishedVocabulary
 from fiberjax.tasks.source import PromptStream
 from fiberjax.tasks.supervised import supervised_batches
+from fiberjax.tasks.tokenizer import PublishedVocabulary
 from fiberjax.tasks.vocabulary import CharVocabulary, Vocabulary
 
 __all__ = [
