@@ -13,9 +13,10 @@ the policy draws itself, and printed; `--nomeasure` leaves that out.
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+FLAGS = flags.FLAGS
 WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
 ITERATION = flags.DEFINE_integer(
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> None:
     """Reads the checkpoint, writes the folder."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # Checkpoints tell a lot.
     import jax
 
     from fiberjax.parallel import distributed

@@ -361,7 +361,9 @@ def test_what_comes_out_is_what_went_in_with_other_weights(chatting, one_device,
     again = experiment.with_folder(chatting(output))
     assert experiment.from_config(again, one_device).policy == built.policy
     publish.publish(built, params, output)  # One file in place of the many.
-    assert [path.name for path in output.glob("model*")] == ["model.safetensors"]
+    (whole,) = output.glob("model*")
+    assert whole.name == "model.safetensors"
+    assert whole.stat().st_mode == (output / "config.json").stat().st_mode
     with pytest.raises(ValueError, match="is the folder that the run began with"):
         publish.publish(built, params, source)
     with pytest.raises(ValueError, match=r"no checkpoint of iteration 3; there are 2, 5"):

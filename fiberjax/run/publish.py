@@ -67,6 +67,8 @@ def publish(
     else:
         described |= _of_its_own(experiment, output)
     path.write_text(json.dumps(described, indent=2) + "\n")
+    for file in output.glob("model*.safetensors"):
+        shutil.copymode(path, file)  # It is written for its owner alone.
     split(output, shard_bytes)
 
 
