@@ -37,15 +37,23 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.tasks.verifier = "exact"
     config.tasks.pass_threshold = 1.0
     config.tasks.vocabulary = "characters"
-    config.tasks.pad_token = ""  # These three with a tokenizer.json.
-    config.tasks.eos_token = ""
-    config.tasks.bos_token = ""
 
     # Above the trajectory, finest first: a name, and the column of the data that says who belongs
     # together. The empty column is the prompt.
     config.levels = (("group", ""), ("domain", "domain"))
 
     config.window = ConfigDict({"prompt": 16, "completion": 52})
+
+    config.model = ConfigDict()
+    config.model.folder = ""  # Of a published model, which then says what is not computing below.
+    config.model.tokenizer = "auto"
+    config.model.overrides = ConfigDict()
+    config.model.chat = "auto"
+    config.model.system = ""
+    config.model.examples = ()
+    config.model.thinking = "auto"
+    config.model.stop = ()
+    config.model.warm_start = False
 
     config.policy = ConfigDict()
     config.policy.vocab_size = 0  # The tokenizer's.
@@ -79,7 +87,6 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
 
     config.warm_start = ConfigDict()
     config.warm_start.directory = "runs/warm_starts"
-    config.warm_start.weights = ""
     config.warm_start.steps = 450
     config.warm_start.batch_size = 64
     config.warm_start.flawed = 0.6

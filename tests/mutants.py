@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import faults_of_families
 import faults_of_mathematics
 import faults_of_models
 import faults_of_wiring
@@ -30,6 +31,7 @@ LIMIT = 900  # Seconds. Tests that do not end have caught something too.
 
 MUTANTS = (
     *faults_of_mathematics.FAULTS,
+    *faults_of_families.FAULTS,
     *faults_of_models.FAULTS,
     *faults_of_wiring.FAULTS,
 )

@@ -311,7 +311,8 @@ def published(make_config, one_device, tmp_path):
     shape = experiment.from_config(config, one_device).policy
     params = shapes.params(shape)
     weights.save(tmp_path / "weights", shape, params, dtype="float32")
-    config.warm_start.weights = str(tmp_path / "weights")
+    config.model.folder = str(tmp_path / "weights")
+    config.model.tokenizer = "tasks"
     return config, params
 
 
@@ -326,6 +327,7 @@ def test_a_warm_start_goes_on_from_them_and_is_made_anew_for_others(published, o
     config, params = published
     config.warm_start.steps = 1
     config.warm_start.learning_rate = 1e-9
+    config.model.warm_start = True
 
     def start():
         return warm_start.starting_params(experiment.from_config(config, one_device))
@@ -333,12 +335,13 @@ def test_a_warm_start_goes_on_from_them_and_is_made_anew_for_others(published, o
     chex.assert_trees_all_close(start(), params, atol=1e-5)
     shape = experiment.from_config(config, one_device).policy
     other = shapes.params(shape, seed=1)
-    weights.save(config.warm_start.weights, shape, other, dtype="float32")
+    weights.save(config.model.folder, shape, other, dtype="float32")
     chex.assert_trees_all_close(start(), other, atol=1e-5)
 
 
 def test_weights_that_do_not_fit_are_refused_before_the_run(published, one_device):
     config, _ = published
     config.policy.mlp_dim = 48
-    with pytest.raises(ValueError, match=r"config.warm_start.weights: .*mlp_dim is 48"):
+    config.warm_start.steps = 0
+    with pytest.raises(ValueError, match=r"config\.model\.folder = .*mlp_dim is 48"):
         experiment.from_config(config, one_device)
