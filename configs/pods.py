@@ -1,6 +1,7 @@
 """What the configs of large models share: long answers, sharded bfloat16 compute, small steps.
 
-Not a run by itself: `configs/qwen2_5_*.py` and `configs/qwen3_*.py` add the shape of a model.
+Not a run by itself: `config.model.folder` names a published model, which says its shape, or
+`configs/qwen2_5_*.py` and `configs/qwen3_*.py` add one.
 """
 
 from ml_collections import ConfigDict

@@ -37,15 +37,23 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.tasks.verifier = "exact"
     config.tasks.pass_threshold = 1.0
     config.tasks.vocabulary = "characters"
-    config.tasks.pad_token = ""  # These three with a tokenizer.json.
-    config.tasks.eos_token = ""
-    config.tasks.bos_token = ""
 
     # Above the trajectory, finest first: a name, and the column of the data that says who belongs
     # together. The empty column is the prompt.
     config.levels = (("group", ""), ("domain", "domain"))
 
     config.window = ConfigDict({"prompt": 16, "completion": 52})
+
+    config.model = ConfigDict()
+    config.model.folder = ""  # Of a published model, which then says what is not computing below.
+    config.model.tokenizer = "auto"
+    config.model.overrides = ConfigDict()
+    config.model.chat = "auto"
+    config.model.system = ""
+    config.model.examples = ()
+    config.model.thinking = "auto"
+    config.model.stop = ()
+    config.model.warm_start = False
 
     config.policy = ConfigDict()
     config.policy.vocab_size = 0  # The tokenizer's.
@@ -55,10 +63,23 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.policy.num_kv_heads = 2
     config.policy.head_dim = 16
     config.policy.mlp_dim = 192
+    config.policy.num_experts = 0
+    config.policy.experts_per_token = 0
+    config.policy.norm_topk_prob = False
+    config.policy.activation = "silu"
     config.policy.rope_theta = 10_000.0
+    config.policy.rope_type = "default"
+    config.policy.rope_scaling = ()
+    config.policy.layer_pattern = ("full",)
+    config.policy.sliding_window = 0
+    config.policy.local_rope_theta = 0.0
     config.policy.norm_epsilon = 1e-6
+    config.policy.norm_offset = False
+    config.policy.post_norms = False
     config.policy.qk_norm = True
     config.policy.qkv_bias = False
+    config.policy.query_pre_attn_scalar = 0.0
+    config.policy.scale_embeddings = False
     config.policy.tie_embeddings = True
     config.policy.compute_dtype = "float32"
     config.policy.remat = "full"
@@ -66,7 +87,6 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
 
     config.warm_start = ConfigDict()
     config.warm_start.directory = "runs/warm_starts"
-    config.warm_start.weights = ""
     config.warm_start.steps = 450
     config.warm_start.batch_size = 64
     config.warm_start.flawed = 0.6

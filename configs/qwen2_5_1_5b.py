@@ -6,8 +6,8 @@
 Plan: 11.5 of 15.75 GB a chip for the updates and 12.4 GB for sampling on `v5e:2x2` with
 `--config.rollout.prompts=16`; 4.1 and 9.2 GB on `v5e:4x4` as it stands (docs/pods.md). On N chips
 `rollout.prompts` must be a multiple of 4 N.
-Parameters start at random where `config.warm_start.weights` names no published checkpoint, and
-`config.tasks.vocabulary` names a tokenizer.json.
+Parameters start at random where `config.model.folder` names no published model. Its folder says the
+shape too; this one is for plans without a checkpoint.
 """
 
 from ml_collections import ConfigDict

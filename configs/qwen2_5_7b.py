@@ -6,8 +6,8 @@
 Plan: 13.7 of 15.75 GB a chip for the updates and 15.2 GB for sampling on `v5e:4x4` with
 `--config.rollout.prompts=16`; 3.1 and 10.2 GB on `v5e:16x16` as it stands (docs/pods.md). Heads,
 MLP and logits are split over 4 chips; on N chips `rollout.prompts` must be a multiple of N.
-Parameters start at random where `config.warm_start.weights` names no published checkpoint, and
-`config.tasks.vocabulary` names a tokenizer.json.
+Parameters start at random where `config.model.folder` names no published model. Its folder says the
+shape too; this one is for plans without a checkpoint.
 """
 
 from ml_collections import ConfigDict

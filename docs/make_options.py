@@ -26,6 +26,7 @@ SECTIONS: Mapping[str, type] = {
     "": options.Run,
     "tasks": options.Tasks,
     "window": options.Window,
+    "model": options.Model,
     "policy": TransformerConfig,
     "warm_start": options.WarmStart,
     "rollout": options.Rollout,

@@ -3,6 +3,8 @@
     python experiments/plan.py --config=configs/qwen2_5_7b.py --topology=v5e:16x16
     python experiments/plan.py --config=configs/qwen2_5_7b.py --topology=v5p:4x4x4 \
         --config.training.micro_batches=2 --output=plan.json
+    python experiments/plan.py --config=configs/pods.py --topology=v5e:4x4 \
+        --config.model.folder=Qwen2.5-0.5B-Instruct
 
 Exits with 1 where it does not fit. Several slices are `v5e:16x16*4`.
 """
@@ -37,7 +39,9 @@ def main(argv: list[str]) -> None:
     try:
         topology = topologies.parse_topology(TOPOLOGY.value)
         devices = topologies.describe_devices(topology)
-        built = experiment.from_config(CONFIG.value, devices, loading.named_domains)
+        overridden = config_flags.get_override_values(FLAGS["config"])
+        config = experiment.with_folder(CONFIG.value, overridden)
+        built = experiment.from_config(config, devices, loading.named_domains)
         made = plan.make_plan(built, topology, PROGRAMS.value)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from None

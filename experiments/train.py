@@ -50,7 +50,9 @@ def main(argv: list[str]) -> None:
         from fiberjax.run import identity, loop
 
         try:
-            config = identity.settle(WORKDIR.value, CONFIG.value)
+            overridden = config_flags.get_override_values(FLAGS["config"])
+            config = experiment.with_folder(CONFIG.value, overridden)
+            config = identity.settle(WORKDIR.value, config)
             config_json = config.to_json_best_effort()
             built = experiment.from_config(config)
             identity.claim(WORKDIR.value, built, config_json)

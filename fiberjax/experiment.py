@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from fiberjax import gates, optimizers, options, plugins
 from fiberjax.advantages import ESTIMATORS, Estimator
@@ -27,6 +28,7 @@ from fiberjax.tasks import (
 )
 from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels
 from fiberjax.tasks.loading import load_domains, make_vocabulary
+from fiberjax.tasks.published import context_length
 from fiberjax.tasks.verifiers import Verifier
 from fiberjax.train.rollout import Sampler
 from fiberjax.train.update import Knobs, StepOptions, TrainState
@@ -41,6 +43,7 @@ SECTIONS = (
         "tasks",
         "levels",
         "window",
+        "model",
         "policy",
         "warm_start",
         "rollout",
@@ -74,6 +77,7 @@ class Experiment:
       iterations: rollouts and their updates, how many times.
       tasks: options of the data.
       window: static shape of a sequence.
+      model: the published model that training starts from, if any.
       warm_start: options of the supervised phase.
       rollout: options of sampling.
       training: options of the updates.
@@ -101,6 +105,7 @@ class Experiment:
     iterations: int
     tasks: options.Tasks
     window: options.Window
+    model: options.Model
     warm_start: options.WarmStart
     rollout: options.Rollout
     training: options.Training
@@ -217,7 +222,7 @@ def from_config(
     """Builds an experiment from a ConfigDict, data sets included.
 
     Args:
-      config: as `configs/` makes it.
+      config: as `configs/` makes it, and `with_folder` completes it.
       devices: of the mesh; all by default.
       load_data: gives the training and held-out domains, unchecked; `load_domains` by default.
       gate_table: what `config.gate.name` chooses from, beside the gates of `config.plugins`.
@@ -245,11 +250,14 @@ def from_config(
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
-    vocabulary = make_vocabulary(tasks)
-    policy = make_policy(config.policy, vocabulary)
+    model = options.parse(options.Model, config.model, "config.model")
+    shape = read_shape(model.folder)
+    check_model(model, window, warm_start)
+    vocabulary = make_vocabulary(tasks, model)
+    policy = make_policy(config.policy, vocabulary, shape, model.folder)
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
-    if warm_start.weights and load_data is None:
-        check_weights(warm_start.weights, policy)
+    if model.folder and load_data is None:
+        check_weights(model.folder, policy)
     load = functools.partial(load_domains, verifiers=tables.rewards)
     train, test = (load_data or load)(tasks, columns_of(levels))
     built = Experiment(
@@ -257,6 +265,7 @@ def from_config(
         iterations=run.iterations,
         tasks=tasks,
         window=window,
+        model=model,
         warm_start=warm_start,
         rollout=rollout,
         training=training,
@@ -429,15 +438,111 @@ def check_data(experiment: Experiment) -> None:
         raise ValueError(f"held-out {error}") from None
 
 
-def make_policy(config: Any, vocabulary: Vocabulary) -> TransformerConfig:
-    """The shape of the policy; `vocab_size` 0 is the tokenizer's own size.
+def with_folder(config: ConfigDict, overridden: Collection[str] = ()) -> ConfigDict:
+    """The config with the shape of the policy that `config.model.folder` says; a new one.
+
+    Args:
+      config: as `configs/` makes it; without a folder it is given back as it is.
+      overridden: dotted paths of what was set on purpose, such as "policy.num_layers". That the
+        folder must not contradict; any other value of a shape makes place for the folder's.
+
+    Raises:
+      ValueError: the folder is no checkpoint of a known architecture, or contradicts what was set.
+    """
+    shape = read_shape(config.get("model", {}).get("folder", ""))
+    if not shape:
+        return config
+    completed = config.copy_and_resolve_references()
+    with completed.ignore_type(), completed.unlocked():
+        for name, value in shape.items():
+            if f"policy.{name}" not in overridden:
+                completed.policy[name] = value
+    check_shape(completed.policy, shape, config.model.folder)
+    return completed
+
+
+def read_shape(folder: str) -> dict[str, Any]:
+    """What a folder says of the policy's shape, by the names of its options; {} without a folder.
+
+    Raises:
+      ValueError: it is no checkpoint of a known architecture.
+    """
+    try:
+        return weights.read_shape(folder) if folder else {}
+    except ValueError as error:
+        raise ValueError(f"config.model.folder: {error}") from None
+
+
+def check_shape(values: Any, shape: Mapping[str, Any], folder: str) -> None:
+    """Refuses options of the policy that a folder contradicts; names each with both values."""
+    differences = [
+        f"config.policy.{name} is {values[name]!r}, the folder has {value!r}"
+        for name, value in shape.items()
+        if name in values
+        and _plain(values[name]) != _plain(value)
+        and not (name == "vocab_size" and values[name] == 0)
+    ]
+    if differences:
+        raise ValueError(
+            f"config.model.folder = {folder!r} says the policy's shape: {'; '.join(differences)}"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A value of an option, whether from JSON or not; numbers as they are computed with."""
+    if isinstance(value, float):
+        return float(np.float32(value))
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def check_model(
+    model: options.Model, window: options.Window, warm_start: options.WarmStart
+) -> None:
+    """Refuses windows that the model was not made for, and a supervised phase nobody asked for."""
+    if model.folder and warm_start.steps > 0 and not model.warm_start:
+        raise ValueError(
+            f"config.warm_start.steps = {warm_start.steps} would train the published weights of "
+            "config.model.folder on the data's solutions before anything else: set "
+            "config.warm_start.steps = 0, or config.model.warm_start = True where that is wanted"
+        )
+    try:
+        longest = context_length(model)
+    except ValueError as error:
+        raise ValueError(f"config.model.folder = {model.folder!r}: {error}") from None
+    whole = window.prompt + window.completion
+    if longest is not None and whole > longest:
+        raise ValueError(
+            f"config.window.prompt + config.window.completion = {whole} tokens, and the model of "
+            f"config.model.folder = {model.folder!r} was made for {longest} "
+            "(max_position_embeddings)"
+        )
+
+
+def make_policy(
+    config: Any, vocabulary: Vocabulary, shape: Mapping[str, Any], folder: str = ""
+) -> TransformerConfig:
+    """The shape of the policy; `vocab_size` 0 is the folder's, or the tokenizer's own size.
+
+    Args:
+      config: its options.
+      vocabulary: whose tokens must have a place.
+      shape: what the folder says of it, which it must not contradict; {} without a folder.
+      folder: its name.
 
     Raises:
       ValueError: a bad option, or an embedding smaller than the tokenizer.
     """
     options.check_keys(config, POLICY, "config.policy")
+    check_shape(config, shape, folder)
     values = dict(config.items())
     size = values.pop("vocab_size")
+    if size == 0 and "vocab_size" in shape:
+        size = shape["vocab_size"]
+    if shape and type(size) is int and size < vocabulary.size:
+        raise ValueError(
+            f"config.model.folder = {folder!r}: the tokenizer has {vocabulary.size} tokens, more "
+            f"than the vocabulary of {size} that the model has"
+        )
     if type(size) is not int or (size != 0 and size < vocabulary.size):
         raise ValueError(
             f"config.policy.vocab_size must be 0 or at least the {vocabulary.size} tokens of the "
@@ -456,4 +561,4 @@ def check_weights(directory: str, policy: TransformerConfig) -> None:
     try:
         weights.check(directory, policy)
     except ValueError as error:
-        raise ValueError(f"config.warm_start.weights: {error}") from None
+        raise ValueError(f"config.model.folder: {error}") from None

@@ -185,7 +185,7 @@ def cosine(first: Any, second: Any) -> Mean:
 
 
 def _of_layer_matrices(params: Any) -> Any:
-    """Which parameters are kernels of the stacked layers, `[layer, in, out]`; a tree of bools."""
+    """Which parameters are kernels of the stacked layers, `[layer, (expert,) in, out]`: bools."""
 
     def is_one(path: tuple, leaf: object) -> bool:
         names = [entry.key for entry in path]
@@ -195,6 +195,14 @@ def _of_layer_matrices(params: Any) -> Any:
 
 
 def _muon_dimensions(params: Any) -> Any:
-    """Where Muon finds the two sides of its matrices; None for what it leaves to Adam."""
-    sides = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-    return jax.tree.map(lambda matrix: sides if matrix else None, _of_layer_matrices(params))
+    """Where Muon finds the two sides of its matrices; None for what it leaves to Adam.
+
+    They are the last two axes; each layer, and each expert of a layer, has a matrix of its own.
+    """
+
+    def sides(matrix: bool, leaf: Any) -> Any:
+        if not matrix:
+            return None
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    return jax.tree.map(sides, _of_layer_matrices(params), params)

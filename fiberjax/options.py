@@ -144,10 +144,8 @@ class Tasks:
       verifier: how answers of `file` are checked, a key of `tasks.VERIFIERS`.
       pass_threshold: the least reward of a completion that passes. What passes is counted by pass@k
         and by the curriculum's pass rates; advantages and mean@k are of the rewards themselves.
-      vocabulary: "characters", "ascii", or the path of a tokenizer.json.
-      pad_token: of the tokenizer.json, its padding token; differs from `eos_token`.
-      eos_token: of the tokenizer.json, what ends a completion.
-      bos_token: of the tokenizer.json, what starts a prompt; empty for none.
+      vocabulary: "characters" of the families, or printable "ascii"; a published model brings its
+        own, see `Model`.
     """
 
     data_dir: str
@@ -161,9 +159,6 @@ class Tasks:
     verifier: str
     pass_threshold: float
     vocabulary: str
-    pad_token: str
-    eos_token: str
-    bos_token: str
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_train", "num_test")
@@ -193,14 +188,73 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
+class Model:
+    """The published model that training starts from; its folder says all that it can.
+
+    Attributes:
+      folder: of the model (`config.json`, `model*.safetensors`, tokenizer); "" begins with random
+        parameters of the shape that `config.policy` has.
+      tokenizer: "auto" is the folder's, and without a folder that of `tasks.vocabulary`; "tasks" is
+        the latter even with a folder; or the path of another folder, or of a tokenizer.json.
+      overrides: what is believed in place of the folder: `context`, in tokens; and as the texts of
+        tokens `pad`, `begin` ("" for none) and `end`, a tuple.
+      chat: whether prompts stand in the chat template: "on", "off", or "auto", if there is one.
+      system: the system prompt; "" for none.
+      examples: what is shown before every prompt: pairs of what a user says and what is answered,
+        or paths of JSONL files with `prompt` and `solution` or `answer`.
+      thinking: "on" or "off" where the template has such a mode; "auto" tells it nothing.
+      stop: texts that end a completion, beside the folder's end tokens.
+      warm_start: whether the supervised steps of `config.warm_start` train the published weights.
+    """
+
+    folder: str
+    tokenizer: str
+    overrides: Mapping
+    chat: str
+    system: str
+    examples: tuple
+    thinking: str
+    stop: tuple
+    warm_start: bool
+
+    def __post_init__(self) -> None:
+        for name in ("chat", "thinking"):
+            _require_choice(name, getattr(self, name), ("auto", "on", "off"))
+        for stop in self.stop:
+            _require(isinstance(stop, str) and bool(stop), "stop", self.stop, "texts, none empty")
+        for each in self.examples:
+            pair = isinstance(each, tuple | list) and [type(text) for text in each] == [str, str]
+            expected = "pairs of texts, or paths of files"
+            _require(pair or isinstance(each, str), "examples", self.examples, expected)
+        kinds = {"context": int, "pad": str, "begin": str, "end": tuple | list}
+        for name, value in self.overrides.items():
+            _require(name in kinds, "overrides", name, f"of {', '.join(kinds)}")
+            _require(isinstance(value, kinds[name]), f"overrides.{name}", value, str(kinds[name]))
+        if not self.published and (asked := self.asked):
+            raise ValueError(f"{asked[0]} is of a published model's tokenizer, and there is none")
+
+    @property
+    def published(self) -> bool:
+        """Whether the tokenizer is a published one."""
+        return self.tokenizer not in ("auto", "tasks") or (
+            self.tokenizer == "auto" and bool(self.folder)
+        )
+
+    @property
+    def asked(self) -> list[str]:
+        """The options of its tokenizer that are not as they are without one."""
+        plain = {"chat": ("auto", "off"), "system": ("",), "examples": ((),), "stop": ((),)}
+        plain |= {"thinking": ("auto",)}
+        return [name for name, values in plain.items() if getattr(self, name) not in values]
+
+
+@dataclasses.dataclass(frozen=True)
 class WarmStart:
     """The supervised phase on solved examples, saved and reused.
 
     Attributes:
       directory: where warm starts are kept, each under the digest of what it depends on.
-      weights: folder of a published checkpoint (`config.json`, `model*.safetensors`) to begin with;
-        "" begins with random parameters.
-      steps: optimizer steps; 0 leaves the parameters as they begin.
+      steps: optimizer steps; 0 leaves the parameters as they begin, random or of `config.model`.
       batch_size: rows a step.
       flawed: share of the procedural domains' solutions that are taught with one wrong token. The
         policy then knows the way and slips, as one does that has read wrong solutions too. The
@@ -211,7 +265,6 @@ class WarmStart:
     """
 
     directory: str
-    weights: str
     steps: int
     batch_size: int
     flawed: float

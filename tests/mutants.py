@@ -19,7 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import faults_of_families
 import faults_of_mathematics
+import faults_of_models
 import faults_of_wiring
 from faults_of_mathematics import Mutant
 
@@ -27,7 +29,12 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("fiberjax", "configs", "experiments", "tests", "pyproject.toml")
 LIMIT = 900  # Seconds. Tests that do not end have caught something too.
 
-MUTANTS = (*faults_of_mathematics.FAULTS, *faults_of_wiring.FAULTS)
+MUTANTS = (
+    *faults_of_mathematics.FAULTS,
+    *faults_of_families.FAULTS,
+    *faults_of_models.FAULTS,
+    *faults_of_wiring.FAULTS,
+)
 
 
 def edited(mutant: Mutant, root: Path) -> str:

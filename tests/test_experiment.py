@@ -110,8 +110,15 @@ BAD = [
     ("tasks.domains", {}, r"config\.tasks: domains is empty and there is no file"),
     ("tasks.domains", {"sorting": {}}, r"sorting"),
     ("tasks.domains", {"sort": {"length": 3}}, r"length"),
-    ("tasks.vocabulary", "words", r"config\.tasks\.vocabulary must be 'characters', 'ascii' or"),
-    ("tasks.vocabulary", "no.json", r"config\.tasks: tokenizer file 'no\.json' does not exist"),
+    (
+        "tasks.vocabulary",
+        "words",
+        r"config\.tasks\.vocabulary must be 'characters' or 'ascii';",
+    ),
+    ("tasks.vocabulary", "no.json", r"got 'no\.json' \(a tokenizer of a published model is config"),
+    ("model.tokenizer", "no.json", r"config\.model\.tokenizer = 'no\.json': it does not exist"),
+    ("model.system", "Be brief.", r"config\.model: system is of a published model's tokenizer"),
+    ("model.stop", ("\n",), r"config\.model: stop is of a published model's tokenizer, and there"),
     ("tasks.num_train", 0, r"config\.tasks: num_train must be positive"),
     ("tasks.pass_threshold", math.nan, r"config\.tasks: pass_threshold must be finite; got nan"),
     ("tasks.test_file", "x.jsonl", r"test_file 'x\.jsonl' is given without a file"),
@@ -178,24 +185,6 @@ def test_solutions_of_a_file_must_reach_the_threshold(from_rows, monkeypatch):
     assert from_rows(rows, verifier="partial", pass_threshold=0.5)
     with pytest.raises(ValueError, match="row 1: the verifier does not accept the row's own"):
         from_rows(rows, verifier="partial")
-
-
-def test_a_tokenizer_file_brings_its_special_tokens(from_rows, tmp_path):
-    import tokenizers
-
-    tokens = ["<pad>", "<s>", "</s>", *"0123456789+="]
-    model = tokenizers.models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    path = str(tmp_path / "tokenizer.json")
-    tokenizer.save(path)
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
-    built = from_rows(ROWS, vocabulary=path, **special)
-    ids = (built.vocabulary.pad_id, built.vocabulary.bos_id, built.vocabulary.eos_id)
-    assert ids == (0, 1, 2) and built.policy.vocab_size == 15
-    assert from_rows(ROWS, vocabulary=path, **special | {"bos_token": ""}).vocabulary.bos_id is None
-    with pytest.raises(ValueError, match=r"config\.tasks: pad_token and eos_token are both ''"):
-        from_rows(ROWS, vocabulary=path)
 
 
 def test_held_out_rows_may_come_from_a_file_of_their_own(from_rows, tmp_path):

@@ -1,5 +1,7 @@
 """The optimizers against loops: decoupled decay, and which parameters it reaches."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -135,6 +137,29 @@ def test_muon_decays_its_matrices_alone(params, gradients, decay_all):
         np.testing.assert_allclose(
             with_decay[path], without[path] - RATES[0] * decay, rtol=1e-5, atol=1e-6, err_msg=path
         )
+
+
+def test_muon_turns_the_matrix_of_each_expert_by_itself():
+    """Where one expert has no gradient, the others step as they would without it."""
+    mixture = dataclasses.replace(SHAPE, num_experts=3, experts_per_token=1, mlp_dim=4)
+    params = jax.tree.map(
+        lambda leaf: jnp.ones(leaf.shape), jax.eval_shape(lambda: init(mixture, jax.random.key(0)))
+    )
+    noise = jax.random.normal(jax.random.key(1), params["layers"]["experts"]["up"]["kernel"].shape)
+
+    def step(noise):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros["layers"]["experts"]["up"]["kernel"] = noise
+        optimizer = make("muon", weight_decay=0.0)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        return updates["layers"]["experts"]["up"]["kernel"]
+
+    whole, part = step(noise), step(noise.at[:, 1].set(0.0))
+    np.testing.assert_allclose(part[:, [0, 2]], whole[:, [0, 2]], rtol=1e-5)
+    assert not np.any(part[:, 1]) and np.abs(whole[:, 1]).min() > 0
+    # Orthogonal: the singular values of a step are nearly one number.
+    values = np.linalg.svd(np.asarray(whole[0, 0]), compute_uv=False)
+    assert values.max() < 2 * values.min()
 
 
 @pytest.mark.parametrize(

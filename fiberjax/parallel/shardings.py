@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,8 @@ from fiberjax.parallel.mesh import REPLICATED, ROW_AXES, ROWS, local_rows
 from fiberjax.policy import Placement, TransformerConfig, attention
 
 # Path of a parameter (and of its moments in the optimizer state) -> how its axes are split. The
-# leading axis of `layers/...` is the layer, which is scanned over and never split.
+# leading axis of `layers/...` is the layer, which is scanned over and never split. Experts are
+# split by `tensor`, whole experts to a device.
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"(embed|head)/kernel$", P("tensor", "fsdp")),
     (r"layers/attention/[qkv]/kernel$", P(None, "fsdp", "tensor")),
@@ -30,6 +31,9 @@ PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"layers/attention/o/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/experts/router/kernel$", P(None, "fsdp")),
+    (r"layers/experts/(gate|up)/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/experts/down/kernel$", P(None, "tensor", None, "fsdp")),
     (r"norm/scale$", P()),
 )
 
@@ -40,10 +44,13 @@ ACTIVATION_SPECS: Mapping[str, P] = {
     "column": P(ROW_AXES, "tensor"),  # [B, kv heads, S, head_dim]
 }
 
-# A layer's matrix by the axis that `tensor` splits -> as it is stored, and as its product reads it.
+# A layer's matrix by the axis that `tensor` splits (of experts, it is their first: by the axis that
+# `fsdp` does not) -> as it is stored, and as its product reads it.
 KERNEL_SPECS: Mapping[str, tuple[P, P]] = {
     "out": (P("fsdp", "tensor"), P(None, "tensor")),
     "in": (P("tensor", "fsdp"), P("tensor", None)),
+    "expert out": (P("tensor", "fsdp"), P("tensor")),
+    "expert in": (P("tensor", None, "fsdp"), P("tensor")),
 }
 
 
@@ -125,9 +132,9 @@ def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
     tensor = mesh.shape["tensor"]
     divides = config.num_heads % math.lcm(config.num_kv_heads, tensor) == 0
     if config.attention == "dense":
-        return MeshPlacement(mesh, splash=False)
+        return MeshPlacement(mesh, splash=False, window=config.sliding_window)
     if config.attention == "auto" and not (platform == "tpu" and divides):
-        return MeshPlacement(mesh, splash=False)
+        return MeshPlacement(mesh, splash=False, window=config.sliding_window)
     if platform not in ("tpu", "cpu"):
         raise ValueError(
             "config.policy.attention = 'splash' runs on TPUs, and on CPUs for tests; the mesh is "
@@ -139,7 +146,7 @@ def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
             f"= {config.num_heads} must divide by lcm(num_kv_heads = {config.num_kv_heads}, "
             f"{tensor}); choose 'dense', 'auto' or another size"
         )
-    return MeshPlacement(mesh, splash=True)
+    return MeshPlacement(mesh, splash=True, window=config.sliding_window)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,10 +156,12 @@ class MeshPlacement(Placement):
     Attributes:
       mesh: the mesh.
       splash: whether each device runs the attention kernel over its rows and heads.
+      window: of the policy's sliding layers, 0 for none: the kernel's masks are static.
     """
 
     mesh: Mesh
     splash: bool
+    window: int = 0
 
     @property
     def platform(self) -> str:
@@ -191,20 +200,41 @@ class MeshPlacement(Placement):
         return _gathered(kernel, stored, read)
 
     def attend(
-        self, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        segment_ids: jax.Array,
+        *,
+        scale: float | None = None,
+        window: jax.Array | int | None = None,
     ) -> jax.Array:
         """Attention of whole rows, each device its rows and heads."""
         if not self.splash:
-            return super().attend(query, key, value, segment_ids)
-
-        def local(*parts: jax.Array) -> jax.Array:
-            return attention.splash(*parts, interpret=self.platform == "cpu")
-
+            return super().attend(query, key, value, segment_ids, scale=scale, window=window)
         # Fewer key-value heads than parts: several parts read the same one.
         copies = math.lcm(key.shape[1], self.mesh.shape["tensor"]) // key.shape[1]
         key, value = (jnp.repeat(part, copies, axis=1) for part in (key, value))
+        parts = (query, key, value, segment_ids)
+        if window is None or isinstance(window, int):
+            return self._splash(window, scale, *parts)
+        # Layers of both kinds: a kernel for each, of which one runs.
+        return jax.lax.cond(
+            window == self.window,
+            functools.partial(self._splash, self.window, scale),
+            functools.partial(self._splash, None, scale),
+            *parts,
+        )
+
+    def _splash(self, window: int | None, scale: float | None, *parts: jax.Array) -> jax.Array:
+        """The kernel over query, key, value and segment ids."""
+
+        def local(*parts: jax.Array) -> jax.Array:
+            interpret = self.platform == "cpu"
+            return attention.splash(*parts, scale=scale, window=window, interpret=interpret)
+
         if self.mesh.size == 1:
-            return local(query, key, value, segment_ids)
+            return local(*parts)
         heads, narrow = ACTIVATION_SPECS["heads"], ACTIVATION_SPECS["column"]
         return jax.shard_map(
             local,
@@ -213,7 +243,35 @@ class MeshPlacement(Placement):
             out_specs=heads,
             # The kernel does not say over which axes its result varies.
             check_vma=False,
-        )(query, key, value, segment_ids)
+        )(*parts)
+
+    def experts(
+        self,
+        local: Callable[..., jax.Array],
+        x: jax.Array,
+        share: jax.Array,
+        expert: jax.Array,
+        *kernels: jax.Array,
+    ) -> jax.Array:
+        """Each device its rows, through the experts it holds; added over `tensor`.
+
+        The devices of a `tensor` group hold the same rows, so no token moves.
+        """
+        if self.mesh.size == 1:
+            return local(0, x, share, expert, *kernels)
+
+        def held(x: jax.Array, share: jax.Array, expert: jax.Array, *kernels: jax.Array) -> Any:
+            first = jax.lax.axis_index("tensor") * kernels[0].shape[0]
+            return jax.lax.psum(local(first, x, share, expert, *kernels), "tensor")
+
+        return jax.shard_map(
+            held,
+            mesh=self.mesh,
+            in_specs=(ROWS, ROWS, ROWS, *[P("tensor")] * len(kernels)),
+            out_specs=ROWS,
+            # Checked, the permutations' own gradients would have to say over which axes they vary.
+            check_vma=False,
+        )(x, share, expert, *kernels)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

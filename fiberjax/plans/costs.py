@@ -60,21 +60,42 @@ _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
 def _kernel_flops(instruction: Instruction, computation: Computation) -> int:
+    """Of splash attention, or of a product of rows sorted by expert with their experts' matrices.
+
+    The latter, and the gradient of the matrices, count as if every row met a matrix. A device that
+    holds a part of the experts computes only the rows that go to them.
+    """
+    if instruction.name.startswith("%ragged-dot-metadata"):
+        return 0
+    if instruction.name.startswith("%ragged-dot-none"):
+        rows, contracted = computation[instruction.operands[5]].arrays[0].shape
+        return 2 * rows * contracted * instruction.arrays[0].shape[-1]
+    if instruction.name.startswith("%tgmm"):
+        rows = computation[instruction.operands[6]].arrays[0].shape[0]
+        return 2 * rows * math.prod(instruction.arrays[0].shape[-2:])
+    return _splash_flops(instruction, computation)
+
+
+def _splash_flops(instruction: Instruction, computation: Computation) -> int:
     """Of JAX's splash attention with a causal mask, which leaves out the blocks that see nothing.
 
-    Its first operand is the table of blocks, int8[heads or 1, n, n]; n (n + 1) / 2 are computed.
+    Its first operand is the table of blocks, int8[heads or 1, n, w] or the other way round: each of
+    n rows of blocks sees the w blocks that end with its own, all n of them without a window. Those
+    that would lie before the first are not computed.
     """
     kind = re.match(r"%splash_m[hq]a_(fwd|dq|dkv)_", instruction.name)
     if kind is None:
         raise ValueError(
-            f"the arithmetic of TPU kernel {instruction.name} is not known; only splash attention's"
+            f"the arithmetic of TPU kernel {instruction.name} is not known; only splash "
+            "attention's and ragged products'"
         )
     operands = [computation[name].arrays[0].shape for name in instruction.operands[:5]]
-    *_, blocks = operands[0]
+    width, blocks = sorted(operands[0][-2:])
+    computed = blocks * width - width * (width - 1) // 2
     *rows, columns, head_dim = operands[2]
     *_, keys, _ = operands[3]
     product = 2 * math.prod(rows) * columns * keys * head_dim
-    return _SPLASH_PRODUCTS[kind.group(1)] * product * (blocks + 1) // (2 * blocks)
+    return _SPLASH_PRODUCTS[kind.group(1)] * product * computed // blocks**2
 
 
 def _convolution_flops(instruction: Instruction, computation: Computation) -> int:

@@ -196,6 +196,8 @@ def _step(body: Computation, index: int) -> int:
 def walk(module: Module, default_trips: int = 1) -> Iterator[tuple[Instruction, Computation, int]]:
     """Every instruction that runs outside fusions, its computation, and how often it runs.
 
+    Both sides of a choice count, such as the kernels of layers that slide and of those that do not.
+
     Args:
       module: from `parse`.
       default_trips: of loops whose length is not in the text: the sampler's, which may end early.

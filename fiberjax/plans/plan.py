@@ -8,7 +8,7 @@ from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.plans.programs import PROGRAMS, Program, batch_rows, drawn_rows
 from fiberjax.plans.topologies import Chip, Topology
-from fiberjax.policy import num_params
+from fiberjax.policy import TransformerConfig, num_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,6 @@ def make_plan(
     made = [program for program in compiled if program is not None]
     config, window = experiment.policy, experiment.window
     count = num_params(config)
-    matrices = count
-    if not config.tie_embeddings:  # Looking a token up multiplies nothing.
-        matrices -= config.vocab_size * config.embed_dim
     tokens = batch_rows(experiment) * (window.prompt + window.completion)
     return Plan(
         topology=str(topology),
@@ -73,10 +70,23 @@ def make_plan(
         mesh=dict(experiment.mesh.shape),
         num_params=count,
         tokens=tokens,
-        ideal_flops=6.0 * matrices * tokens / topology.num_devices,
+        ideal_flops=6.0 * active_params(config) * tokens / topology.num_devices,
         programs=made,
         advice=[line for program in made for line in advise(experiment, program)],
     )
+
+
+def active_params(config: TransformerConfig) -> int:
+    """The parameters that multiply every token: not the table that it is looked up in.
+
+    Of experts, those that a token goes to.
+    """
+    count = num_params(config)
+    if not config.tie_embeddings:
+        count -= config.vocab_size * config.embed_dim
+    idle = config.num_experts - config.experts_per_token
+    count -= 3 * config.num_layers * idle * config.embed_dim * config.mlp_dim
+    return count
 
 
 def advise(experiment: Experiment, program: Program) -> list[str]:

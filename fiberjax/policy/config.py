@@ -1,13 +1,19 @@
 """The shape of a policy, as plain values."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
+from fiberjax.policy.rope import canonical_scaling
+
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "full", "dots")
 ATTENTION = ("auto", "dense", "splash")
+LAYERS = ("full", "sliding")
+ACTIVATIONS = ("silu", "gelu_tanh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +27,29 @@ class TransformerConfig:
       num_heads: query heads.
       num_kv_heads: key and value heads; divides `num_heads`.
       head_dim: width of a head, even; `num_heads * head_dim` need not equal `embed_dim`.
-      mlp_dim: hidden width of the SwiGLU.
+      mlp_dim: hidden width of the gated MLP, or of one expert.
+      num_experts: experts of every layer, in place of its MLP; 0 for none.
+      experts_per_token: how many of them a token goes to; 0 without experts.
+      norm_topk_prob: the shares of a token's experts are made to add up to one.
+      activation: of the MLP's gate: `"silu"`, or `"gelu_tanh"` (Gemma), GELU by its tanh formula.
       rope_theta: base of the rotary wavelengths.
+      rope_type: `"default"`, `"linear"`, `"llama3"` (Llama 3.1 and later) or `"yarn"`: how the
+        wavelengths are stretched; see `rope`.
+      rope_scaling: its numbers, pairs of a name and a value by the names of `config.json`, such as
+        `(("factor", 8.0),)`; see `rope.ROPE_TYPES`.
+      layer_pattern: the kind of each layer, `"full"` or `"sliding"`, over and over: five times
+        "sliding" and once "full" is every sixth layer full. Kept in its shortest form.
+      sliding_window: tokens that a sliding layer attends to, its own included; 0 where none slides.
+      local_rope_theta: base of the wavelengths of sliding layers, which are then not stretched; 0
+        where they rotate as the full ones do.
       norm_epsilon: added to the mean square in every RMSNorm.
+      norm_offset: every RMSNorm multiplies by one plus its scale, which begins at 0 (Gemma).
+      post_norms: RMSNorm on what attention and MLP give, before it is added (Gemma).
       qk_norm: RMSNorm on each query and key head before the rotation (Qwen3).
       qkv_bias: biases on queries, keys and values (Qwen2.5).
+      query_pre_attn_scalar: scores are divided by its square root; 0 is `head_dim`.
+      scale_embeddings: embeddings times the square root of `embed_dim`, in the compute dtype, as
+        they are read (Gemma); not as the logits reuse them.
       tie_embeddings: whether the logits reuse the embedding.
       compute_dtype: `"float32"` or `"bfloat16"`: activations, matrix products, cache.
       remat: what the backward pass recomputes in a layer: `"none"`, `"full"` (everything), or
@@ -44,10 +68,23 @@ class TransformerConfig:
     num_kv_heads: int
     head_dim: int
     mlp_dim: int
+    num_experts: int = 0
+    experts_per_token: int = 0
+    norm_topk_prob: bool = False
+    activation: str = "silu"
     rope_theta: float = 10_000.0
+    rope_type: str = "default"
+    rope_scaling: tuple = ()
+    layer_pattern: tuple = ("full",)
+    sliding_window: int = 0
+    local_rope_theta: float = 0.0
     norm_epsilon: float = 1e-6
+    norm_offset: bool = False
+    post_norms: bool = False
     qk_norm: bool = False
     qkv_bias: bool = False
+    query_pre_attn_scalar: float = 0.0
+    scale_embeddings: bool = False
     tie_embeddings: bool = True
     compute_dtype: str = "float32"
     remat: str = "none"
@@ -60,6 +97,23 @@ class TransformerConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.num_experts < 0:
+            raise ValueError(f"num_experts must be 0 or positive, got {self.num_experts!r}")
+        fewest = min(self.num_experts, 1)
+        if not fewest <= self.experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"experts_per_token must be in [{fewest}, {self.num_experts}] for num_experts = "
+                f"{self.num_experts}, got {self.experts_per_token!r}"
+            )
+        if self.norm_topk_prob and not self.num_experts:
+            raise ValueError("norm_topk_prob must be False without experts, got True")
+        for name in ("local_rope_theta", "query_pre_attn_scalar"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be 0 or positive, got {getattr(self, name)!r}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {list(ACTIVATIONS)}, got {self.activation!r}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads must divide num_heads, got num_kv_heads={self.num_kv_heads} "
@@ -67,6 +121,19 @@ class TransformerConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        scaling = canonical_scaling(self.rope_type, self.rope_scaling)
+        object.__setattr__(self, "rope_scaling", scaling)
+        object.__setattr__(self, "layer_pattern", _shortest(self.layer_pattern, self.num_layers))
+        if any(self.sliding) != (self.sliding_window > 0) or self.sliding_window < 0:
+            expected = "positive" if any(self.sliding) else "0"
+            raise ValueError(
+                f"sliding_window must be {expected} for layers {list(self.layer_pattern)}, got "
+                f"{self.sliding_window!r}"
+            )
+        if self.local_rope_theta and not any(self.sliding):
+            raise ValueError(
+                f"local_rope_theta must be 0 where no layer slides, got {self.local_rope_theta!r}"
+            )
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(
                 f"compute_dtype must be one of {sorted(COMPUTE_DTYPES)}, got {self.compute_dtype!r}"
@@ -77,6 +144,30 @@ class TransformerConfig:
             raise ValueError(f"attention must be one of {list(ATTENTION)}, got {self.attention!r}")
 
     @property
+    def sliding(self) -> tuple[bool, ...]:
+        """Whether each layer attends to no more than `sliding_window` tokens."""
+        kinds = itertools.islice(itertools.cycle(self.layer_pattern), self.num_layers)
+        return tuple(kind == "sliding" for kind in kinds)
+
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied by."""
+        return float(self.query_pre_attn_scalar or self.head_dim) ** -0.5
+
+    @property
     def dtype(self) -> Any:
         """The compute dtype as a dtype."""
         return COMPUTE_DTYPES[self.compute_dtype]
+
+
+def _shortest(pattern: Sequence[str], num_layers: int) -> tuple[str, ...]:
+    """The shortest pattern that gives the same layers.
+
+    Raises:
+      ValueError: it is empty, or has kinds that do not exist.
+    """
+    if isinstance(pattern, str) or not pattern or not set(pattern) <= set(LAYERS):
+        raise ValueError(f"layer_pattern must be kinds of {list(LAYERS)}, got {pattern!r}")
+    kinds = list(itertools.islice(itertools.cycle(pattern), num_layers))
+    fits = (n for n in range(1, num_layers + 1) if kinds[n:] == kinds[: num_layers - n])
+    return tuple(kinds[: next(fits)])

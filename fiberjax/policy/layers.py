@@ -12,8 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from fiberjax.policy.activation import activate
 from fiberjax.policy.config import TransformerConfig
+from fiberjax.policy.experts import Experts
 from fiberjax.policy.placement import Placement
+from fiberjax.policy.rope import rotate
 
 
 def _matmul(x: Array, kernel: Array) -> Array:
@@ -23,24 +26,6 @@ def _matmul(x: Array, kernel: Array) -> Array:
     """
     flat = x.reshape(-1, x.shape[-1]) @ kernel
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def rope_table(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """Cosines and sines of the rotary angles, each float32[B, T, 1, K/2].
-
-    The angle of pair i at position p is p · theta^(−2i/K).
-    """
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: Array, rope: tuple[Array, Array]) -> Array:
-    """`x` [B, T, heads, K] with entries i and i + K/2 rotated by the angles of `rope`."""
-    cos, sin = rope
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -76,17 +61,23 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """`x / √(mean(x²) + ε) · scale` over the last axis, computed in float32."""
+    """`x / √(mean(x²) + ε) · scale` over the last axis, computed in float32.
 
-    def __init__(self, shape: tuple[int, ...], epsilon: float):
-        self.scale = nnx.Param(jnp.ones(shape, jnp.float32))
-        self.epsilon = epsilon
+    With `norm_offset` it multiplies by `1 + scale`.
+    """
+
+    def __init__(self, shape: tuple[int, ...], config: TransformerConfig):
+        initial = jnp.zeros if config.norm_offset else jnp.ones
+        self.scale = nnx.Param(initial(shape, jnp.float32))
+        self.epsilon = config.norm_epsilon
+        self.offset = config.norm_offset
 
     def __call__(self, x: Array) -> Array:
         """Normed `x`, same shape and dtype."""
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        return (wide * lax.rsqrt(mean_square + self.epsilon) * self.scale[...]).astype(x.dtype)
+        scale = 1.0 + self.scale[...] if self.offset else self.scale[...]
+        return (wide * lax.rsqrt(mean_square + self.epsilon) * scale).astype(x.dtype)
 
 
 class Embedding(nnx.Module):
@@ -111,8 +102,8 @@ class Attention(nnx.Module):
         self.q, self.k, self.v = project(wide), project(narrow), project(narrow)
         self.o = shared(wide, width, scale=_residual(config), bias=False, split="in")
         if config.qk_norm:
-            self.q_norm = RMSNorm((layers, config.head_dim), config.norm_epsilon)
-            self.k_norm = RMSNorm((layers, config.head_dim), config.norm_epsilon)
+            self.q_norm = RMSNorm((layers, config.head_dim), config)
+            self.k_norm = RMSNorm((layers, config.head_dim), config)
         self.config = config
         self.placement = placement
 
@@ -135,7 +126,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """SwiGLU: `down(silu(gate(x)) · up(x))`."""
+    """The gated MLP: `down(f(gate(x)) · up(x))`, f the activation."""
 
     def __init__(self, config: TransformerConfig, placement: Placement, *, rngs: nnx.Rngs):
         layers, width, hidden = config.num_layers, config.embed_dim, config.mlp_dim
@@ -143,23 +134,35 @@ class MLP(nnx.Module):
         self.gate = shared(width, hidden, scale=1.0, split="out")
         self.up = shared(width, hidden, scale=1.0, split="out")
         self.down = shared(hidden, width, scale=_residual(config), split="in")
+        self.activation = config.activation
         self.placement = placement
 
     def __call__(self, x: Array) -> Array:
         """Maps [B, T, D] to [B, T, D]."""
-        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        hidden = activate(self.gate(x), self.activation) * self.up(x)
         return self.down(self.placement.activation(hidden, "mlp"))
 
 
 class Block(nnx.Module):
-    """All layers' parameters, stacked; one slice of them is one pre-norm layer."""
+    """All layers' parameters, stacked; one slice of them is one layer, normed where it reads.
+
+    With `post_norms` it is normed where it writes, too; with `num_experts` its MLP is a mixture.
+    """
 
     def __init__(self, config: TransformerConfig, placement: Placement, *, rngs: nnx.Rngs):
         shape = (config.num_layers, config.embed_dim)
-        self.attention_norm = RMSNorm(shape, config.norm_epsilon)
+        self.attention_norm = RMSNorm(shape, config)
         self.attention = Attention(config, placement, rngs=rngs)
-        self.mlp_norm = RMSNorm(shape, config.norm_epsilon)
-        self.mlp = MLP(config, placement, rngs=rngs)
+        self.mlp_norm = RMSNorm(shape, config)
+        if config.num_experts:
+            self.experts = Experts(config, placement, scale=_residual(config), rngs=rngs)
+        else:
+            self.mlp = MLP(config, placement, rngs=rngs)
+        self.mixture = config.num_experts > 0
+        if config.post_norms:
+            self.attention_post_norm = RMSNorm(shape, config)
+            self.mlp_post_norm = RMSNorm(shape, config)
+        self.post_norms = config.post_norms
         self.placement = placement
 
     def project(self, x: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
@@ -168,8 +171,12 @@ class Block(nnx.Module):
 
     def finish(self, x: Array, heads: Array) -> Array:
         """The layer's output, given what attention read."""
-        x = x + self.attention.output(heads)
-        return self.placement.activation(x + self.mlp(self.mlp_norm(x)), "activation")
+        attended = self.attention.output(heads)
+        x = x + (self.attention_post_norm(attended) if self.post_norms else attended)
+        think = self.experts if self.mixture else self.mlp
+        thought = think(self.mlp_norm(x))
+        x = x + (self.mlp_post_norm(thought) if self.post_norms else thought)
+        return self.placement.activation(x, "activation")
 
 
 def _residual(config: TransformerConfig) -> float:

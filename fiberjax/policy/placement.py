@@ -1,6 +1,7 @@
 """Where a policy's arrays lie: what a mesh changes about how it is computed, never what."""
 
 import dataclasses
+from collections.abc import Callable
 
 from jax import Array
 
@@ -30,15 +31,44 @@ class Placement:
         """A layer's matrix [in, out] in the compute dtype, as its product reads it.
 
         Args:
-          kernel: the matrix.
-          split: `"out"` or `"in"`, the axis that may stay in parts.
+          kernel: the matrix, or those of all experts [E, in, out].
+          split: `"out"` or `"in"`, the axis that may stay in parts; of experts, which stay in parts
+            by themselves, `"expert out"` or `"expert in"`: the one that does not.
         """
         del split
         return kernel
 
-    def attend(self, query: Array, key: Array, value: Array, segment_ids: Array) -> Array:
+    def attend(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        segment_ids: Array,
+        *,
+        scale: float | None = None,
+        window: Array | int | None = None,
+    ) -> Array:
         """What `attention.dense` computes of whole rows."""
-        return attention.dense(query, key, value, segment_ids)
+        return attention.dense(query, key, value, segment_ids, scale=scale, window=window)
+
+    def experts(
+        self,
+        local: Callable[..., Array],
+        x: Array,
+        share: Array,
+        expert: Array,
+        *kernels: Array,
+    ) -> Array:
+        """What the experts add to each token, dtype[B, T, D]: the sum over all who hold some.
+
+        Args:
+          local: `experts.dispatch`, of the index of the first expert held and what follows here.
+          x: dtype[B, T, D].
+          share: dtype[B, T, k].
+          expert: int32[B, T, k].
+          *kernels: of the experts, dtype[E, in, out].
+        """
+        return local(0, x, share, expert, *kernels)
 
 
 ONE_DEVICE = Placement()

@@ -59,7 +59,7 @@ def sample(
     keys: Array,
     *,
     max_new_tokens: int,
-    eos_id: int,
+    eos_id: int | tuple[int, ...],
     pad_id: int,
     temperature: Array | float = 1.0,
     top_k: int = 0,
@@ -89,7 +89,7 @@ def sample(
       prompt_mask: bool[B, P], True at the prompt, False at the padding before it.
       keys: one typed PRNG key a row, [B].
       max_new_tokens: C, at least 1; static.
-      eos_id: the token that ends a completion; static.
+      eos_id: the token that ends a completion, or all those that do; static.
       pad_id: fills `tokens` after the end; may equal `eos_id`; static.
       temperature: τ, positive.
       top_k: 0 keeps every token; static.
@@ -106,7 +106,8 @@ def sample(
     Raises:
       ValueError: if an option is out of range, or shapes do not agree.
     """
-    _validate(config, prompts, prompt_mask, keys, max_new_tokens, eos_id, pad_id)
+    end_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+    _validate(config, prompts, prompt_mask, keys, max_new_tokens, end_ids, pad_id)
     if stage < 1:
         raise ValueError(f"stage must be at least 1 token, got {stage}")
     if greedy:
@@ -124,7 +125,7 @@ def sample(
         logit_noise if disturb else None,
         config=config,
         max_new_tokens=max_new_tokens,
-        eos_id=eos_id,
+        end_ids=end_ids,
         pad_id=pad_id,
         top_k=0 if top_k == config.vocab_size else top_k,
         greedy=greedy,
@@ -168,7 +169,7 @@ def _empty(batch: int, columns: int, pad_id: int) -> Samples:
 @functools.partial(
     jax.jit,
     static_argnames=(
-        *("config", "max_new_tokens", "eos_id", "pad_id", "top_k", "greedy"),
+        *("config", "max_new_tokens", "end_ids", "pad_id", "top_k", "greedy"),
         *("stage_ends", "placement"),
     ),
 )
@@ -183,7 +184,7 @@ def _sample(
     *,
     config: TransformerConfig,
     max_new_tokens: int,
-    eos_id: int,
+    end_ids: tuple[int, ...],
     pad_id: int,
     top_k: int,
     greedy: bool,
@@ -219,7 +220,7 @@ def _sample(
             log_prob=record(past.log_prob, jnp.where(past.finished, 0.0, log_prob)),
             log_kept=past.log_kept,
             length=past.length + ~past.finished,
-            finished=past.finished | (token == eos_id),
+            finished=past.finished | jnp.any(token[:, None] == jnp.array(end_ids), axis=1),
         )
         if truncates:
             log_kept = jnp.where(past.finished, 0.0, _log_kept(tempered, z))
@@ -354,10 +355,16 @@ def _invert(mass: Array, uniform: Array) -> Array:
 
 
 def cast_kernels(params: transformer.Params, config: TransformerConfig) -> transformer.Params:
-    """Matrices in the compute dtype, once instead of at every step; norms stay float32."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype), params
-    )
+    """Matrices in the compute dtype, once instead of at every step.
+
+    Norms and routers stay float32, in which they compute.
+    """
+
+    def cast(path: tuple[Any, ...], x: Array) -> Array:
+        wide = path[-1].key == "scale" or path[-2].key == "router"
+        return x if wide else x.astype(config.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _validate(
@@ -366,7 +373,7 @@ def _validate(
     prompt_mask: Array,
     keys: Array,
     max_new_tokens: int,
-    eos_id: int,
+    end_ids: tuple[int, ...],
     pad_id: int,
 ) -> None:
     if prompts.ndim != 2 or prompts.shape != prompt_mask.shape:
@@ -391,7 +398,9 @@ def _validate(
             )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    for name, token in (("eos_id", eos_id), ("pad_id", pad_id)):
+    if not end_ids:
+        raise ValueError("eos_id must name at least one token that ends a completion")
+    for name, token in (*(("eos_id", token) for token in end_ids), ("pad_id", pad_id)):
         if not 0 <= token < config.vocab_size:
             raise ValueError(f"{name} must be in [0, {config.vocab_size}), got {token}")
 

@@ -1,9 +1,10 @@
-"""The policy: a decoder of the Llama and Qwen family, its parameters, and its key-value cache.
+"""The policy: the decoder of the published families, its parameters, and its key-value cache.
 
 RMSNorm, rotary positions (the half-split form of the published checkpoints), grouped-query
-attention with optional biases (Qwen2.5) and optional norms on queries and keys (Qwen3), SwiGLU,
-tied or untied embeddings. Parameters are float32; activations and matrix products are in
-`compute_dtype`; norms, softmax and logits are in float32.
+attention over all that came before or over a window, a gated MLP or a mixture of them, tied or
+untied embeddings; what tells the families apart are options of `TransformerConfig`. Parameters are
+float32; activations and matrix products are in `compute_dtype`; norms, softmax, routers and logits
+are in float32.
 
 Parameters are a nested dict of arrays. The layers are stacked along a leading axis and run by one
 `lax.scan`, so that compile time does not grow with depth. With L layers, D `embed_dim`,
@@ -17,9 +18,14 @@ H `num_heads`, G `num_kv_heads`, K `head_dim`, F `mlp_dim` and V `vocab_size`:
     layers/attention/q/bias               [L, H·K]      with qkv_bias
     layers/attention/{k,v}/bias           [L, G·K]      with qkv_bias
     layers/attention/{q_norm,k_norm}/scale [L, K]       with qk_norm
+    layers/attention_post_norm/scale      [L, D]        with post_norms
     layers/mlp_norm/scale                 [L, D]
     layers/mlp/{gate,up}/kernel           [L, D, F]
     layers/mlp/down/kernel                [L, F, D]
+    layers/experts/router/kernel          [L, D, E]     in place of mlp with E = num_experts
+    layers/experts/{gate,up}/kernel       [L, E, D, F]
+    layers/experts/down/kernel            [L, E, F, D]
+    layers/mlp_post_norm/scale            [L, D]        with post_norms
     final_norm/scale                      [D]
     head/kernel                           [V, D]        without tie_embeddings
 """
@@ -34,7 +40,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from fiberjax.policy import attention, layers
+from fiberjax.policy import attention, layers, rope
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.placement import ONE_DEVICE, Placement
 
@@ -80,7 +86,7 @@ class Transformer(nnx.Module):
         self.placement = placement
         self.embed = layers.Embedding(config, rngs=rngs)
         self.layers = layers.Block(config, placement, rngs=rngs)
-        self.final_norm = layers.RMSNorm((config.embed_dim,), config.norm_epsilon)
+        self.final_norm = layers.RMSNorm((config.embed_dim,), config)
         if not config.tie_embeddings:
             self.head = layers.Embedding(config, rngs=rngs)
 
@@ -105,20 +111,26 @@ class Transformer(nnx.Module):
         self, tokens: Array, positions: Array, segment_ids: Array, *, keep: bool
     ) -> tuple[Array, Any]:
         """Whole rows through all layers; with `keep`, their keys and values [L, B, G, S, K] too."""
-        x, rope = self._embed(tokens, positions, segment_ids)
+        x, angles = self._embed(tokens, positions, segment_ids)
         graphdef, stacked = nnx.split(self.layers)
 
-        def layer(x: Array, params: Any) -> tuple[Array, Any]:
+        def layer(x: Array, step: Any) -> tuple[Array, Any]:
+            params, sliding = step
             block = nnx.merge(graphdef, params)
-            query, key, value = block.project(x, rope)
-            heads = self.placement.attend(query, key, value, segment_ids)
+            query, key, value = block.project(x, self._angles(angles, sliding))
+            heads = self.placement.attend(
+                *(query, key, value, segment_ids),
+                scale=self.config.attention_scale,
+                window=self._window(sliding),
+            )
             return block.finish(x, heads), (key, value) if keep else None
 
         # A few layers are written out: their activations are then kept where they are, where a loop
         # would copy them into a stack.
         shallow = self.config.num_layers <= _WRITTEN_OUT and self.config.remat == "none"
         layer = _remat(layer, "none" if keep else self.config.remat)
-        x, kept = lax.scan(layer, x, stacked, unroll=self.config.num_layers if shallow else 1)
+        steps = (stacked, self._sliding())
+        x, kept = lax.scan(layer, x, steps, unroll=self.config.num_layers if shallow else 1)
         return self.final_norm(x), kept
 
     def decode(
@@ -141,25 +153,20 @@ class Transformer(nnx.Module):
           columns: how many columns of the cache are read, at least those that are filled
             afterwards (not checked either); all by default; static.
         """
-        x, rope = self._embed(tokens, positions, segment_ids)
+        x, angles = self._embed(tokens, positions, segment_ids)
         start = cache.length
         segments = lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
         seen = segments[:, :columns]
-        mask = attention.causal_mask(
-            segment_ids,
-            start + jnp.arange(tokens.shape[1]),
-            seen,
-            jnp.arange(seen.shape[1]),
-        )
+        columns_of = (start + jnp.arange(tokens.shape[1]), jnp.arange(seen.shape[1]))
         one_layer = (1, *cache.key.shape[1:3], seen.shape[1], cache.key.shape[4])
         graphdef, stacked = nnx.split(self.layers)
 
         # The cache is carried, not scanned over: a scan's outputs would be a copy of all of it.
         def layer(carry: Any, step: Any) -> tuple[Any, None]:
             x, keys, values = carry
-            index, params = step
+            index, (params, sliding) = step
             block = nnx.merge(graphdef, params)
-            query, key, value = block.project(x, rope)
+            query, key, value = block.project(x, self._angles(angles, sliding))
             key, value = (self.placement.activation(new, "column") for new in (key, value))
             at = (index, 0, 0, start, 0)
             keys = lax.dynamic_update_slice(keys, key[None], at)
@@ -167,12 +174,27 @@ class Transformer(nnx.Module):
             key, value = (
                 lax.dynamic_slice(x, (index, 0, 0, 0, 0), one_layer)[0] for x in (keys, values)
             )
-            heads = attention.masked(query, key, value, mask)
+            mask = attention.causal_mask(
+                segment_ids, columns_of[0], seen, columns_of[1], window=self._window(sliding)
+            )
+            scale = self.config.attention_scale
+            heads = attention.masked(query, key, value, mask, scale=scale)
             return (block.finish(x, heads), keys, values), None
 
-        steps = (jnp.arange(self.config.num_layers), stacked)
+        steps = (jnp.arange(self.config.num_layers), (stacked, self._sliding()))
         (x, keys, values), _ = lax.scan(layer, (x, cache.key, cache.value), steps)
         return self.final_norm(x), Cache(keys, values, segments, start + tokens.shape[1])
+
+    def _sliding(self) -> Array | None:
+        """Whether each layer slides, bool[L]; None where all are of one kind."""
+        sliding = self.config.sliding
+        return None if len(set(sliding)) == 1 else jnp.array(sliding)
+
+    def _window(self, sliding: Array | None) -> Array | int | None:
+        """The window of a layer, by its entry of `_sliding`; None where no layer has one."""
+        if sliding is None:
+            return self.config.sliding_window or None
+        return jnp.where(sliding, self.config.sliding_window, attention.EVERYTHING)
 
     def unembed(self, hidden: Array) -> Array:
         """Logits float32[..., V] of normed activations [..., D]."""
@@ -183,14 +205,35 @@ class Transformer(nnx.Module):
         table = self.embed if self.config.tie_embeddings else self.head
         return table.kernel[...]
 
-    def _embed(
-        self, tokens: Array, positions: Array, segment_ids: Array
-    ) -> tuple[Array, tuple[Array, Array]]:
-        real = segment_ids != 0
-        kernel = self.embed.kernel[...].astype(self.config.dtype)
-        x = self.placement.activation(kernel[jnp.where(real, tokens, 0)], "activation")
+    def _angles(self, angles: tuple[Any, Any], sliding: Array | None) -> tuple[Array, Array]:
+        """The rotary angles of a layer, by its entry of `_sliding`."""
+        full, local = angles
+        if local is None:
+            return full
+        if sliding is None:
+            return local
+        cos, sin = (jnp.where(sliding, *of) for of in zip(local, full, strict=True))
+        return cos, sin
+
+    def _embed(self, tokens: Array, positions: Array, segment_ids: Array) -> tuple[Array, Any]:
+        """The embedded tokens, and the rotary angles of full and of sliding layers.
+
+        The latter are None where sliding layers rotate as the full ones do.
+        """
+        config, real = self.config, segment_ids != 0
+        x = self.embed.kernel[...].astype(config.dtype)[jnp.where(real, tokens, 0)]
+        if config.scale_embeddings:
+            x = x * jnp.asarray(math.sqrt(config.embed_dim), config.dtype)
+        x = self.placement.activation(x, "activation")
         positions = jnp.where(real, positions, 0)
-        return x, layers.rope_table(positions, self.config.head_dim, self.config.rope_theta)
+        frequency, scale = rope.frequencies(
+            config.head_dim, config.rope_theta, config.rope_type, config.rope_scaling
+        )
+        full, local = rope.table(positions, frequency, scale), None
+        if config.local_rope_theta:
+            frequency, _ = rope.frequencies(config.head_dim, config.local_rope_theta)
+            local = rope.table(positions, frequency)
+        return x, (full, local)
 
 
 def _remat(layer: Callable, remat: str) -> Callable:

@@ -1,4 +1,4 @@
-"""Published checkpoints: reading and writing the Hugging Face layout of the Llama and Qwen family.
+"""Published checkpoints: reading and writing the Hugging Face layout of `families.FAMILIES`.
 
 A checkpoint is a folder with `config.json` and one or more `model*.safetensors` files. Every name,
 shape and option is checked before a tensor is read. Each device then reads its own part of each
@@ -9,6 +9,7 @@ is code.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,30 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fiberjax.policy import transformer
+from fiberjax.policy import families, transformer
 from fiberjax.policy.config import TransformerConfig
 
-# Path of a parameter -> name of the tensor, and whether it is stored transposed, [out, in]. `{}` is
-# the layer.
-TENSORS: Mapping[str, tuple[str, bool]] = {
-    "embed/kernel": ("model.embed_tokens.weight", False),
-    "layers/attention_norm/scale": ("model.layers.{}.input_layernorm.weight", False),
-    **{
-        f"layers/attention/{name}/{ours}": (f"model.layers.{{}}.self_attn.{name}_proj.{theirs}", t)
-        for name in "qkvo"
-        for ours, theirs, t in (("kernel", "weight", True), ("bias", "bias", False))
-    },
-    "layers/attention/q_norm/scale": ("model.layers.{}.self_attn.q_norm.weight", False),
-    "layers/attention/k_norm/scale": ("model.layers.{}.self_attn.k_norm.weight", False),
-    "layers/mlp_norm/scale": ("model.layers.{}.post_attention_layernorm.weight", False),
-    **{
-        f"layers/mlp/{name}/kernel": (f"model.layers.{{}}.mlp.{name}_proj.weight", True)
-        for name in ("gate", "up", "down")
-    },
-    "final_norm/scale": ("model.norm.weight", False),
-    "head/kernel": ("lm_head.weight", False),
-}
-MODEL_TYPES = ("llama", "qwen2", "qwen3")
 # Tensors that say nothing that the config does not: the tied head, tables of rotary angles.
 _IGNORED = ("lm_head.weight", ".rotary_emb.inv_freq")
 
@@ -66,6 +46,7 @@ def load(directory: str | Path, config: TransformerConfig, shardings: Any) -> tr
       ValueError: as `check`; nothing has been read then.
     """
     tensors = check(directory, config)
+    names = families.FAMILIES[_description(Path(directory))[0]].tensors
     shapes, structure = _parameters(config)
     with contextlib.ExitStack() as stack:
         files: dict[Path, Any] = {}
@@ -77,7 +58,7 @@ def load(directory: str | Path, config: TransformerConfig, shardings: Any) -> tr
             return files[file].get_slice(name)
 
         loaded = [
-            jax.make_array_from_callback(shape, sharding, _reader(path, config.num_layers, read))
+            jax.make_array_from_callback(shape, sharding, _reader(path, shape, names[path], read))
             for (path, shape), sharding in zip(
                 shapes.items(), jax.tree.leaves(shardings), strict=True
             )
@@ -86,19 +67,24 @@ def load(directory: str | Path, config: TransformerConfig, shardings: Any) -> tr
         return jax.block_until_ready(jax.tree.unflatten(structure, loaded))
 
 
-def _reader(path: str, layers: int, read: Callable[[str], Any]) -> Callable[[Any], np.ndarray]:
+def _reader(
+    path: str, shape: tuple[int, ...], tensor: tuple[str, bool], read: Callable[[str], Any]
+) -> Callable[[Any], np.ndarray]:
     """Reads one part of a parameter, [L, in, out] for a stacked matrix, from tensors [out, in]."""
-    name, transposed = TENSORS[path]
+    del path  # For those who watch what is read.
+    name, transposed = tensor
+    stacked = name.count("{}")
 
-    def part(tensor: str, index: tuple[slice, ...]) -> np.ndarray:
-        values = np.asarray(read(tensor)[index[::-1] if transposed else index], np.float32)
+    def part(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        values = np.asarray(read(name)[index[::-1] if transposed else index], np.float32)
         return values.T if transposed else values
 
     def whole(index: tuple[slice, ...]) -> np.ndarray:
-        if "{}" not in name:
+        if not stacked:
             return part(name, index)
-        chosen = range(*index[0].indices(layers))
-        return np.stack([part(name.format(layer), index[1:]) for layer in chosen])
+        chosen = [range(*index[axis].indices(shape[axis])) for axis in range(stacked)]
+        parts = [part(name.format(*at), index[stacked:]) for at in itertools.product(*chosen)]
+        return np.stack(parts).reshape(*map(len, chosen), *parts[0].shape)
 
     return whole
 
@@ -108,6 +94,44 @@ def _parameters(config: TransformerConfig) -> tuple[dict[str, tuple[int, ...]], 
     abstract = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
     flat, structure = jax.tree_util.tree_flatten_with_path(abstract)
     return {"/".join(key.key for key in path): leaf.shape for path, leaf in flat}, structure
+
+
+def read_shape(directory: str | Path) -> dict[str, Any]:
+    """The fields of `TransformerConfig` that a folder's `config.json` decides, each with its value.
+
+    What is left is how the policy is computed: `families.COMPUTED`.
+
+    Args:
+      directory: of a published checkpoint; `config.json` alone is read.
+
+    Raises:
+      ValueError: it cannot be read, is of no known family, or says what is not understood; each
+        such thing is named.
+    """
+    directory = Path(directory)
+    kind, values = _description(directory)
+    try:
+        return families.read(families.FAMILIES[kind], values)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'} ({kind}): {error}") from None
+
+
+def _description(directory: Path) -> tuple[str, dict[str, Any]]:
+    """The `model_type` of a folder, one of `FAMILIES`, and all that its `config.json` says."""
+    path = directory / "config.json"
+    try:
+        found = json.loads(path.read_text())
+        kind = found["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{str(directory)!r} is no checkpoint: its config.json cannot be read "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    if kind not in families.FAMILIES:
+        raise ValueError(
+            f"{path}: model_type is {kind!r}, expected one of {list(families.FAMILIES)}"
+        )
+    return kind, found
 
 
 def check(directory: str | Path, config: TransformerConfig) -> dict[str, Any]:
@@ -120,60 +144,25 @@ def check(directory: str | Path, config: TransformerConfig) -> dict[str, Any]:
       ValueError: it is no checkpoint, or does not fit; the message lists what differs.
     """
     directory = Path(directory)
-    _check_config(directory, config)
+    differences = [
+        f"config.policy.{name} is {getattr(config, name)!r}, the checkpoint has {value!r}"
+        for name, value in read_shape(directory).items()
+        if not _same(name, getattr(config, name), value)
+    ]
+    if differences:
+        path = directory / "config.json"
+        raise ValueError(f"{path} does not fit the policy: {'; '.join(differences)}")
     tensors = _index(directory)
-    _check_tensors(directory, tensors, _parameters(config)[0])
+    names = families.FAMILIES[_description(directory)[0]].tensors
+    _check_tensors(directory, tensors, dict(_tensor_shapes(names, _parameters(config)[0])))
     return tensors
 
 
-def _check_config(directory: Path, config: TransformerConfig) -> None:
-    """Compares a checkpoint's `config.json` with the policy's shape; names every difference."""
-    path = directory / "config.json"
-    try:
-        found = json.loads(path.read_text())
-        kind = found["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{str(directory)!r} is no checkpoint: its config.json cannot be read "
-            f"({type(error).__name__}: {error})"
-        ) from None
-    if kind not in MODEL_TYPES:
-        raise ValueError(f"{path}: model_type is {kind!r}, expected one of {list(MODEL_TYPES)}")
-    rope = found.get("rope_parameters") or {}
-    scaling = found.get("rope_scaling") or rope
-    refused = {
-        "rope type": (scaling.get("rope_type", scaling.get("type", "default")), "default"),
-        "hidden_act": (found.get("hidden_act", "silu"), "silu"),
-        "use_sliding_window": (bool(found.get("use_sliding_window")), False),
-        "mlp_bias": (bool(found.get("mlp_bias")), False),
-        "attention_bias": (kind != "qwen2" and bool(found.get("attention_bias")), False),
-    }
-    heads = found.get("num_attention_heads")
-    expected = {
-        "vocab_size": found.get("vocab_size"),
-        "embed_dim": found.get("hidden_size"),
-        "num_layers": found.get("num_hidden_layers"),
-        "num_heads": heads,
-        "num_kv_heads": found.get("num_key_value_heads", heads),
-        "head_dim": found.get("head_dim") or (found.get("hidden_size") or 0) // (heads or 1),
-        "mlp_dim": found.get("intermediate_size"),
-        "rope_theta": rope.get("rope_theta", found.get("rope_theta", 10_000.0)),
-        "norm_epsilon": found.get("rms_norm_eps", 1e-6),
-        "qk_norm": kind == "qwen3",
-        "qkv_bias": kind == "qwen2",
-        "tie_embeddings": bool(found.get("tie_word_embeddings", False)),
-    }
-    differences = [
-        f"config.policy.{name} is {getattr(config, name)!r}, the checkpoint has {value!r}"
-        for name, value in expected.items()
-        if getattr(config, name) != value
-    ] + [
-        f"{name} is {value!r}, only {only!r} is supported"
-        for name, (value, only) in refused.items()
-        if value != only
-    ]
-    if differences:
-        raise ValueError(f"{path} does not fit the policy: {'; '.join(differences)}")
+def _same(name: str, ours: Any, theirs: Any) -> bool:
+    """Whether two values of a field are one; epsilons are, where they are as float32."""
+    if name == "norm_epsilon":
+        return bool(np.float32(ours) == np.float32(theirs))
+    return bool(ours == theirs)
 
 
 def _index(directory: Path) -> dict[str, _Tensor]:
@@ -196,10 +185,9 @@ def _index(directory: Path) -> dict[str, _Tensor]:
 
 
 def _check_tensors(
-    directory: Path, tensors: Mapping[str, _Tensor], leaves: Mapping[str, tuple[int, ...]]
+    directory: Path, tensors: Mapping[str, _Tensor], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Every parameter has its tensors, of its shape, in floating point; nothing is left over."""
-    expected = dict(_tensor_shapes(leaves))
+    """Every tensor is there, of its shape, in floating point; nothing is left over."""
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [
         f"{name} is not of this policy"
@@ -220,14 +208,16 @@ def _check_tensors(
         )
 
 
-def _tensor_shapes(leaves: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _tensor_shapes(
+    names: families.Tensors, leaves: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the tensors that hold these parameters."""
     for path, shape in leaves.items():
-        name, transposed = TENSORS[path]
-        stacked = "{}" in name
-        own = shape[1:] if stacked else shape
-        for layer in range(shape[0] if stacked else 1):
-            yield name.format(layer), own[::-1] if transposed else own
+        name, transposed = names[path]
+        stacked = name.count("{}")
+        own = shape[stacked:]
+        for at in itertools.product(*map(range, shape[:stacked])):
+            yield name.format(*at), own[::-1] if transposed else own
 
 
 def save(
@@ -246,35 +236,23 @@ def save(
       dtype: "float32" or "bfloat16", of the tensors.
 
     Raises:
-      ValueError: no model type of the family has this combination of options.
+      ValueError: no published family has a policy of this shape.
     """
-    kinds = {(False, False): "llama", (False, True): "qwen2", (True, False): "qwen3"}
-    kind = kinds.get((config.qk_norm, config.qkv_bias))
-    if kind is None:
-        raise ValueError("no model type of the family has both qk_norm and qkv_bias")
+    kind, described = families.family_of(config)
+    family = families.FAMILIES[kind]
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name, transposed = TENSORS["/".join(key.key for key in path)]
+        name, transposed = family.tensors["/".join(key.key for key in path)]
         values = np.asarray(leaf).astype(jax.numpy.dtype(dtype))
-        for layer in range(len(values) if "{}" in name else 1):
-            one = values[layer] if "{}" in name else values
-            tensors[name.format(layer)] = np.ascontiguousarray(one.T if transposed else one)
+        for at in np.ndindex(values.shape[: name.count("{}")]):
+            one = values[at].T if transposed else values[at]
+            tensors[name.format(*at)] = np.ascontiguousarray(one)
     described = {
         "model_type": kind,
-        "architectures": [f"{kind.capitalize()}ForCausalLM"],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.embed_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_dim,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.norm_epsilon,
-        "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": "silu",
+        "architectures": [family.architecture],
+        **described,
         "torch_dtype": dtype,
     }
     _safetensors().numpy.save_file(

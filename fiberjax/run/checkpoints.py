@@ -62,15 +62,25 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, abstract_state: Any) -> Restored | None:
+    def restore(self, abstract_state: Any, iteration: int | None = None) -> Restored | None:
         """Reads the newest checkpoint onto the shardings of `abstract_state`; None without one.
 
         The mesh may differ from the one that saved.
 
+        Args:
+          abstract_state: shapes, each leaf with its sharding.
+          iteration: that of an older checkpoint; None for the newest.
+
         Raises:
-          ValueError: the checkpoint does not hold a state of these shapes.
+          ValueError: there is none of that iteration, or it does not hold a state of these shapes.
         """
-        iteration = self.latest()
+        kept = sorted(self._manager.all_steps())
+        if iteration is not None and iteration not in kept:
+            raise ValueError(
+                f"{self._directory} holds no checkpoint of iteration {iteration}; there are "
+                f"{', '.join(map(str, kept)) if kept else 'none'}"
+            )
+        iteration = self.latest() if iteration is None else iteration
         if iteration is None:
             return None
         try:

@@ -60,6 +60,9 @@ def settle(directory: str | Path, config: ConfigDict) -> ConfigDict:
         return config
     added = migrations.added_since(saved.version)
     given = json.loads(config.to_json_best_effort())
+    if saved.config["model"]["tokenizer"] not in ("auto", "tasks"):
+        # A tokenizer's path stood there, which is now an option of its own.
+        added = (*added, "tasks.vocabulary")
     changed = _differences(saved.config, given)
     _refuse(directory, {path: told for path, told in changed.items() if not _within(path, added)})
     if changed and jax.process_index() == 0:

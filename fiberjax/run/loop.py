@@ -71,8 +71,15 @@ def run(
     return table
 
 
-def newest_params(experiment: Experiment, directory: Path) -> tuple[int, Any]:
-    """Iteration and parameters of a run's newest checkpoint, on the experiment's mesh.
+def saved_params(
+    experiment: Experiment, directory: Path, iteration: int | None = None
+) -> tuple[int, Any]:
+    """Iteration and parameters of a run's checkpoint, on the experiment's mesh.
+
+    Args:
+      experiment: of the run.
+      directory: its folder.
+      iteration: of the checkpoint; None for the newest.
 
     Raises:
       ValueError: there is none, or it is not of this experiment.
@@ -80,7 +87,7 @@ def newest_params(experiment: Experiment, directory: Path) -> tuple[int, Any]:
     if not (directory / "checkpoints").is_dir():
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
-        found = saved.restore(experiment.abstract_state())
+        found = saved.restore(experiment.abstract_state(), iteration)
     if found is None:
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
     return found.iteration, found.state.params

@@ -3,13 +3,13 @@
 A run folder's `config.json` carries the `version` that wrote it; without one it is 0. Whoever adds
 an option, or gives a value another name, adds a row to `MIGRATIONS`: options that the older runs
 lack, with the value that does what was done before there was a choice, and values by the name that
-they have today. Configs that are typed or shipped take no part in this: theirs are all there, or
-are refused.
+they have today. Where options became others, a function says so. Configs that are typed or shipped
+take no part in this: theirs are all there, or are refused.
 """
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -20,10 +20,38 @@ class Migration:
     Attributes:
       added: dotted path of an option that older runs lack -> what they did, as JSON.
       renamed: dotted path of an option -> its old values -> what they are called now.
+      rewrite: changes a config in place, before the rest; None for nothing.
+      rewritten: dotted paths that it sets for older runs, however they are set today.
     """
 
     added: Mapping[str, Any]
     renamed: Mapping[str, Mapping[str, str]]
+    rewrite: Callable[[dict[str, Any]], None] | None = None
+    rewritten: tuple[str, ...] = ()
+
+
+def _model_of_its_own(config: dict[str, Any]) -> None:
+    """What `config.warm_start` and `config.tasks` said of a published model, in `config.model`.
+
+    A tokenizer.json came with the texts of its control tokens, prompts were in no chat, and nothing
+    was asked of the window.
+    """
+    tasks, warm_start, window = (config[name] for name in ("tasks", "warm_start", "window"))
+    folder = warm_start.pop("weights")
+    pad, end, begin = (tasks.pop(f"{name}_token") for name in ("pad", "eos", "bos"))
+    overrides: dict[str, Any] = {}
+    if folder:
+        overrides["context"] = window["prompt"] + window["completion"]
+    tokenizer = "tasks" if folder else "auto"
+    if tasks["vocabulary"].endswith(".json"):
+        tokenizer = tasks["vocabulary"]
+        overrides |= {"pad": pad, "begin": begin, "end": [end]}
+    config["model"] = {
+        "folder": folder,
+        "tokenizer": tokenizer,
+        "overrides": overrides,
+        "warm_start": bool(folder),
+    }
 
 
 MIGRATIONS: tuple[Migration, ...] = (
@@ -49,9 +77,34 @@ MIGRATIONS: tuple[Migration, ...] = (
                 "gain": 0.5,
                 "end": 1.0,
                 "largest": 100.0,
-            }
+            },
+            "policy.activation": "silu",
+            "policy.experts_per_token": 0,
+            "policy.layer_pattern": ["full"],
+            "policy.local_rope_theta": 0.0,
+            "policy.norm_offset": False,
+            "policy.norm_topk_prob": False,
+            "policy.num_experts": 0,
+            "policy.post_norms": False,
+            "policy.query_pre_attn_scalar": 0.0,
+            "policy.rope_scaling": [],
+            "policy.rope_type": "default",
+            "policy.scale_embeddings": False,
+            "policy.sliding_window": 0,
         },
         renamed={},
+    ),
+    Migration(
+        added={
+            "model.chat": "off",
+            "model.examples": [],
+            "model.stop": [],
+            "model.system": "",
+            "model.thinking": "auto",
+        },
+        renamed={},
+        rewrite=_model_of_its_own,
+        rewritten=("model.overrides", "model.tokenizer", "model.warm_start"),
     ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
@@ -70,14 +123,17 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     Raises:
       ValueError: the version is not one of the past.
 
-    >>> old = {"advantage": "pass_at_k", "optimizer": {}, "tasks": {}, "training": {}}
-    >>> migrate(old, 0)["advantage"]
-    'leave_one_out_max'
+    >>> old = {"tasks": {"vocabulary": "ascii", "pad_token": "", "eos_token": "", "bos_token": ""}}
+    >>> old |= {"warm_start": {"weights": "Qwen"}, "window": {"prompt": 8, "completion": 8}}
+    >>> migrate(old, 3)["model"]["folder"]
+    'Qwen'
     """
     if type(version) is not int or not 0 <= version <= VERSION:
         raise ValueError(f"it is of version {version!r}; this program reads 0 to {VERSION}")
     migrated = copy.deepcopy(dict(config))
     for migration in MIGRATIONS[version:]:
+        if migration.rewrite is not None:
+            migration.rewrite(migrated)
         for path, value in migration.added.items():
             section, name = _section(migrated, path)
             section[name] = copy.deepcopy(value)
@@ -89,7 +145,11 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
 
 def added_since(version: int) -> tuple[str, ...]:
     """The options that a version lacked, as dotted paths."""
-    return tuple(path for migration in MIGRATIONS[version:] for path in migration.added)
+    return tuple(
+        path
+        for migration in MIGRATIONS[version:]
+        for path in (*migration.added, *migration.rewritten)
+    )
 
 
 def _section(config: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:

@@ -67,7 +67,7 @@ def run_experiment(
     """
     if not isinstance(config, ConfigDict):
         config = load_config(config)
-    config = identity.settle(Path(workdir), config)
+    config = identity.settle(Path(workdir), experiment.with_folder(config))
     built = experiment.from_config(config, devices, load_data)
     table = loop.run(built, Path(workdir), config.to_json_best_effort())
     return Run(Path(workdir), table, built)

@@ -31,16 +31,15 @@ from fiberjax.tasks import SupervisedBatch
 
 def starting_params(experiment: Experiment) -> Any:
     """The parameters an experiment starts from, on its mesh; see `warm_start`."""
-    options = experiment.warm_start
+    options, folder = experiment.warm_start, experiment.model.folder
     if options.steps == 0:
-        return initial_params(
-            options.weights, experiment.policy, experiment.mesh, seed=experiment.seed
-        )
+        return initial_params(folder, experiment.policy, experiment.mesh, seed=experiment.seed)
     return warm_start(
         options,
         experiment.policy,
         experiment.mesh,
         experiment.supervised_stream,
+        folder=folder,
         chunk=experiment.training.chunk,
         seed=experiment.seed,
         depends_on=[dataclasses.asdict(experiment.window), experiment.examples.digest()],
@@ -78,7 +77,7 @@ def published_params(config: TransformerConfig, device_mesh: Mesh, directory: st
     broken = not_finite(device_mesh, params)
     if broken:
         raise ValueError(
-            f"config.warm_start.weights: the checkpoint {directory!r} is not finite in "
+            f"config.model.folder: the checkpoint {directory!r} is not finite in "
             f"{', '.join(broken)}"
         )
     return params
@@ -105,6 +104,7 @@ def warm_start(
     device_mesh: Mesh,
     batches: Callable[[], Iterable[SupervisedBatch]],
     *,
+    folder: str,
     chunk: int,
     seed: int,
     depends_on: Any,
@@ -119,6 +119,7 @@ def warm_start(
       config: shape of the policy.
       device_mesh: from `mesh.make_mesh`.
       batches: makes the endless stream of this process's rows.
+      folder: of the published checkpoint to begin with; "" begins with random parameters.
       chunk: columns whose logits exist at a time.
       seed: of the initial parameters and of the stream.
       depends_on: JSON-like; what else the result depends on: what is taught, and the windows.
@@ -130,14 +131,13 @@ def warm_start(
       FloatingPointError: training diverged; names the step and the loss. Nothing is kept.
     """
     settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "directory"}
-    if options.weights:
-        settings["weights"] = weights.fingerprint(options.weights)
+    settings["weights"] = weights.fingerprint(folder) if folder else ""
     shape = dataclasses.asdict(config)
     directory = Path(options.directory) / _digest([settings, shape, seed, depends_on])
     abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     abstract = shardings.abstract(abstract, shardings.param_shardings(device_mesh, abstract))
     if not checkpoints.exists(directory):
-        params = initial_params(options.weights, config, device_mesh, seed=seed)
+        params = initial_params(folder, config, device_mesh, seed=seed)
         params = _train(options, config, device_mesh, params, batches(), chunk)
         host = {"settings": settings, "policy": shape}
         if checkpoints.save_first(directory, options.steps, params, host):

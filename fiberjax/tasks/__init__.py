@@ -9,7 +9,8 @@ from fiberjax.tasks.families import FAMILIES, VERIFIERS, make_family
 from fiberjax.tasks.files import read_file
 from fiberjax.tasks.source import PromptStream
 from fiberjax.tasks.supervised import supervised_batches
-from fiberjax.tasks.vocabulary import CharVocabulary, HFVocabulary, Vocabulary
+from fiberjax.tasks.tokenizer import PublishedVocabulary
+from fiberjax.tasks.vocabulary import CharVocabulary, Vocabulary
 
 __all__ = [
     "FAMILIES",
@@ -20,9 +21,9 @@ __all__ = [
     "Example",
     "Examples",
     "Family",
-    "HFVocabulary",
     "PromptBatch",
     "PromptStream",
+    "PublishedVocabulary",
     "SupervisedBatch",
     "Vocabulary",
     "load",

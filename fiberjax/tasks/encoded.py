@@ -9,7 +9,7 @@ import numpy as np
 
 from fiberjax.tasks.domains import Domain, Examples
 from fiberjax.tasks.examples import Example
-from fiberjax.tasks.vocabulary import Vocabulary, prompt_ids
+from fiberjax.tasks.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +58,12 @@ class EncodedExamples(Examples):
 
     @functools.cached_property
     def prompts(self) -> TokenRows:
-        """The prompts, begin of sequence first where the vocabulary has one.
+        """The prompts, with what the vocabulary puts around one.
 
         Raises:
           ValueError: the vocabulary cannot hold one; names its row.
         """
-        return self._encoded(lambda example: prompt_ids(self.vocabulary, example.prompt))
+        return self._encoded(lambda example: self.vocabulary.encode_prompt(example.prompt))
 
     @functools.cached_property
     def solutions(self) -> TokenRows:
@@ -121,7 +121,7 @@ class EncodedExamples(Examples):
         The same for other texts, names or tokenizer files that come to the same tokens.
         """
         digest = hashlib.blake2b(digest_size=16)
-        eos_id = np.array([self.vocabulary.eos_id])
+        eos_id = np.array([self.vocabulary.end_ids[0]])
         for part in (self.prompts, self.solutions):
             digest.update(part.ends.tobytes() + part.ids.tobytes())
         # Flaws are drawn from the tokens of a domain.

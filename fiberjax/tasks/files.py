@@ -84,6 +84,21 @@ def read_file(
     )
 
 
+def read_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Returns the prompt and the solution of every row of a file, the answer for want of one.
+
+    Raises:
+      ValueError: names the file, and the row (counted from 1) where there is one.
+    """
+    path = Path(path)
+    pairs = []
+    for number, row in _rows(path):
+        where = f"{path.name}, row {number}"
+        example = _example(row, _fields(None), default_domain=path.stem, where=where)
+        pairs.append((example.prompt, example.solution))
+    return pairs
+
+
 def _fields(columns: Columns | None) -> dict[str, tuple[str, ...]]:
     """Returns the columns that each field is joined from."""
     fields: dict[str, tuple[str, ...]] = {name: (name,) for name in _REQUIRED + _OPTIONAL}

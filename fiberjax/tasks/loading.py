@@ -9,29 +9,28 @@ from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import Split
 from fiberjax.tasks.families import VERIFIERS
 from fiberjax.tasks.files import read_file
+from fiberjax.tasks.published import read_vocabulary
 from fiberjax.tasks.verifiers import Verifier
-from fiberjax.tasks.vocabulary import CharVocabulary, HFVocabulary, Vocabulary
+from fiberjax.tasks.vocabulary import CharVocabulary, Vocabulary
 
 
-def make_vocabulary(tasks: options.Tasks) -> Vocabulary:
-    """The tokenizer: "characters" of the families, printable "ascii", or a tokenizer.json."""
+def make_vocabulary(tasks: options.Tasks, model: options.Model) -> Vocabulary:
+    """The tokenizer: a published model's, "characters" of the families, or printable "ascii".
+
+    Raises:
+      ValueError: there is none of that name, or the model's is not as expected.
+    """
+    if model.published:
+        return read_vocabulary(model)
     name = tasks.vocabulary
     if name == "characters":
         return CharVocabulary()
     if name == "ascii":
         return CharVocabulary(string.printable[:-3])
-    if not name.endswith(".json"):
-        raise ValueError(
-            f"config.tasks.vocabulary must be 'characters', 'ascii' or the path of a "
-            f"tokenizer.json; got {name!r}"
-        )
-    bos_token = tasks.bos_token if tasks.bos_token else None
-    try:
-        return HFVocabulary(
-            name, pad_token=tasks.pad_token, eos_token=tasks.eos_token, bos_token=bos_token
-        )
-    except ValueError as error:
-        raise ValueError(f"config.tasks: {error}") from None
+    raise ValueError(
+        f"config.tasks.vocabulary must be 'characters' or 'ascii'; got {name!r} (a tokenizer of a "
+        "published model is config.model.folder's, or config.model.tokenizer)"
+    )
 
 
 def load_domains(

@@ -45,7 +45,8 @@ def supervised_batches(
     rows = process_rows(batch_size, process_index, process_count)
     examples.check_prompts(max_prompt_tokens)
     examples.check_solutions(max_completion_tokens)
-    prompts, solutions, eos_id = examples.prompts, examples.solutions, examples.vocabulary.eos_id
+    prompts, solutions = examples.prompts, examples.solutions
+    eos_id = examples.vocabulary.end_ids[0]
     alphabets = [
         np.unique(solutions.span(offset, offset + size))
         for offset, size in zip(examples.offsets, examples.sizes, strict=True)

@@ -129,6 +129,7 @@ class Sampler:
             lambda *parts: np.concatenate(list(map(mesh.local_values, parts)))[: len(tokens)],
             *pending,
         )
+        drawn = cut_at_stops(self.vocabulary, drawn)
         mask = np.arange(self.max_new_tokens) < drawn.length[:, None]
         texts = [
             self.vocabulary.decode(row[:length])
@@ -159,7 +160,7 @@ class Sampler:
             prompt_mask,
             keys,
             max_new_tokens=self.max_new_tokens,
-            eos_id=self.vocabulary.eos_id,
+            eos_id=(*self.vocabulary.end_ids, *self.vocabulary.stop_ids),
             pad_id=self.vocabulary.pad_id,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -167,6 +168,37 @@ class Sampler:
             logit_noise=self.logit_noise,
             placement=shardings.placement(self.mesh, self.config),
         )
+
+
+def cut_at_stops(vocabulary: Vocabulary, drawn: Any) -> Any:
+    """Completions up to the token with which a stop string is complete, as if they had ended there.
+
+    A token is drawn from what stands before it alone, so that what is left was drawn as it would
+    have been. Most tokens that complete a stop string have it within, and end the loop themselves;
+    those that only end one were gone past.
+
+    Args:
+      vocabulary: knows the stop strings.
+      drawn: `Samples` on the host; not changed.
+    """
+    stops = [
+        vocabulary.stop_length(row[:length])
+        for row, length in zip(drawn.tokens, drawn.length, strict=True)
+    ]
+    if all(stop is None for stop in stops):
+        return drawn
+    length = np.array(
+        [of if stop is None else stop for of, stop in zip(drawn.length, stops, strict=True)],
+        np.int32,
+    )
+    kept = np.arange(drawn.tokens.shape[1]) < length[:, None]
+    return drawn._replace(
+        tokens=np.where(kept, drawn.tokens, np.int32(vocabulary.pad_id)),
+        log_prob=np.where(kept, drawn.log_prob, np.float32(0)),
+        log_kept=np.where(kept, drawn.log_kept, np.float32(0)),
+        length=length,
+        finished=drawn.finished | [stop is not None for stop in stops],
+    )
 
 
 def rows_at_a_time(rows: int, max_rows: int) -> int:

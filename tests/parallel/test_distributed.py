@@ -108,7 +108,7 @@ def parameters(workdir: Path) -> np.ndarray:
     config = identity.read_config(workdir)
     config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
     built = experiment.from_config(config, jax.devices()[:1], loading.named_domains)
-    _, params = loop.newest_params(built, workdir)
+    _, params = loop.saved_params(built, workdir)
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
 

@@ -108,11 +108,28 @@ ENTRY %main (x: f32[1]) -> f32[1] {{
 
 @pytest.mark.parametrize(("kind", "products"), [("fwd", 2), ("dq", 3), ("dkv", 4)])
 def test_kernels_count_the_blocks_that_they_compute(kind, products):
-    """14 query heads, 1,024 columns, 64 wide: all of one block, or 10 of 16 blocks."""
+    """14 query heads, 1,024 columns, 64 wide: all of one block, or 10 of 16; under a window 7."""
     whole = products * 2 * 3 * 14 * 1024 * 1024 * 64
-    for tables, share in (("1,1,1", 1.0), ("1,4,4", 10 / 16)):
+    for tables, share in (("1,1,1", 1.0), ("1,4,4", 10 / 16), ("1,4,2", 7 / 16), ("1,2,4", 7 / 16)):
         text = kernel(f"splash_mha_{kind}_segmented_no_residuals", tables)
         assert costs.flops(hlo.parse(text)) == share * whole
+
+
+def test_kernels_of_experts_count_every_row():
+    """70 rows, 64 wide, by matrices of three experts to 32, and back; preparing costs nothing."""
+    text = """HloModule m
+
+ENTRY %main (n: s32[3]) -> bf16[70,32] {
+  %n = s32[3]{0} parameter(0)
+  %x = bf16[70,64]{1,0} parameter(1)
+  %w = bf16[3,64,32]{2,1,0} parameter(2)
+  %ragged-dot-metadata = (s32[4]{0}, s32[5]{0}, s32[5]{0}, s32[1]{0}) custom-call(%n), custom_call_target="tpu_custom_call"
+  %a = s32[4]{0} get-tuple-element(%ragged-dot-metadata), index=0
+  %ragged-dot-none.1 = bf16[70,32]{1,0} custom-call(%a, %a, %a, %a, %a, %x, %w), custom_call_target="tpu_custom_call"
+  ROOT %tgmm.3 = bf16[3,64,32]{2,1,0} custom-call(%a, %a, %a, %a, %a, %x, %ragged-dot-none.1), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+    assert costs.flops(hlo.parse(text)) == 2 * 2 * 70 * 64 * 32
 
 
 def test_unknown_kernels_are_refused():

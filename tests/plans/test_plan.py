@@ -16,6 +16,7 @@ import pytest
 from fiberjax.experiment import Experiment
 from fiberjax.objective import EDGES
 from fiberjax.plans import plan, topologies
+from fiberjax.policy import TransformerConfig, num_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +43,17 @@ def has_compiler() -> bool:
 
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="libtpu is not installed")
+
+
+def test_a_token_meets_its_own_experts_alone():
+    """As many parameters as with no other experts, but for the router's view of them."""
+    shape = dict(vocab_size=11, embed_dim=16, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8)
+    shape |= dict(mlp_dim=24)
+    config = TransformerConfig(num_experts=8, experts_per_token=2, **shape)
+    alone = dataclasses.replace(config, num_experts=2)
+    assert plan.active_params(config) == num_params(alone) + 6 * 3 * 16
+    untied = dataclasses.replace(config, tie_embeddings=False)
+    assert plan.active_params(untied) == plan.active_params(config)
 
 
 def assert_tables_only(gate: dict, groups: int, domains: int) -> None:

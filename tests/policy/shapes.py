@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from fiberjax.policy import TransformerConfig, init
 
@@ -32,3 +33,7 @@ def whole(tokens):
     """Positions and segment ids of rows that are one sequence each."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return positions, jnp.ones_like(tokens)
+
+
+def rngs():
+    return nnx.Rngs(params=0)

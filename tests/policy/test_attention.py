@@ -66,6 +66,43 @@ def test_splash_shares_keys_between_heads(heads):
     np.testing.assert_allclose(splash(*parts, ids), attention.dense(*parts, ids), atol=2e-5)
 
 
+def windowed(ids, window):
+    """Who sees whom, by a loop."""
+    rows, columns = ids.shape
+    mask = np.zeros((rows, columns, columns), bool)
+    for row, query, key in np.ndindex(mask.shape):
+        near = key <= query < key + window
+        mask[row, query, key] = near and ids[row, query] == ids[row, key]
+    return jnp.array(mask)
+
+
+@pytest.mark.parametrize(("kind", "length"), [("whole", 300), ("packed", 70), ("left", 70)])
+def test_windows_are_those_of_a_loop(kind, length):
+    """Dense with a window known and traced, and the kernel, in values and gradients."""
+    parts, weight = inputs(length)
+    ids = segments(kind, length)
+    mask, window = windowed(np.asarray(ids), 5), 5
+
+    def run(attend):
+        def weighted(*parts):
+            out = attend(*parts)
+            return jnp.sum(out * weight), out
+
+        return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))(*parts)
+
+    expected = run(lambda *parts: attention.masked(*parts, mask))
+    traced = run(lambda *parts: attention.dense(*parts, ids, window=jnp.int32(window)))
+    chex.assert_trees_all_close(traced, expected, atol=1e-5)
+    known = run(lambda *parts: attention.dense(*parts, ids, window=window))
+    chex.assert_trees_all_close(known, expected, atol=1e-5)
+    kernel = run(lambda *parts: splash(*parts, ids, window=window))
+    chex.assert_trees_all_close(kernel[1], expected[1], atol=5e-5)
+    np.testing.assert_allclose(kernel[0][1], expected[0][1], atol=2e-5)
+    whole = attention.dense(*parts, ids, window=attention.EVERYTHING)
+    np.testing.assert_array_equal(whole, attention.dense(*parts, ids))
+    assert np.abs(whole - expected[0][1]).max() > 0.1
+
+
 def test_splash_keeps_the_dtype():
     parts, _ = inputs(30, dtype=jnp.bfloat16)
     ids = segments("packed", 30)

@@ -90,6 +90,19 @@ def test_end_of_completions(config, params, pad):
     assert samples.finished.any() and not samples.finished.all()
 
 
+def test_any_of_several_tokens_ends_a_completion(config, params):
+    ends = (EOS, 5, 8)
+    samples = jax.tree.map(np.asarray, draw(config, params, batch=24, eos_id=ends))
+    one = jax.tree.map(np.asarray, draw(config, params, batch=24))
+    for row, (tokens, length) in enumerate(zip(samples.tokens, samples.length, strict=True)):
+        assert samples.finished[row] == (tokens[length - 1] in ends)
+        assert not set(tokens[: length - 1]) & set(ends)
+        np.testing.assert_array_equal(tokens[:length], one.tokens[row, :length])
+    assert {int(t[n - 1]) for t, n in zip(samples.tokens, samples.length, strict=True)} >= set(ends)
+    with pytest.raises(ValueError, match="at least one token that ends a completion"):
+        draw(config, params, eos_id=())
+
+
 def test_rows_are_their_own(config, params):
     """Permuting rows permutes completions; the rest of the batch does not matter."""
     tokens, mask = prompts(8)

@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 from fiberjax import policy
-from fiberjax.policy import layers
 
 from . import shapes
 
@@ -101,31 +100,6 @@ def test_grouped_heads_equal_repeated_heads(config, params):
         hidden(many, changed, tokens, *shapes.whole(tokens)),
         atol=2e-6,
     )
-
-
-def test_rope_scores_depend_on_distance_alone():
-    query, key = (jax.random.normal(jax.random.key(i), (1, 1, 1, 8)) for i in range(2))
-
-    def score(at, distance):
-        rope = [layers.rope_table(jnp.array([[p]]), 8, 100.0) for p in (at + distance, at)]
-        return jnp.sum(layers.rotate(query, rope[0]) * layers.rotate(key, rope[1]))
-
-    for distance in (0, 1, 5):
-        np.testing.assert_allclose(score(0, distance), score(13, distance), rtol=1e-5)
-    assert abs(score(0, 0) - score(0, 5)) > 1e-2
-
-
-def test_rope_pairs_the_halves():
-    """Entry i turns with entry i + K/2, by position · theta^(−2i/K), as in the checkpoints."""
-    got = layers.rotate(
-        jnp.eye(4)[None, :, None, :], layers.rope_table(jnp.full((1, 4), 3), 4, 9.0)
-    )
-    turns = np.array([3.0, 3.0 * 9.0**-0.5])
-    expected = np.zeros((4, 4))
-    for i, angle in enumerate(turns):
-        expected[i, i], expected[i, i + 2] = np.cos(angle), np.sin(angle)
-        expected[i + 2, i], expected[i + 2, i + 2] = -np.sin(angle), np.cos(angle)
-    np.testing.assert_allclose(got[0, :, 0], expected, atol=1e-6)
 
 
 def reference_hidden(config, params, tokens):
@@ -295,6 +269,8 @@ def test_init_under_jit_and_with_split(config):
 
 
 QWEN25 = dict(qkv_bias=True, rope_theta=1e6)
+QWEN3_MOE = dict(tie_embeddings=False, qk_norm=True, num_experts=128, experts_per_token=8)
+GEMMA3 = dict(qk_norm=True, post_norms=True, norm_offset=True, scale_embeddings=True)
 
 
 @pytest.mark.parametrize(
@@ -308,8 +284,15 @@ QWEN25 = dict(qkv_bias=True, rope_theta=1e6)
         ),
         (596_049_920, dict(dims=(151936, 1024, 28, 16, 8, 128, 3072), qk_norm=True)),
         (8_030_261_248, dict(dims=(128256, 4096, 32, 32, 8, 128, 14336), tie_embeddings=False)),
+        (268_098_176, dict(dims=(262144, 640, 18, 4, 1, 256, 2048), **GEMMA3)),
+        (999_885_952, dict(dims=(262144, 1152, 26, 4, 1, 256, 6912), **GEMMA3)),
+        (7_241_732_096, dict(dims=(32000, 4096, 32, 32, 8, 128, 14336), tie_embeddings=False)),
+        (30_532_122_624, dict(dims=(151936, 2048, 48, 32, 4, 128, 768), **QWEN3_MOE)),
     ],
-    ids=["qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen3-0.6b", "llama3-8b"],
+    ids=[
+        *("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen3-0.6b", "llama3-8b"),
+        *("gemma3-270m", "gemma3-1b", "mistral-7b", "qwen3-30b-a3b"),
+    ],
 )
 def test_published_parameter_counts(published, shape):
     names = ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim")
@@ -326,11 +309,53 @@ def test_published_parameter_counts(published, shape):
         (dict(remat="some"), "remat must be one of"),
         (dict(num_layers=0), "num_layers must be positive, got 0"),
         (dict(rope_theta=float("nan")), "rope_theta must be positive"),
+        (dict(layer_pattern=("full", "half")), r"layer_pattern must be kinds of \['full', 'sli"),
+        (dict(layer_pattern=()), "layer_pattern must be kinds of"),
+        (dict(layer_pattern="full"), "layer_pattern must be kinds of"),
+        (dict(layer_pattern=("sliding",)), "sliding_window must be positive for layers"),
+        (dict(local_rope_theta=1e4), "local_rope_theta must be 0 where no layer slides, got 10000"),
+        (dict(query_pre_attn_scalar=-1.0), "query_pre_attn_scalar must be 0 or positive, got -1.0"),
+        (dict(num_experts=4), r"experts_per_token must be in \[1, 4\] for num_experts = 4, got 0"),
+        (dict(experts_per_token=1), r"experts_per_token must be in \[0, 0\]"),
+        (dict(num_experts=-1), "num_experts must be 0 or positive, got -1"),
+        (dict(norm_topk_prob=True), "norm_topk_prob must be False without experts"),
+        (dict(activation="relu"), r"activation must be one of \['silu', 'gelu_tanh'\], got 'relu'"),
+        (dict(sliding_window=4), r"sliding_window must be 0 for layers \['full'\], got 4"),
     ],
 )
 def test_bad_shapes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         shapes.config(**changes)
+
+
+def test_offset_norms_begin_as_the_others(config):
+    """A fresh policy is the same function, whether its scales begin at 1 or count from it."""
+    tokens = shapes.tokens(2, 5)
+    offset = dataclasses.replace(config, norm_offset=True)
+    plain, counted = (policy.init(c, jax.random.key(0)) for c in (config, offset))
+    np.testing.assert_array_equal(
+        hidden(config, plain, tokens, *shapes.whole(tokens)),
+        hidden(offset, counted, tokens, *shapes.whole(tokens)),
+    )
+    assert not np.any(counted["layers"]["attention_norm"]["scale"])
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "pattern", "shortest"),
+    [
+        (4, ("full",) * 4, ("full",)),
+        (5, ["sliding", "full", "sliding", "full", "sliding"], ("sliding", "full")),
+        (3, ("full", "sliding", "sliding"), ("full", "sliding", "sliding")),
+        (2, ("sliding",) * 5 + ("full",), ("sliding",)),
+    ],
+)
+def test_patterns_of_layers_are_kept_in_their_shortest_form(num_layers, pattern, shortest):
+    config = shapes.config(
+        num_layers=num_layers, layer_pattern=pattern, sliding_window=4 * ("sliding" in shortest)
+    )
+    assert config.layer_pattern == shortest and len(config.sliding) == num_layers
+    repeated = [*pattern] * num_layers
+    assert config.sliding == tuple(kind == "sliding" for kind in repeated[:num_layers])
 
 
 def test_parameters_of_another_shape_are_refused(config, params):

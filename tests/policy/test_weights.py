@@ -7,7 +7,6 @@ import dataclasses
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -17,42 +16,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fiberjax import experiment, policy
-from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import weights
 from fiberjax.run import warm_start
 
-from . import shapes
+from . import published, shapes
 
-CHECKPOINTS = Path(__file__).parents[1] / "data" / "checkpoints"
-SHAPE = dict(vocab_size=32, embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=24)
-SHAPE |= dict(rope_theta=5000.0, norm_epsilon=1e-5)
-CONFIGS = {
-    "llama": policy.TransformerConfig(head_dim=4, tie_embeddings=False, **SHAPE),
-    "qwen2": policy.TransformerConfig(head_dim=4, qkv_bias=True, tie_embeddings=True, **SHAPE),
-    "qwen3": policy.TransformerConfig(head_dim=8, qk_norm=True, tie_embeddings=False, **SHAPE),
-}
-
-
-def placed(config, shape=(1, 1, 1)):
-    count = int(np.prod(shape))
-    device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
-    abstract = jax.eval_shape(lambda: policy.init(config, jax.random.key(0)))
-    return shardings.param_shardings(device_mesh, abstract)
-
-
-def load(directory, config, shape=(1, 1, 1)):
-    return weights.load(directory, config, placed(config, shape))
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_logits_are_those_of_transformers(kind):
-    config = CONFIGS[kind]
-    params = load(CHECKPOINTS / kind, config)
-    expected = np.load(CHECKPOINTS / kind / "expected.npz")
-    tokens = jnp.asarray(expected["tokens"])
-    model = policy.bind(config, params)
-    found = model.unembed(model.hidden(tokens, *shapes.whole(tokens)))
-    np.testing.assert_allclose(found, expected["logits"], atol=2e-5)
+CHECKPOINTS = published.FOLDER
+CONFIGS = {kind: published.config(kind) for kind in published.KINDS}
+placed, load = published.placed, published.load
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -75,11 +46,100 @@ def test_what_is_written_has_the_names_that_transformers_uses(tmp_path, kind):
     for file in (CHECKPOINTS / kind).glob("*.safetensors"):
         expected |= load_file(file)
     chex.assert_trees_all_equal(load_file(tmp_path / "model.safetensors"), expected)
+    assert weights.read_shape(tmp_path) == weights.read_shape(CHECKPOINTS / kind)
     written = json.loads((tmp_path / "config.json").read_text())
     theirs = json.loads((CHECKPOINTS / kind / "config.json").read_text())
-    shared = written.keys() & theirs.keys()
+    # What the policy does not know: the longest sequence, and beside experts a dense layer's width.
+    unknown = {"max_position_embeddings", *({"intermediate_size"} if config.num_experts else ())}
+    shared = written.keys() & theirs.keys() - unknown
     assert {"model_type", "architectures", "hidden_size", "tie_word_embeddings"} <= shared
     assert {key: written[key] for key in shared} == {key: theirs[key] for key in shared}
+
+
+def test_a_folder_says_every_field_of_the_shape():
+    """And none that says how it is computed."""
+    found = weights.read_shape(CHECKPOINTS / "qwen3")
+    names = {field.name for field in dataclasses.fields(policy.TransformerConfig)}
+    assert found.keys() == names - {"compute_dtype", "remat", "attention"}
+    assert found["qk_norm"] and not found["qkv_bias"] and found["rope_theta"] == 5000.0
+
+
+def test_mistral_slides_unless_its_window_is_null(tmp_path):
+    folder = copy(tmp_path, "mistral")
+    found = weights.read_shape(folder)
+    assert (found["layer_pattern"], found["sliding_window"]) == (("sliding",), 5)
+    described = json.loads((folder / "config.json").read_text())
+    for said, window in (({"sliding_window": None}, 0), ({}, 4096)):
+        del described["sliding_window"]
+        described |= said
+        (folder / "config.json").write_text(json.dumps(described))
+        assert weights.read_shape(folder)["sliding_window"] == window
+        described.setdefault("sliding_window", None)
+
+
+def test_gemma_is_read_in_both_spellings(tmp_path):
+    """Layers by a pattern, bases beside each other; defaults as the family has them."""
+    folder = copy(tmp_path, "gemma3")
+    expected = weights.read_shape(folder)
+    assert expected["layer_pattern"] == ("sliding", "sliding", "full")
+    assert (expected["rope_theta"], expected["local_rope_theta"]) == (5000.0, 50.0)
+    assert expected["rope_scaling"] == (("factor", 4.0),) and expected["sliding_window"] == 4
+    described = json.loads((folder / "config.json").read_text())
+    del described["layer_types"], described["rope_parameters"]
+    older = {"sliding_window_pattern": 3, "rope_theta": 5000.0, "rope_local_base_freq": 50}
+    older |= {"rope_scaling": {"rope_type": "linear", "factor": 4}}
+    (folder / "config.json").write_text(json.dumps(described | older))
+    assert weights.read_shape(folder) == expected
+    for name in ("head_dim", "query_pre_attn_scalar", "tie_word_embeddings", "sliding_window"):
+        del described[name]
+    (folder / "config.json").write_text(json.dumps(described | {"num_hidden_layers": 18}))
+    found = weights.read_shape(folder)
+    assert found["layer_pattern"] == ("sliding",) * 5 + ("full",)
+    assert (found["rope_theta"], found["local_rope_theta"]) == (1e6, 1e4)
+    assert (found["head_dim"], found["query_pre_attn_scalar"]) == (256, 256.0)
+    assert found["tie_embeddings"] and found["sliding_window"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, only None"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True, only"),
+        ({"hidden_activation": "silu"}, "hidden_activation is 'silu', only 'gelu_pytorch_tanh'"),
+        ({"rope_parameters": {"rope_theta": 1.0}}, "rope_parameters.rope_theta is not understood"),
+    ],
+)
+def test_what_gemma_has_not_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        weights.read_shape(copy(tmp_path, "gemma3", **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_only_layers": [0]}, r"mlp_only_layers is \[0\], only \[\] is supported"),
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step is 2, only 1 is supported"),
+        ({"num_experts_per_tok": 5}, r"experts_per_token must be in \[1, 4\] for num_experts = 4"),
+        ({"moe_intermediate_size": 0}, "moe_intermediate_size is 0, expected a positive integer"),
+    ],
+)
+def test_experts_that_are_not_understood_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        weights.read_shape(copy(tmp_path, "qwen3_moe", **changes))
+
+
+def test_experts_are_counted_by_either_name(tmp_path):
+    folder = copy(tmp_path, "qwen3_moe", num_local_experts=None, num_experts=4)
+    assert weights.read_shape(folder) == weights.read_shape(CHECKPOINTS / "qwen3_moe")
+
+
+def test_epsilons_are_compared_as_float32(tmp_path):
+    config = CONFIGS["llama"]
+    assert config.norm_epsilon == 1e-5
+    folder = copy(tmp_path, "llama", rms_norm_eps=9.999999747378752e-06)
+    weights.check(folder, config)
+    with pytest.raises(ValueError, match=r"norm_epsilon is 1.1e-05, the checkpoint has 9.99"):
+        weights.check(folder, dataclasses.replace(config, norm_epsilon=1.1e-5))
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)], ids=str)
@@ -126,8 +186,25 @@ def copy(tmp_path, kind="qwen3", **changes):
         ({"model_type": "gpt2"}, "model_type is 'gpt2', expected one of"),
         ({"hidden_size": 32}, "config.policy.embed_dim is 16, the checkpoint has 32"),
         ({"rope_parameters": {"rope_theta": 1e6}}, "rope_theta is 5000.0, the checkpoint has 1000"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope type is 'yarn', only 'default'"),
-        ({"use_sliding_window": True}, "use_sliding_window is True, only False"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}},
+            "rope_type is 'default', the checkpoint has 'linear'; config.policy.rope_scaling is",
+        ),
+        ({"rope_scaling": {"type": "longrope"}}, "rope type is 'longrope', expected one of"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, only 1.0 is supported"),
+        ({"hidden_size": None}, "hidden_size is missing, expected a positive integer"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers is '2', expected a positive integer"),
+        ({"tie_word_embeddings": 0}, "tie_word_embeddings is 0, expected true or false"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, only None"),
+        (
+            {"use_sliding_window": True, "layer_types": None, "max_window_layers": 1}
+            | {"sliding_window": 8},
+            r"layer_pattern is \('full',\), the checkpoint has \('full', 'sliding'\); "
+            "config.policy.sliding_window is 0, the checkpoint has 8",
+        ),
+        ({"layer_types": ["full_attention"]}, "layer_types names 1 layers, expected 2"),
+        ({"layer_types": ["full_attention", "chunked"]}, r"layer_types is .*, expected kinds of"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "but use_sliding_window is off"),
         ({"attention_bias": True}, "attention_bias is True, only False"),
         ({"tie_word_embeddings": True}, "tie_embeddings is False, the checkpoint has True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', only 'silu'"),
@@ -200,7 +277,7 @@ def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
 
 def test_shapes_without_a_family_are_not_written(tmp_path):
     config = dataclasses.replace(CONFIGS["qwen3"], qkv_bias=True)
-    with pytest.raises(ValueError, match="both qk_norm and qkv_bias"):
+    with pytest.raises(ValueError, match="no published family has a policy of this shape"):
         weights.save(tmp_path / "new", config, shapes.params(config))
     assert not (tmp_path / "new").exists()
 
@@ -234,7 +311,8 @@ def published(make_config, one_device, tmp_path):
     shape = experiment.from_config(config, one_device).policy
     params = shapes.params(shape)
     weights.save(tmp_path / "weights", shape, params, dtype="float32")
-    config.warm_start.weights = str(tmp_path / "weights")
+    config.model.folder = str(tmp_path / "weights")
+    config.model.tokenizer = "tasks"
     return config, params
 
 
@@ -249,6 +327,7 @@ def test_a_warm_start_goes_on_from_them_and_is_made_anew_for_others(published, o
     config, params = published
     config.warm_start.steps = 1
     config.warm_start.learning_rate = 1e-9
+    config.model.warm_start = True
 
     def start():
         return warm_start.starting_params(experiment.from_config(config, one_device))
@@ -256,12 +335,13 @@ def test_a_warm_start_goes_on_from_them_and_is_made_anew_for_others(published, o
     chex.assert_trees_all_close(start(), params, atol=1e-5)
     shape = experiment.from_config(config, one_device).policy
     other = shapes.params(shape, seed=1)
-    weights.save(config.warm_start.weights, shape, other, dtype="float32")
+    weights.save(config.model.folder, shape, other, dtype="float32")
     chex.assert_trees_all_close(start(), other, atol=1e-5)
 
 
 def test_weights_that_do_not_fit_are_refused_before_the_run(published, one_device):
     config, _ = published
     config.policy.mlp_dim = 48
-    with pytest.raises(ValueError, match=r"config.warm_start.weights: .*mlp_dim is 48"):
+    config.warm_start.steps = 0
+    with pytest.raises(ValueError, match=r"config\.model\.folder = .*mlp_dim is 48"):
         experiment.from_config(config, one_device)

@@ -74,7 +74,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_exported(old, capsys, monkey
     assert_as_before(read_metrics(old), read_metrics(OLD / "whole.jsonl"))
     assert "overall" in (old / "evaluation.md").read_text()
     built = experiment.from_config(identity.read_config(old), jax.devices()[:1])
-    iteration, params = loop.newest_params(built, old)
+    iteration, params = loop.saved_params(built, old)
     assert iteration == 4 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 

@@ -163,7 +163,7 @@ def test_a_run_is_exported_and_another_starts_from_it(finished, tmp_path):
     assert f"after iteration {ITERATIONS} is in {written}" in done.stdout
     config = identity.read_config(folder)
     trained = newest(experiment.from_config(config, jax.devices()[:1]), folder).state.params
-    config.warm_start.weights = str(written)
+    config.model.folder = str(written)
     config.warm_start.steps = 0
     start = warm_start.starting_params(experiment.from_config(config, jax.devices()[:1]))
     assert_equal(start, trained)

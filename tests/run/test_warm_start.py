@@ -138,8 +138,8 @@ def test_a_tokenizer_is_known_by_what_it_makes_of_the_data(
     import tokenizers
 
     path = tmp_path / "tokenizer.json"
-    config.tasks.vocabulary = str(path)
-    config.tasks.pad_token, config.tasks.eos_token = "<pad>", "</s>"
+    config.model.tokenizer = str(path)
+    config.model.overrides = {"pad": "<pad>", "end": ("</s>",)}
     load = rows_of(("1+0=", "1"), ("1+1=", "2"))
     for characters in ("012+=xyz", "210+=xyz", "012+=zyx"):  # The last: other tokens, not taught.
         tokens = {token: i for i, token in enumerate(("<pad>", "</s>", *characters))}
@@ -179,13 +179,14 @@ def published(config, one_device, tmp_path):
     """Points the config at a checkpoint of its own policy; writes it, with one number as given."""
     policy = experiment.from_config(config, one_device).policy
     mesh = experiment.from_config(config, one_device).mesh
-    config.warm_start.weights = str(tmp_path / "published")
+    config.model.folder = str(tmp_path / "published")
+    config.model.tokenizer, config.model.warm_start = "tasks", True
 
     def write(number):
         params = warm_start.random_params(policy, mesh, seed=5)
         up = params["layers"]["mlp"]["up"]
         up["kernel"] = up["kernel"].at[0, 1, 2].set(number)
-        weights.save(config.warm_start.weights, policy, params, dtype="float32")
+        weights.save(config.model.folder, policy, params, dtype="float32")
 
     return write
 
@@ -199,7 +200,7 @@ def test_published_weights_that_are_not_finite_are_refused(
     config.warm_start.steps = steps
     with pytest.raises(ValueError, match=r"not finite in layers/mlp/up/kernel$") as error:
         start(config, one_device)
-    assert "config.warm_start.weights" in str(error.value)
+    assert "config.model.folder" in str(error.value)
     assert folders(config) == []
 
 
