@@ -26,6 +26,12 @@ MAP = LinearSegmentedColormap.from_list("study", ("#F4F8FC", "#9DC6E3", "#1B5E9B
 GREY = "#BDBDBD"
 DPI = 130
 
+LETTERS = 14
+"""Of a legend, in an inch."""
+
+LEGEND_ROW = 0.2
+"""Inches that a row of a legend takes."""
+
 TOGETHER = 7
 """Methods that one panel holds; more get a panel each, with the others in grey behind."""
 
@@ -80,11 +86,16 @@ def curves(cells: Sequence[Cell], stem: Path) -> list[Path]:
             }
             names = [method for method in methods if method in by_name]
             shown = [by_name[method] for method in names]
+        # As many names beside each other as the figure is wide, and room for the rows of them.
+        letters = max(map(len, names)) + 8
+        columns = max(1, min(len(names), int(figure.get_figwidth() * LETTERS / letters)))
+        rows = math.ceil(len(names) / columns)
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(rows - 2, 0))
         figure.legend(
             shown,
             names,
             loc="outside lower center",
-            ncols=min(len(names), 4 if len(panels) > 1 else 2),
+            ncols=columns,
             frameon=False,
             fontsize=8.5,
         )

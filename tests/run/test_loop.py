@@ -232,10 +232,10 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
 
     iterate = Trainer.iterate
 
-    def interrupted(self, state, stream, iteration):
+    def interrupted(self, state, stream, iteration, factor):
         if iteration == 2:
             raise KeyboardInterrupt
-        return iterate(self, state, stream, iteration)
+        return iterate(self, state, stream, iteration, factor)
 
     monkeypatch.setattr(Trainer, "iterate", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -265,9 +265,9 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
 def test_one_iteration_is_traced(build, tmp_path, monkeypatch):
     traced = []
 
-    def recorded(self, state, stream, iteration):
+    def recorded(self, *arguments):
         traced.append((tmp_path / "trace").exists())
-        return iterate(self, state, stream, iteration)
+        return iterate(self, *arguments)
 
     iterate = Trainer.iterate
     monkeypatch.setattr(Trainer, "iterate", recorded)

@@ -1,5 +1,6 @@
 """A run in this process: what one call gives, how it is interrupted, what it resumes."""
 
+import json
 import pathlib
 import signal
 
@@ -8,6 +9,7 @@ import pytest
 import tiny
 
 import fiberjax as fj
+from fiberjax.run import migrations
 from fiberjax.run.interrupts import Interrupts
 from fiberjax.run.metrics import read_metrics
 from fiberjax.run.notebook import load_config
@@ -37,11 +39,11 @@ def test_an_interrupted_run_is_saved_and_the_same_call_finishes_it(
 ):
     iterate, seen = Trainer.iterate, []
 
-    def interrupted(self, state, stream, iteration):
+    def interrupted(self, state, stream, iteration, factor):
         seen.append(iteration)
         if seen == [0, 1]:
             signal.raise_signal(signal.SIGINT)
-        return iterate(self, state, stream, iteration)
+        return iterate(self, state, stream, iteration, factor)
 
     monkeypatch.setattr(Trainer, "iterate", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -58,7 +60,9 @@ def test_an_interrupted_run_is_saved_and_the_same_call_finishes_it(
 
 
 def test_another_config_is_refused_in_the_same_folder(config, one_device, tmp_path):
-    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    saved = json.loads(config.to_json_best_effort())
+    saved |= {"version": migrations.VERSION, "plugin_digests": {}}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
     config.seed = 7
     with pytest.raises(ValueError, match=r"config\.seed \(0 there, 7 here\)"):
         fj.run_experiment(config, tmp_path, devices=one_device)

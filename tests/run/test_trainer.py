@@ -90,6 +90,7 @@ def test_every_metric_is_written_and_described(build):
         training__entropy_coefficient=0.01,
         training__step_share="importance",
         training__mismatch="truncate",
+        budget_control__kind="anneal",
         rollout__top_p=0.9,
     )
     trainer, state = trainer_of(built)

@@ -101,10 +101,10 @@ def test_stale_batches_keep_the_log_probabilities_of_the_policy_that_sampled(
 ):
     params, batches, update = [], [], Trainer.update
 
-    def watched(self, state, collected, iteration):
+    def watched(self, state, collected, *rest):
         params.append(jax.device_get(state.params))
         batches.append(jax.device_get(collected.batches))
-        return update(self, state, collected, iteration)
+        return update(self, state, collected, *rest)
 
     monkeypatch.setattr(Trainer, "update", watched)
     stale = setting(staleness=2, overrides=SMALL | {"iterations": 4})
@@ -148,8 +148,8 @@ def test_a_replay_takes_the_steps_of_another_run(laboratory, first):
 def test_a_run_that_is_not_finite_is_recorded(laboratory, monkeypatch):
     update = Trainer.update
 
-    def broken(self, state, collected, iteration):
-        state, scalars = update(self, state, collected, iteration)
+    def broken(self, state, collected, iteration, factor):
+        state, scalars = update(self, state, collected, iteration, factor)
         if iteration == 1:
             scalars["actor/grad_norm"] = float("nan")
         return state, scalars
