@@ -117,7 +117,7 @@ def collapse_map(cells: Sequence[Cell], path: Path) -> Path | None:
     values = sorted({dict(cell.place)[first] for cell in cells})
     panels = sorted({tuple((name, dict(cell.place)[name]) for name in second) for cell in cells})
     # Room for the methods' names beside the cells.
-    width = 1.9 + 0.75 * len(values)
+    width = max(1.9, max(map(len, methods)) / LETTERS) + 0.75 * len(values)
     figure, grid = _grid(len(panels), min(3, len(panels)), width, 1.1 + 0.38 * len(methods))
     image = None
     for axes, panel in zip(grid, panels, strict=True):
