@@ -254,6 +254,18 @@ def tuned(stage: int, find: Find) -> tuple[Setting, ...]:
     return both if stage == 1 else _over([*at(3e-3, shared), *at(1e-3, methods)], 2) + both
 
 
+def rates(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Is a smaller learning rate enough? Whole steps at a third and a tenth of it."""
+    return _over(
+        [
+            method.on({"η": rate}, optimizer__learning_rate=rate)
+            for rate in (3e-4, 1e-4, 1e-3)
+            for method in (SIX[0], SIX[1], SIX[2], SIX[5])
+        ],
+        stage,
+    )
+
+
 def peers(stage: int, find: Find) -> tuple[Setting, ...]:
     """All methods with the budgets they are shipped with."""
     return _over(PEERS, stage)
@@ -446,6 +458,7 @@ FIGURES: Mapping[str, Callable[[int, Find], tuple[Setting, ...]]] = {
         tuning,
         scales,
         tuned,
+        rates,
         peers,
         suspects,
         updates,
