@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     from fiberjax.tasks import loading
 
     topologies.compile_environment()
-    from fiberjax import experiment
+    from fiberjax import experiment, model_folder
     from fiberjax.plans import plan
 
     assert TOPOLOGY.value is not None  # A required flag.
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         topology = topologies.parse_topology(TOPOLOGY.value)
         devices = topologies.describe_devices(topology)
         overridden = config_flags.get_override_values(FLAGS["config"])
-        config = experiment.with_folder(CONFIG.value, overridden)
+        config = model_folder.with_folder(CONFIG.value, overridden)
         built = experiment.from_config(config, devices, loading.named_domains)
         made = plan.make_plan(built, topology, PROGRAMS.value)
     except (ValueError, RuntimeError) as error:

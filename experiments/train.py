@@ -46,12 +46,12 @@ def main(argv: list[str]) -> None:
     with distributed.session(
         DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     ):
-        from fiberjax import experiment
+        from fiberjax import experiment, model_folder
         from fiberjax.run import identity, loop
 
         try:
             overridden = config_flags.get_override_values(FLAGS["config"])
-            config = experiment.with_folder(CONFIG.value, overridden)
+            config = model_folder.with_folder(CONFIG.value, overridden)
             config = identity.settle(WORKDIR.value, config)
             config_json = config.to_json_best_effort()
             built = experiment.from_config(config)

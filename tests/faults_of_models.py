@@ -8,6 +8,7 @@ PUBLISHED = "fiberjax/tasks/published.py"
 TOKENIZER = "fiberjax/tasks/tokenizer.py"
 RENDER = "fiberjax/tasks/render.py"
 EXPERIMENT = "fiberjax/experiment.py"
+MODEL_FOLDER = "fiberjax/model_folder.py"
 PUBLISH = "fiberjax/run/publish.py"
 
 FAULTS = (
@@ -192,28 +193,28 @@ FAULTS = (
     ),
     Mutant(
         "what was set on purpose makes place too",
-        EXPERIMENT,
+        MODEL_FOLDER,
         'if f"policy.{name}" not in overridden:',
         "if True:",
         (f"{FOLDER}::test_a_shape_that_contradicts_the_folder_is_refused",),
     ),
     Mutant(
         "a config without a folder is copied",
-        EXPERIMENT,
+        MODEL_FOLDER,
         "    if not shape:\n        return config",
         "    if not shape:\n        return config.copy_and_resolve_references()",
         (f"{FOLDER}::test_without_a_folder_a_config_stays_as_it_is",),
     ),
     Mutant(
         "windows may be longer than the model's context",
-        EXPERIMENT,
+        MODEL_FOLDER,
         "if longest is not None and whole > longest:",
         "if False:",
         (f"{FOLDER}::test_what_does_not_go_with_a_folder_is_refused",),
     ),
     Mutant(
         "published weights are taught without being asked",
-        EXPERIMENT,
+        MODEL_FOLDER,
         "if model.folder and warm_start.steps > 0 and not model.warm_start:",
         "if False:",
         (f"{FOLDER}::test_what_does_not_go_with_a_folder_is_refused",),
@@ -242,15 +243,15 @@ FAULTS = (
     Mutant(
         "a command does not say what it was told",
         "experiments/train.py",
-        "experiment.with_folder(CONFIG.value, overridden)",
-        "experiment.with_folder(CONFIG.value)",
+        "model_folder.with_folder(CONFIG.value, overridden)",
+        "model_folder.with_folder(CONFIG.value)",
         (f"{FOLDER}::test_the_commands_refuse_what_contradicts_the_folder[train]",),
     ),
     Mutant(
         "a plan does not say what it was told",
         "experiments/plan.py",
-        "experiment.with_folder(CONFIG.value, overridden)",
-        "experiment.with_folder(CONFIG.value)",
+        "model_folder.with_folder(CONFIG.value, overridden)",
+        "model_folder.with_folder(CONFIG.value)",
         (f"{FOLDER}::test_the_commands_refuse_what_contradicts_the_folder[plan]",),
     ),
     # Older runs.

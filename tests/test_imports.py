@@ -15,7 +15,7 @@ WAY = (
     ("mathematics",),
     ("options",),
     ("policy", "tasks"),
-    ("parallel",),
+    ("parallel", "model_folder"),
     ("train",),
     ("experiment",),
     ("plans", "run"),

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from fiberjax import experiment
+from fiberjax import experiment, model_folder
 from fiberjax.policy import weights
 from fiberjax.run import checkpoints, identity, loop, migrations, publish, warm_start
 from fiberjax.tasks import chat, loading, published
@@ -60,7 +60,7 @@ def chatting(make_config, tmp_path):
 
 
 def test_the_folder_gives_the_shape_and_the_run_trains(kept, chatting, one_device, tmp_path):
-    config = experiment.with_folder(chatting(kept))
+    config = model_folder.with_folder(chatting(kept))
     assert config.policy.embed_dim == 16 and config.policy.vocab_size == 264
     config.iterations = 1
     built = experiment.from_config(config, one_device)
@@ -86,10 +86,10 @@ def test_a_shape_that_contradicts_the_folder_is_refused(kept, chatting, one_devi
     config.policy.mlp_dim, config.policy.num_layers = 99, 7
     message = r"config\.policy\.mlp_dim is 99, the folder has 24"
     with pytest.raises(ValueError, match=message) as error:
-        experiment.with_folder(config, ("policy.mlp_dim", "policy.remat"))
+        model_folder.with_folder(config, ("policy.mlp_dim", "policy.remat"))
     # What the config has of itself makes place.
     assert "num_layers" not in str(error.value) and repr(kept) in str(error.value)
-    completed = experiment.with_folder(config, ("policy.vocab_size",))
+    completed = model_folder.with_folder(config, ("policy.vocab_size",))
     assert completed.policy.mlp_dim == 24 and config.policy.mlp_dim == 99
     # The tokenizer's size, or the folder's, which is larger.
     assert completed.policy.vocab_size == 0
@@ -100,7 +100,7 @@ def test_a_shape_that_contradicts_the_folder_is_refused(kept, chatting, one_devi
 
 def test_without_a_folder_a_config_stays_as_it_is(make_config):
     config = make_config()
-    assert experiment.with_folder(config, ("policy.mlp_dim",)) is config
+    assert model_folder.with_folder(config, ("policy.mlp_dim",)) is config
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_without_a_folder_a_config_stays_as_it_is(make_config):
     ],
 )
 def test_what_does_not_go_with_a_folder_is_refused(kept, chatting, one_device, change, message):
-    config = experiment.with_folder(chatting(kept))
+    config = model_folder.with_folder(chatting(kept))
     config.model.stop = ("\n",)
     before = len(compilations)
     with config.ignore_type(), config.unlocked():
@@ -132,7 +132,7 @@ def test_what_does_not_go_with_a_folder_is_refused(kept, chatting, one_device, c
 
 
 def test_a_supervised_phase_on_a_folder_is_there_for_who_asks(kept, chatting, one_device):
-    config = experiment.with_folder(chatting(kept))
+    config = model_folder.with_folder(chatting(kept))
     config.warm_start.steps = 9
     config.model.warm_start = True
     built = experiment.from_config(config, one_device)
@@ -203,14 +203,16 @@ def test_a_wrong_folder_is_one_error_before_anything_compiles(
     damage(pathlib.Path(folder))
     before = len(compilations)
     with pytest.raises(ValueError, match=message) as error:
-        experiment.from_config(experiment.with_folder(chatting(folder)), one_device)
+        experiment.from_config(model_folder.with_folder(chatting(folder)), one_device)
     assert str(error.value).startswith("config.model.folder")
     assert len(compilations) == before
 
 
 def test_one_override_of_the_command_line_is_enough(kept):
     config = tiny.from_command_line(f"--config.model.folder={kept}", "--config.window.prompt=32")
-    assert experiment.with_folder(config, ("model.folder", "window.prompt")).policy.embed_dim == 16
+    assert (
+        model_folder.with_folder(config, ("model.folder", "window.prompt")).policy.embed_dim == 16
+    )
 
 
 @pytest.mark.slow
@@ -268,7 +270,7 @@ def old_config(config, **values):
 
 
 def test_an_older_run_of_a_folder_goes_on_as_it_was(kept, chatting, one_device, tmp_path, capsys):
-    today = experiment.with_folder(chatting(kept))
+    today = model_folder.with_folder(chatting(kept))
     saved = old_config(
         today,
         weights=kept,
@@ -300,7 +302,7 @@ def test_an_older_run_of_weights_alone_keeps_its_characters(kept, make_config, o
     config = ConfigDict(migrations.migrate({k: v for k, v in saved.items() if k != "version"}, 3))
     with config.unlocked():
         del config["plugin_digests"]
-    built = experiment.from_config(experiment.with_folder(config), one_device, loading.no_domains)
+    built = experiment.from_config(model_folder.with_folder(config), one_device, loading.no_domains)
     assert built.vocabulary.size < 64 and built.policy.vocab_size == 264
 
 
@@ -326,7 +328,7 @@ def test_what_comes_out_is_what_went_in_with_other_weights(chatting, one_device,
     )
     for name in ("mine.py", "LICENSE", "README.md"):
         (source / name).write_text(name)
-    config = experiment.with_folder(chatting(source))
+    config = model_folder.with_folder(chatting(source))
     built = saved_run(config, tmp_path / "run", one_device, 2, 5)
     for iteration, expected in ((None, 5), (2, 2)):
         found, params = loop.saved_params(built, tmp_path / "run", iteration)
@@ -358,7 +360,7 @@ def test_what_comes_out_is_what_went_in_with_other_weights(chatting, one_device,
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert index["metadata"]["total_size"] == total
     # It is a folder to begin with.
-    again = experiment.with_folder(chatting(output))
+    again = model_folder.with_folder(chatting(output))
     assert experiment.from_config(again, one_device).policy == built.policy
     publish.publish(built, params, output)  # One file in place of the many.
     (whole,) = output.glob("model*")
@@ -378,7 +380,7 @@ def test_a_policy_that_began_at_random_brings_its_tokenizer(make_config, one_dev
     again = make_config()
     again.model.folder = str(tmp_path / "out")
     again.warm_start.steps = 0
-    found = experiment.from_config(experiment.with_folder(again), one_device)
+    found = experiment.from_config(model_folder.with_folder(again), one_device)
     assert found.policy == built.policy
     assert found.vocabulary.end_ids == built.vocabulary.end_ids
     for text in ("S:312=", "a+b;"):
@@ -390,11 +392,11 @@ def test_a_policy_that_began_at_random_brings_its_tokenizer(make_config, one_dev
     config.window.completion = 9  # Beyond what the exported policy says it was made for.
     again.window.completion = 9
     with pytest.raises(ValueError, match="was made for 24"):
-        experiment.from_config(experiment.with_folder(again), one_device)
+        experiment.from_config(model_folder.with_folder(again), one_device)
 
 
 def test_the_effect_of_rounding_is_measured(kept, chatting, one_device):
-    built = experiment.from_config(experiment.with_folder(chatting(kept)), one_device)
+    built = experiment.from_config(model_folder.with_folder(chatting(kept)), one_device)
     params = jax.tree.map(lambda leaf: 3 * leaf, warm_start.starting_params(built))
     effect = publish.rounding_effect(built.policy, built.vocabulary, params, columns=8)
     assert 0 < effect.tokens <= 32 and 1e-4 < effect.mean <= effect.largest < 1

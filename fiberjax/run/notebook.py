@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from fiberjax import experiment
+from fiberjax import experiment, model_folder
 from fiberjax.experiment import Experiment, LoadData
 from fiberjax.run import identity, loop, metrics
 from fiberjax.run.evaluation import EvaluationTable
@@ -67,7 +67,7 @@ def run_experiment(
     """
     if not isinstance(config, ConfigDict):
         config = load_config(config)
-    config = identity.settle(Path(workdir), experiment.with_folder(config))
+    config = identity.settle(Path(workdir), model_folder.with_folder(config))
     built = experiment.from_config(config, devices, load_data)
     table = loop.run(built, Path(workdir), config.to_json_best_effort())
     return Run(Path(workdir), table, built)
