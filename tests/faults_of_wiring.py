@@ -257,8 +257,8 @@ FAULTS = (
     Mutant(
         "the curriculum sees shuffled rewards",
         "fiberjax/run/trainer.py",
-        "rewards.reshape(-1, rollouts.group_size),\n        )",
-        "shuffled(rewards, 0, 0).reshape(-1, rollouts.group_size),\n        )",
+        "stream.observe(index, reward.reshape(",
+        "stream.observe(index, shuffled(reward, 0, 0).reshape(",
         (f"{TRAINER}::test_the_curriculum_learns_the_true_pass_rates",),
     ),
     Mutant(
@@ -278,8 +278,8 @@ FAULTS = (
     Mutant(
         "the learning rate logged is that of iterations",
         "fiberjax/run/trainer.py",
-        "updates = iteration * len(pending)",
-        "updates = iteration",
+        "updates = made + np.arange(len(pending))",
+        "updates = iteration + np.arange(len(pending))",
         (f"{TRAINER}::test_the_learning_rate_logged_is_that_of_the_updates",),
     ),
     # The experiment and its optimizer.

@@ -168,8 +168,14 @@ def train(
                 writer.write(iteration + 1, scalars)
                 metrics.finite_or_raise(iteration + 1, scalars)
                 progress.update(
-                    iteration + 1, **{name: scalars[key] for name, key in SHOWN.items()}
+                    iteration + 1,
+                    **{name: scalars[key] for name, key in SHOWN.items() if key in scalars},
                 )
+                if primary and scalars.get("resample/prompts_kept") == 0:
+                    print(
+                        f"iteration {iteration + 1} makes no update: all rewards are equal in each "
+                        f"of the {scalars['resample/prompts_drawn']:.0f} prompt groups drawn"
+                    )
                 last = iteration + 1 == experiment.iterations
                 ending = distributed.asked_to_end(iteration + 1) and not last
                 due = (iteration + 1) % experiment.checkpoint.every == 0

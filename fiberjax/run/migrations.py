@@ -106,6 +106,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         rewrite=_model_of_its_own,
         rewritten=("model.overrides", "model.tokenizer", "model.warm_start"),
     ),
+    Migration(added={"rollout.resample": 0}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 
