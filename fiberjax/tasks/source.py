@@ -189,13 +189,13 @@ def _weighted_draw(
     ``fresh``, bool[N], have come already.
     """
     valid = np.flatnonzero(log_weight > -np.inf)
-    left = valid[fresh[valid]]
+    left, others = valid[fresh[valid]], valid[~fresh[valid]]
     rounds = []
     while count > 0:
         keys = log_weight[left] + rng.gumbel(size=len(left))
         rounds.append(left[np.argsort(-keys, kind="stable")[:count]])
         count -= len(rounds[-1])
-        left = valid
+        left, others = others, left
     return np.concatenate(rounds) if rounds else np.zeros(0, np.int64)
 
 
