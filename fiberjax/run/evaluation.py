@@ -63,13 +63,7 @@ def evaluate(experiment: Experiment, params: Any, description: str) -> Measures:
     """
     wanted = experiment.evaluation
     examples = experiment.held_out
-    chosen = np.concatenate(
-        [
-            offset + np.arange(min(size, wanted.prompts))
-            for offset, size in zip(examples.offsets, examples.sizes, strict=True)
-        ]
-    )
-    domain = np.array([examples.domain_of(int(index)) for index in chosen])
+    chosen, domain = _held_out_prompts(experiment)
     # One static shape: the last batch is filled up with the first prompts again.
     num_batches = -(-len(chosen) // wanted.batch)
     filled = np.resize(chosen, num_batches * wanted.batch).reshape(num_batches, -1)
@@ -95,6 +89,32 @@ def evaluate(experiment: Experiment, params: Any, description: str) -> Measures:
         passed = passes(by_prompt, experiment.tasks.pass_threshold)
         measures[f"pass@{k}"] = statistics.pass_at_k(passed, k)
     return Measures(measures, domain)
+
+
+def comparable(before: Measures, experiment: Experiment) -> bool:
+    """Whether an evaluation by the experiment would measure the same of the same prompts.
+
+    Args:
+      before: of an earlier evaluation of the run, whose `config.evaluation` may have changed since.
+      experiment: of the run.
+    """
+    _, domain = _held_out_prompts(experiment)
+    return (
+        np.array_equal(before.domain, domain)
+        and f"mean@{experiment.evaluation.samples}" in before.by_name
+    )
+
+
+def _held_out_prompts(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
+    """The prompts that are evaluated, and the domain of each; int[prompts] each."""
+    examples = experiment.held_out
+    chosen = np.concatenate(
+        [
+            offset + np.arange(min(size, experiment.evaluation.prompts))
+            for offset, size in zip(examples.offsets, examples.sizes, strict=True)
+        ]
+    )
+    return chosen, np.array([examples.domain_of(int(index)) for index in chosen])
 
 
 def profile(experiment: Experiment, params: Any, stream: PromptStream) -> None:

@@ -17,7 +17,7 @@ from fiberjax.parallel import distributed
 from fiberjax.run import evaluation, identity, metrics, plots, writers
 from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
-from fiberjax.run.evaluation import EvaluationTable, Measures, evaluate, profile
+from fiberjax.run.evaluation import EvaluationTable, Measures, comparable, evaluate, profile
 from fiberjax.run.interrupts import Interrupts
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
@@ -120,9 +120,10 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     if found is not None:
         stream.set_state(found.host["stream"])
         control.set_state(found.host.get("budget_control"))
-        return Begun(
-            found.state, found.iteration, stream, control, Measures.of(found.host["before"])
-        )
+        before = Measures.of(found.host["before"])
+        if not comparable(before, experiment):  # `config.evaluation` has changed since.
+            before = evaluate(experiment, starting_params(experiment), "evaluation before")
+        return Begun(found.state, found.iteration, stream, control, before)
     start = starting_params(experiment)
     before = evaluate(experiment, start, "evaluation before")
     profile(experiment, start, stream)

@@ -136,11 +136,11 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
         if migration.rewrite is not None:
             migration.rewrite(migrated)
         for path, value in migration.added.items():
-            section, name = _section(migrated, path)
-            section[name] = copy.deepcopy(value)
+            of, name = section(migrated, path)
+            of[name] = copy.deepcopy(value)
         for path, names in migration.renamed.items():
-            section, name = _section(migrated, path)
-            section[name] = names.get(section[name], section[name])
+            of, name = section(migrated, path)
+            of[name] = names.get(of[name], of[name])
     return migrated
 
 
@@ -153,7 +153,7 @@ def added_since(version: int) -> tuple[str, ...]:
     )
 
 
-def _section(config: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+def section(config: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     """The section that holds a dotted path, and the name of the option in it."""
     *sections, name = path.split(".")
     for section in sections:
