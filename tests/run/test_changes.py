@@ -42,7 +42,7 @@ def test_every_option_has_its_class(config):
     assert by_kind["free"] == {
         *("checkpoint.every", "checkpoint.keep", "writers"),
         *("evaluation.prompts", "evaluation.samples", "evaluation.batch"),
-        *("tasks.data_dir", "warm_start.directory"),
+        *("tasks.data_dir", "warm_start.directory", "training.unpaid_iterations"),
     }
     assert by_kind["logged"] == {
         *("optimizer.learning_rate", "rollout.resample", "rollout.max_rows"),

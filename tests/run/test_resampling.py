@@ -157,7 +157,13 @@ def test_no_group_at_all_makes_no_update(begin, tmp_path, capsys):
 
 
 def test_a_run_without_any_group_says_so_and_ends(begin, tmp_path, capsys, monkeypatch):
-    built, _, _ = begin(none, iterations=2, budget_control__kind="kl", budget_control__target=0.01)
+    built, _, _ = begin(
+        none,
+        iterations=2,
+        training__unpaid_iterations=0,
+        budget_control__kind="kl",
+        budget_control__target=0.01,
+    )
     monkeypatch.setattr(loop, "evaluate", lambda *_: loop.Measures({}, np.zeros(0)))
     _, state = loop.train(built, tmp_path)
     assert int(state.step) == 0
