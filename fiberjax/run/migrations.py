@@ -132,6 +132,7 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     >>> old = {"tasks": {"vocabulary": "ascii", "pad_token": "", "eos_token": "", "bos_token": ""}}
     >>> old |= {"warm_start": {"weights": "Qwen"}, "window": {"prompt": 8, "completion": 8}}
     >>> old |= {"rollout": {}, "training": {}}
+    >>> old["tasks"]["verifier"] = "numeric"
     >>> migrate(old, 3)["model"]["folder"]
     'Qwen'
     """
