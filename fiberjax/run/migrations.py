@@ -106,6 +106,17 @@ MIGRATIONS: tuple[Migration, ...] = (
         rewrite=_model_of_its_own,
         rewritten=("model.overrides", "model.tokenizer", "model.warm_start"),
     ),
+    Migration(
+        added={
+            "lora": {
+                "rank": 0,
+                "alpha": 32.0,
+                "targets": ["all-linear"],
+                "base_dtype": "float32",
+            },
+        },
+        renamed={},
+    ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 
