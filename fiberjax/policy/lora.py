@@ -212,10 +212,13 @@ def digest(base: Tree) -> str:
 
 def _checksum(leaf: Array) -> Array:
     """uint32[], the bits of an array weighed by their places; exact, so of any order of adding."""
-    wide = jnp.uint16 if leaf.dtype.itemsize == 2 else jnp.uint32
-    total = lax.bitcast_convert_type(leaf, wide).astype(jnp.uint32)
+    narrow = leaf.dtype.itemsize == 2
+    bits = lax.bitcast_convert_type(leaf, jnp.uint16 if narrow else jnp.uint32).astype(jnp.uint32)
+    # Every bit takes part in the low ones: alone, signs would add up to nothing.
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x2C1B3C6D)
+    total = bits ^ (bits >> 12)
     while total.ndim:
-        # Odd, so that no bit is lost; without a short period.
         place = jnp.arange(total.shape[-1], dtype=jnp.uint32)
-        total = jnp.sum(total * (place * jnp.uint32(2654435761) * 2 + 1), axis=-1, dtype=jnp.uint32)
+        weight = place * jnp.uint32(0x9E3779B2) + 1  # Odd, so that no bit is lost.
+        total = jnp.sum(total * weight, axis=-1, dtype=jnp.uint32)
     return total
