@@ -256,21 +256,35 @@ def test_an_iteration_on_a_mesh_is_that_of_one_device(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_adapters_learn(config, one_device, tmp_path, optimizer):
+def test_adapters_learn(make_config, one_device):
+    """To say one token, for which alone they are rewarded; the base says it once in 59 tokens."""
+    config = make_config("grpo")
     config.update_from_flattened_dict(
-        {
-            "iterations": 20,
-            "rollout.prompts": 16,
-            "rollout.samples": 8,
-            "warm_start.steps": 200,
-            "training.kl_coefficient": 0.0,
-            "optimizer.name": optimizer,
-            "optimizer.learning_rate": 1e-2,
-            "lora.rank": 4,
+        LORA
+        | {
+            "warm_start.steps": 0,
+            "rollout.samples": 16,
+            "optimizer.learning_rate": 3e-2,
         }
     )
-    loop.train(experiment.from_config(config, one_device), tmp_path / "run")
-    reward = read_metrics(tmp_path / "run")["reward/mean"]
-    print(reward)
-    assert reward[-5:].mean() > reward[:5].mean() + 0.1
+    built = experiment.from_config(config, one_device)
+    base = warm_start.starting_params(built)
+    base["final_norm"]["scale"] *= 2  # Of a random table, which stays, logits would be too small.
+    trainer, stream = Trainer(built, base), built.prompt_stream()
+    sampler, shares = trainer._sampler, []
+
+    class Rewarding:
+        read = staticmethod(sampler.read)
+
+        def __call__(self, *arguments, **options):
+            rollouts = sampler(*arguments, **options)
+            said = (rollouts.tokens[:, -rollouts.mask.shape[1] :] == 7) & rollouts.mask
+            reward = said.sum(axis=1) / rollouts.mask.sum(axis=1)
+            shares.append(reward.mean())
+            return dataclasses.replace(rollouts, reward=reward.astype(np.float32))
+
+    trainer._sampler = Rewarding()
+    state = built.fresh_state(base)
+    for iteration in range(20):
+        state, _ = trainer.iterate(state, stream, iteration)
+    assert np.mean(shares[:3]) < 0.1 and np.mean(shares[-3:]) > 0.3
