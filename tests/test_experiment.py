@@ -79,6 +79,7 @@ BAD = [
     ("training.epochs", 0, r"config\.training: epochs must be positive"),
     ("training.chunk", 0, r"config\.training: chunk must be positive"),
     ("lora.rank", -1, r"config\.lora: rank must be at least 0; got -1"),
+    ("lora.rank", 99, r"config\.lora: rank must be between 1 and .*q_proj is 16 by 16; got 99"),
     ("lora.rank", 2.0, r"config\.lora\.rank must be int; got 2\.0"),
     ("lora.targets", "q_proj", r"config\.lora\.targets must be tuple; got 'q_proj'"),
     ("lora", {"rank": 2}, r"config\.lora\.alpha is missing"),
