@@ -214,6 +214,23 @@ def test_a_base_that_nobody_published_comes_along(config, one_device, tmp_path):
     assert {str(tensor.dtype) for tensor in tensors.values()} == {"bfloat16"}
 
 
+def test_supervised_steps_make_a_base_of_their_own(published, one_device, tmp_path):
+    published.warm_start.steps, published.model.warm_start = 1, True
+    taught = tmp_path / "rows.jsonl"
+    rows = [json.loads(line) for line in taught.read_text().splitlines()]
+    taught.write_text("".join(json.dumps(r | {"solution": r["answer"]}) + "\n" for r in rows))
+    built, trained, base = saved_run(published, tmp_path / "run", one_device)
+    source = publish.publish_adapter(built, trained, base, tmp_path / "adapter")
+    assert source == tmp_path / "adapter" / "base"
+    placed = jax.tree.map(lambda leaf: leaf.sharding, base)
+    assert_equal(weights.load(source, built.policy, placed), base)
+    kernel, first = (
+        weights.load(folder, built.policy, placed)["layers"]["mlp"]["up"]["kernel"]
+        for folder in (source, published.model.folder)
+    )
+    assert not np.array_equal(kernel, first)
+
+
 @pytest.mark.slow
 def test_adapters_are_exported_from_the_command_line(config, one_device, tmp_path):
     """Also of a run whose base was warm-started, and is found again."""
@@ -234,6 +251,7 @@ def test_an_iteration_on_a_mesh_is_that_of_one_device(config):
     """The sampler gathers base and adapters over `fsdp`; `tensor` splits their sides."""
     config.policy.compute_dtype = config.lora.base_dtype = "float32"
     config.policy.vocab_size = 64
+    config.training.packing, config.training.micro_batches = True, 2
 
     def run(sizes, count):
         config.mesh.update(sizes)
