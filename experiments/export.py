@@ -2,6 +2,7 @@ r"""Writes a checkpoint of a run as a folder that is served as it is.
 
     python experiments/export.py --workdir=runs/quickstart --output=exported
     python experiments/export.py --workdir=runs/qwen --output=exported --iteration=100
+    python experiments/export.py --workdir=runs/qwen --output=exported --iteration=best
 
 Weights, `config.json`, the tokenizer's files, the chat template and the generation config: what
 vLLM, transformers and others read, and what `config.model.folder` of another run takes. One process
@@ -12,6 +13,7 @@ the policy draws itself, and printed; `--nomeasure` leaves that out.
 """
 
 from pathlib import Path
+from typing import Literal, cast
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -19,14 +21,29 @@ from ml_collections import ConfigDict
 FLAGS = flags.FLAGS
 WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
-ITERATION = flags.DEFINE_integer(
-    "iteration", None, "Of the checkpoint; the newest by default.", lower_bound=0
+ITERATION = flags.DEFINE_string(
+    "iteration",
+    None,
+    "Of the checkpoint, a number, or 'best' by config.checkpoint.best; the newest by default.",
 )
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of the tensors.")
 FOLDER = flags.DEFINE_string(
     "folder", None, "Where the model that the run began with is now, if it was moved."
 )
 MEASURE = flags.DEFINE_bool("measure", True, "Whether the effect of bfloat16 is measured.")
+
+
+def chosen(iteration: str | None) -> int | Literal["best"] | None:
+    """What `--iteration` says.
+
+    Raises:
+      ValueError: it is neither a number nor 'best'.
+    """
+    if iteration is None or iteration == "best":
+        return cast(Literal["best"] | None, iteration)
+    if not (iteration.isascii() and iteration.isdecimal()):
+        raise ValueError(f"--iteration must be a number or 'best'; got {iteration!r}")
+    return int(iteration)
 
 
 def main(argv: list[str]) -> None:
@@ -56,7 +73,7 @@ def main(argv: list[str]) -> None:
         if FOLDER.value is not None:
             config.model.folder = FOLDER.value
         built = experiment.from_config(config, jax.devices()[:1], loading.no_domains)
-        iteration, params = loop.saved_params(built, workdir, ITERATION.value)
+        iteration, params = loop.saved_params(built, workdir, chosen(ITERATION.value))
         publish.publish(built, params, OUTPUT.value, dtype=DTYPE.value)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
