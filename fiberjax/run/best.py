@@ -39,7 +39,7 @@ class Best:
         """Takes the row of an iteration; whether its value is the best.
 
         Args:
-          iteration: iterations finished, counted from 1.
+          iteration: iterations finished.
           scalars: its metrics by name.
         """
         value = scalars.get(self._metric)

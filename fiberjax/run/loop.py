@@ -191,7 +191,7 @@ def train(
             watch = Watch(experiment, folder, writer, progress)
             trainer = Trainer(experiment, reference, watch=watch.rollouts)
             if done == 0:
-                watch.start(before)
+                stop.observe(0, watch.start(before))
             for iteration in range(done, experiment.iterations):
                 with traced(directory / "trace", iteration + 1 == trace_iteration):
                     state, scalars = trainer.iterate(state, stream, iteration, control.factor)

@@ -214,7 +214,12 @@ def read(directory: str | os.PathLike[str]) -> pa.Table:
     files = sorted((Path(directory) / FOLDER).glob("*.parquet"))
     if not files:
         raise ValueError(f"{str(directory)!r} holds no {FOLDER}/ of a run")
+    return pa.concat_tables(list(map(_read, files)))
+
+
+def _read(file: Path) -> pa.Table:
     try:
-        return pa.concat_tables([pq.read_table(file, schema=SCHEMA) for file in files])
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{files[0].parent}: {error}") from None
+        # Of a file with further columns, those of the schema.
+        return pq.read_table(file).select(SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise ValueError(f"{file} holds no samples of a run: {error}") from None

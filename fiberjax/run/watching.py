@@ -41,12 +41,15 @@ class Watch:
         self._progress = progress
         self._seconds = 0.0
 
-    def start(self, before: Measures) -> None:
-        """The evaluation before the first iteration: the curve's point 0, and its samples."""
+    def start(self, before: Measures) -> dict[str, float]:
+        """The evaluation before the first iteration: its samples, and the curve's point 0."""
         wanted = self._experiment.evaluation
         self._keep(before)
-        if wanted.every > 0:
-            self._writer.write(0, self._point(before.first(wanted.curve_prompts)))
+        if wanted.every == 0:
+            return {}
+        point = self._point(before.first(wanted.curve_prompts))
+        self._writer.write(0, point)
+        return point
 
     def rollouts(self, iteration: int, drawn: Rollouts) -> None:
         """Keeps and shows a few of an iteration's rollouts, where it is due.
