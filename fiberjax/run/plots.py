@@ -76,8 +76,8 @@ PANELS = (
         without=("reward/mean", "reward/std"),
         guide="curriculum/target",
     ),
-    Panel("curve_mean", "Held-out, mean@k", "mean reward", ("evaluation/mean@*",), kind="curve"),
-    Panel("curve_pass", "Held-out, pass@k", "probability", ("evaluation/pass@*",), kind="curve"),
+    Panel("curve_mean", "Held-out, mean@k", "mean reward", ("evaluation/mean@*/*",), kind="curve"),
+    Panel("curve_pass", "Held-out, pass@k", "probability", ("evaluation/pass@*/*",), kind="curve"),
     Panel(
         "curriculum",
         "Prompts by last pass rate",
