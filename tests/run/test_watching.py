@@ -9,7 +9,7 @@ import pytest
 
 from fiberjax import experiment
 from fiberjax.run import checkpoints, evaluation, identity, loop, rollouts, watching
-from fiberjax.run.metrics import read_metrics
+from fiberjax.run.metrics import describe, read_metrics
 from fiberjax.run.trainer import Trainer
 
 UNWATCHED = {"evaluation__every": 0, "keep__every": 0, "keep__show_every": 0}
@@ -57,6 +57,8 @@ def test_watching_changes_nothing_of_a_run(quick, tmp_path, capsys):
         if not name.startswith(("timing/", "perf/")):
             np.testing.assert_array_equal(before[name], after[name][1:], err_msg=name)
     assert not [name for name in before if name.startswith("evaluation/")]
+    assert [name for name in after if not describe(name).meaning] == ["step"]
+    assert (after["timing/watching_s"][1:] > 0).all()
     for measure in MEASURES:
         for domain in ("modular", "reverse", "sort", "overall"):
             name = f"evaluation/{measure}/{domain}"
