@@ -94,27 +94,43 @@ class Device:
         self.platform = platform
 
 
-def takes_kernel(platform: str, tensor: int, **changes) -> bool:
+def taken(platform: str, tensor: int = 1, **changes) -> str:
     config = dataclasses.replace(CONFIG, **changes)
     devices = np.array([Device(platform) for _ in range(tensor)]).reshape(1, 1, tensor)
     stub = type("Mesh", (), {"devices": devices, "shape": {"tensor": tensor}})()
-    return placement(stub, config).splash
+    return placement(stub, config).attention
 
 
 def test_auto_takes_the_kernel_on_tpus_where_heads_divide():
-    assert takes_kernel("tpu", 1)
-    assert takes_kernel("tpu", 4, num_kv_heads=2)
-    assert not takes_kernel("tpu", 8)
-    assert not takes_kernel("tpu", 4, attention="dense")
-    assert not takes_kernel("cpu", 1) and not takes_kernel("gpu", 1)
-    assert takes_kernel("cpu", 1, attention="splash")
+    assert taken("tpu") == "splash"
+    assert taken("tpu", 4, num_kv_heads=2) == "splash"
+    assert taken("tpu", 8) == "dense"
+    assert taken("tpu", 4, attention="dense") == "dense"
+    assert taken("cpu") == "dense"
+    assert taken("cpu", attention="splash") == "splash"
+
+
+def test_auto_takes_cudnn_on_one_gpu_that_has_it_for_these_heads():
+    half = {"compute_dtype": "bfloat16", "head_dim": 64}
+    assert taken("gpu", **half) == "cudnn"
+    assert taken("gpu", **half | {"compute_dtype": "float32"}) == "dense"
+    assert taken("gpu", **half | {"head_dim": 256}) == "dense"
+    assert taken("gpu", **half | {"head_dim": 12}) == "dense"
+    assert taken("gpu", 2, **half) == "dense"
+    assert taken("gpu", 2, **half, attention="cudnn") == "cudnn"
+    assert taken("gpu", **half, attention="dense") == "dense"
+    assert taken("cpu", **half) == "dense"
 
 
 def test_kernels_that_cannot_run_are_refused():
     with pytest.raises(ValueError, match=r"'splash' runs on TPUs.*the mesh is of gpu"):
-        takes_kernel("gpu", 1, attention="splash")
+        taken("gpu", attention="splash")
+    with pytest.raises(ValueError, match=r"'cudnn' runs on GPUs; the mesh is of tpu"):
+        taken("tpu", attention="cudnn")
+    with pytest.raises(ValueError, match=r"'cudnn' takes compute_dtype 'bfloat16'.*'float32' and"):
+        taken("gpu", attention="cudnn")
     with pytest.raises(ValueError, match=r"tensor=8: num_heads = 4 must divide by lcm.* = 4, 8\)"):
-        takes_kernel("tpu", 8, attention="splash")
+        taken("tpu", 8, attention="splash")
 
 
 def test_gate_exchanges_tables_only():
