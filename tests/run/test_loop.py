@@ -36,6 +36,7 @@ def command(folder, scratch, *arguments, config="tests/tiny.py", budget=BUDGET):
             *(sys.executable, "experiments/train.py", f"--config={config}"),
             f"--config.tasks.data_dir={scratch / 'data'}",
             f"--config.warm_start.directory={scratch / 'warm_starts'}",
+            "--config.evaluation.every=2",
             *budget,
             f"--workdir={folder}",
             *arguments,
@@ -78,6 +79,8 @@ def assert_same_run(a, b):
     for name, values in first.items():
         np.testing.assert_array_equal(values, second[name], err_msg=name)
     assert (a / "evaluation.json").read_text() == (b / "evaluation.json").read_text()
+    samples = [{p.name: p.read_bytes() for p in of.glob("samples/*")} for of in (a, b)]
+    assert samples[0] == samples[1]
     built = experiment.from_config(identity.read_config(a), jax.devices()[:1])
     last = [newest(built, folder) for folder in (a, b)]
     assert last[0].iteration == last[1].iteration == ITERATIONS
@@ -109,6 +112,8 @@ def test_what_a_run_leaves(finished):
     for level in ("trajectory", "group", "domain", "token"):
         assert f"gate/clip_fraction/{level}" in rows
     assert list(folder.glob("events.out.tfevents.*"))
+    assert len(list(folder.glob("samples/*.parquet"))) == 4 + 3  # Of iterations and evaluations.
+    assert "samples, iteration 2" in printed
     assert len(list(folder.glob("trace/plugins/profile/*/*.xplane.pb"))) == 1
     assert len(list((folder / "plots").glob("*.png"))) > 5
     table = (folder / "evaluation.md").read_text()
@@ -242,7 +247,7 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "iterate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         loop.train(built, tmp_path / "parts")
-    assert list(read_metrics(tmp_path / "parts")["step"]) == [0, 1, 2]
+    assert len(read_metrics(tmp_path / "parts")["step"]) == 2
     monkeypatch.setattr(Trainer, "iterate", iterate)
     # What is in the checkpoint is not made again.
     for name in ("starting_params", "evaluate", "profile"):
@@ -298,7 +303,7 @@ def test_an_update_that_is_not_finite_stops_the_run(build, tmp_path, monkeypatch
     with pytest.raises(FloatingPointError, match=r"step 1 is not finite: .*actor/grad_norm = nan"):
         loop.train(built, tmp_path)
     rows = read_metrics(tmp_path)
-    assert list(rows["step"]) == [0, 1] and np.isnan(rows["actor/grad_norm"][1])
+    assert list(rows["step"]) == [1] and np.isnan(rows["actor/grad_norm"][0])
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 

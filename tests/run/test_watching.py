@@ -28,7 +28,7 @@ def quick(build):
     """Builds the tiny experiment with hardly a checkpoint."""
 
     def make(**values):
-        return build(checkpoint__every=100, **values)
+        return build(**{"checkpoint__every": 100, "evaluation__every": 2} | values)
 
     return make
 
@@ -196,22 +196,22 @@ def test_nothing_else_may_change(make_config, one_device, tmp_path):
     built = experiment.from_config(config, one_device)
     identity.claim(tmp_path, built, config.to_json_best_effort())
     config.keep.samples, config.evaluation.every = 7, 3
-    with pytest.raises(ValueError, match=r"it differs in config\.evaluation\.every \(2 there, 3"):
+    with pytest.raises(ValueError, match=r"it differs in config\.evaluation\.every \(0 there, 3"):
         identity.claim(tmp_path, built, config.to_json_best_effort())
     assert identity.read_config(tmp_path).keep.samples == 2
 
 
-def test_what_is_followed_is_known_before_anything_compiles(build):
+def test_what_is_followed_is_known_before_anything_compiles(quick):
     for values in (
         {"checkpoint__best": "evaluation/mean@2/overall"},
         {"stop__metric": "evaluation/pass@2/sort"},
         {"stop__metric": "reward/reverse", "evaluation__every": 0},
     ):
-        build(**values)
+        quick(**values)
     with pytest.raises(ValueError, match=r"config\.checkpoint\.best must be '' or one of reward"):
-        build(checkpoint__best="evaluation/mean@4/overall")
+        quick(checkpoint__best="evaluation/mean@4/overall")
     with pytest.raises(ValueError, match=r"stop\.metric .*config\.evaluation\.every .* it is 0"):
-        build(stop__metric="evaluation/mean@2/overall", evaluation__every=0)
+        quick(stop__metric="evaluation/mean@2/overall", evaluation__every=0)
 
 
 @pytest.mark.parametrize(
