@@ -316,6 +316,9 @@ class Rollout:
       max_rows: completions drawn at a time on each row shard at most, in evaluations too: the cache
         holds these, and more are drawn in parts, one after the other; 0 draws all together. The
         draws are the same.
+      resample: leaves groups whose rewards are all equal out of the updates, and draws further
+        prompts in their place: the largest multiple of `prompts` that an iteration draws. What is
+        missing then is padding, which no mean counts. 0 or 1 trains on what is drawn.
       shuffle_rewards: a control experiment: advantages are made of rewards that were permuted over
         the whole batch, so that a run can learn nothing from them. Metrics and the curriculum see
         the true rewards.
@@ -327,6 +330,7 @@ class Rollout:
     top_k: int
     top_p: float
     max_rows: int
+    resample: int
     shuffle_rewards: bool
 
     def __post_init__(self) -> None:
@@ -334,6 +338,12 @@ class Rollout:
         _require(self.top_k >= 0, "top_k", self.top_k, "at least 0")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         _require(self.max_rows >= 0, "max_rows", self.max_rows, "at least 0")
+        _require(self.resample >= 0, "resample", self.resample, "at least 0")
+        if self.resample > 1 and self.samples == 1:
+            raise ValueError(
+                f"resample = {self.resample} looks for groups whose rewards differ, and samples = "
+                "1 makes groups of one: expected samples of at least 2, or resample = 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,9 @@ UPDATE = "tests/train/test_update.py"
 ROLLOUT = "tests/train/test_rollout.py"
 PACKING = ("tests/train/test_packing.py",)
 TRAINER = "tests/run/test_trainer.py"
+RESAMPLED = "tests/run/test_resampling.py"
+SOURCE = "tests/tasks/test_source.py"
+CHANGES = "tests/run/test_changes.py"
 RESUME = ("tests/run/test_loop.py::test_an_interrupted_run_resumes_bitwise",)
 _WIRING = "tests/run/test_wiring.py::test_an_iteration_is_the_one_written_out"
 GRPO = (f"{_WIRING}[grpo-trajectory-truncate-False-1]",)
@@ -257,8 +260,8 @@ FAULTS = (
     Mutant(
         "the curriculum sees shuffled rewards",
         "fiberjax/run/trainer.py",
-        "rewards.reshape(-1, rollouts.group_size),\n        )",
-        "shuffled(rewards, 0, 0).reshape(-1, rollouts.group_size),\n        )",
+        "stream.observe(index, reward.reshape(",
+        "stream.observe(index, shuffled(reward, 0, 0).reshape(",
         (f"{TRAINER}::test_the_curriculum_learns_the_true_pass_rates",),
     ),
     Mutant(
@@ -278,9 +281,116 @@ FAULTS = (
     Mutant(
         "the learning rate logged is that of iterations",
         "fiberjax/run/trainer.py",
-        "updates = iteration * len(pending)",
-        "updates = iteration",
+        "updates = made + np.arange(len(pending))",
+        "updates = iteration + np.arange(len(pending))",
         (f"{TRAINER}::test_the_learning_rate_logged_is_that_of_the_updates",),
+    ),
+    # Groups left out.
+    Mutant(
+        "places without a group count as one",
+        "fiberjax/run/trainer.py",
+        "group = np.where(present, ",
+        "group = np.where(present | True, ",
+        ("tests/train/test_resample.py::test_places_without_a_group_change_nothing",),
+    ),
+    Mutant(
+        "places without a group hold the tokens of another",
+        "fiberjax/train/resample.py",
+        "present = np.repeat(held >= 0, size)",
+        "present = np.repeat(held >= -1, size)",
+        ("tests/train/test_resample.py::test_a_batch_is_made_of_the_groups_of_several_draws",),
+    ),
+    Mutant(
+        "the first rows of a batch are filled, the last ones empty",
+        "fiberjax/train/resample.py",
+        "rows = np.arange(len(mine)) * (size // minibatches) // max(len(mine), 1)",
+        "rows = np.arange(len(mine))",
+        ("tests/train/test_resample.py::test_places_are_filled_in_order_and_evenly",),
+    ),
+    Mutant(
+        "further batches of a step draw with the keys of the first",
+        "fiberjax/train/rollout.py",
+        "place += batch * per_shard * mesh.row_shards(self.mesh)",
+        "place += 0 * batch",
+        ("tests/train/test_resample.py::test_further_batches_of_a_step_are_draws_of_their_own",),
+    ),
+    Mutant(
+        "what was tried is tried again",
+        "fiberjax/tasks/source.py",
+        "fresh[np.asarray(tried, np.int64)] = False",
+        "fresh[:] = True",
+        (f"{SOURCE}::test_further_batches_of_a_step_try_other_prompts_at_the_same_target",),
+    ),
+    Mutant(
+        "further batches of a step aim at the next one's target",
+        "fiberjax/tasks/source.py",
+        "self._draw(self.step - 1, batch, tried)",
+        "self._draw(self.step, batch, tried)",
+        (f"{SOURCE}::test_further_batches_of_a_step_try_other_prompts_at_the_same_target",),
+    ),
+    Mutant(
+        "rewards are told of the first draw",
+        "fiberjax/run/trainer.py",
+        "metrics = rollout_metrics(self.experiment.mesh, drawn, rewards, names)",
+        "metrics = rollout_metrics(self.experiment.mesh, drawn[:1], rewards[:32], names)",
+        (f"{RESAMPLED}::test_an_iteration_draws_until_its_batch_is_full",),
+    ),
+    Mutant(
+        "a minibatch without a group is an update",
+        "fiberjax/run/trainer.py",
+        "if held[j :: training.minibatches].any()",
+        "if held.any()",
+        (f"{RESAMPLED}::test_a_minibatch_without_a_group_is_passed_over",),
+    ),
+    Mutant(
+        "the control permutes padding too",
+        "fiberjax/run/trainer.py",
+        "credited[present] = shuffled(credited[present], ",
+        "credited[:] = shuffled(credited, ",
+        (f"{RESAMPLED}::test_shuffled_rewards_are_those_of_the_batch",),
+    ),
+    Mutant(
+        "a batch of nothing is updated on",
+        "fiberjax/run/trainer.py",
+        "if not present.any():",
+        "if False:",
+        (f"{RESAMPLED}::test_no_group_at_all_makes_no_update",),
+    ),
+    # What may change when a run is resumed.
+    Mutant(
+        "iterations may change under any schedule",
+        "fiberjax/run/changes.py",
+        'return config["optimizer"]["schedule"] != "constant"',
+        "return False",
+        (f"{CHANGES}::test_iterations_change_where_no_past_update_depends_on_them",),
+    ),
+    Mutant(
+        "all of a gate may change",
+        "fiberjax/run/changes.py",
+        "return change.of_numbers",
+        "return True",
+        (f"{CHANGES}::test_a_budget_is_a_number_and_the_rest_of_a_gate_is_not",),
+    ),
+    Mutant(
+        "a change is not kept",
+        "fiberjax/run/identity.py",
+        "_write(path, _changed(raw, changed) | ",
+        "_write(path, raw | ",
+        (f"{CHANGES}::test_a_change_is_said_once_and_kept",),
+    ),
+    Mutant(
+        "a finished part of a run may be cut off",
+        "fiberjax/run/identity.py",
+        'if given["iterations"] < done:',
+        "if False:",
+        (f"{CHANGES}::test_a_run_is_lengthened_as_if_it_had_been_longer",),
+    ),
+    Mutant(
+        "other prompts are compared with those of before",
+        "fiberjax/run/loop.py",
+        "if not comparable(before, experiment):",
+        "if False:",
+        (f"{CHANGES}::test_a_run_goes_on_with_what_was_changed",),
     ),
     # The experiment and its optimizer.
     Mutant(

@@ -68,6 +68,7 @@ BAD = [
     ("rollout.prompts", 7, r"config\.rollout\.prompts = 7 does not divide into 2 minibatches"),
     ("training.micro_batches", 3, r"config\.training\.micro_batches = 3 does not divide the 16"),
     ("rollout.samples", 0, r"config\.rollout: samples must be positive; got 0"),
+    ("rollout.resample", -1, r"config\.rollout: resample must be at least 0; got -1"),
     ("rollout.temperature", 0.0, r"config\.rollout: temperature must be positive"),
     ("rollout.top_p", 1.5, r"config\.rollout: top_p must be in \(0, 1\]; got 1\.5"),
     ("rollout.shuffle_rewards", 1, r"config\.rollout\.shuffle_rewards must be bool; got 1"),

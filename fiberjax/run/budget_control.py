@@ -46,15 +46,16 @@ class Controller:
         Args:
           iteration: that has ended, counted from 0.
           scalars: its metrics by name. A measure that is not finite, or at the bound that it cannot
-            pass (no drift at all), moves the factor as far as an iteration may.
+            pass (no drift at all), moves the factor as far as an iteration may. An iteration that
+            made no update has no measure, and leaves the factor.
         """
         options = self._options
         if options.kind == "anneal":
             done = min((iteration + 1) / max(self._iterations - 1, 1), 1.0)
             self.factor = 1.0 + (options.end - 1.0) * done
-        elif options.kind == "kl":
+        elif options.kind == "kl" and KL in scalars:
             self.factor = moved(self.factor, scalars[KL], options.target, options)
-        elif options.kind == "effective_sample_size":
+        elif options.kind == "effective_sample_size" and EFFECTIVE_SAMPLE_SIZE in scalars:
             lost = 1.0 - scalars[EFFECTIVE_SAMPLE_SIZE]
             self.factor = moved(self.factor, lost, 1.0 - options.target, options)
 

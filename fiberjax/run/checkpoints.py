@@ -158,6 +158,12 @@ class Checkpoints:
         self._manager.close()
 
 
+def newest(directory: str | Path) -> int:
+    """Iterations finished in a directory's newest checkpoint, 0 without one; nothing is opened."""
+    directory = Path(directory)
+    return max(ocp.utils.checkpoint_steps(directory), default=0) if directory.is_dir() else 0
+
+
 def exists(directory: str | Path) -> bool:
     """Whether `save_first` kept something in a directory; the same on all processes."""
     return bool(_agreed(Path(directory).is_dir()))

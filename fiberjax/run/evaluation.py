@@ -84,14 +84,7 @@ def evaluate(
     """
     wanted = experiment.evaluation
     examples = experiment.held_out
-    most = wanted.prompts if prompts is None else prompts
-    chosen = np.concatenate(
-        [
-            offset + np.arange(min(size, most))
-            for offset, size in zip(examples.offsets, examples.sizes, strict=True)
-        ]
-    )
-    domain = np.array([examples.domain_of(int(index)) for index in chosen])
+    chosen, domain = _held_out_prompts(experiment, wanted.prompts if prompts is None else prompts)
     kept = np.flatnonzero(rollouts.rank(domain) < samples)
     # One static shape: the last batch is filled up with the first prompts again.
     num_batches = -(-len(chosen) // wanted.batch)
@@ -155,6 +148,42 @@ def curve_point(measured: Measures, names: Sequence[str]) -> dict[str, float]:
                 f"{metric}/high": found.high,
             }
     return scalars
+
+
+def settings(experiment: Experiment) -> dict[str, float]:
+    """How completions are drawn in evaluations, as JSON."""
+    wanted = experiment.evaluation
+    return {name: getattr(wanted, name) for name in ("temperature", "top_k", "top_p")}
+
+
+def comparable(
+    before: Measures, drawn_by: Mapping[str, float] | None, experiment: Experiment
+) -> bool:
+    """Whether an evaluation by the experiment would measure the same of the same prompts.
+
+    Args:
+      before: of an earlier evaluation of the run, whose `config.evaluation` may have changed since.
+      drawn_by: its `settings`; None where the run has kept none, and had no choice.
+      experiment: of the run.
+    """
+    _, domain = _held_out_prompts(experiment, experiment.evaluation.prompts)
+    return (
+        np.array_equal(before.domain, domain)
+        and f"mean@{experiment.evaluation.samples}" in before.by_name
+        and (drawn_by is None or dict(drawn_by) == settings(experiment))
+    )
+
+
+def _held_out_prompts(experiment: Experiment, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The prompts that are evaluated, so many of a domain at most, and the domain of each."""
+    examples = experiment.held_out
+    chosen = np.concatenate(
+        [
+            offset + np.arange(min(size, most))
+            for offset, size in zip(examples.offsets, examples.sizes, strict=True)
+        ]
+    )
+    return chosen, np.array([examples.domain_of(int(index)) for index in chosen])
 
 
 def profile(experiment: Experiment, params: Any, stream: PromptStream) -> None:

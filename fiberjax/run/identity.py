@@ -1,15 +1,19 @@
-"""Whose a run folder is: the config it was begun with, and the plugins.
+"""Whose a run folder is: its config, and the plugins.
 
-`config.json` in a run folder is the config, with two keys more: the `version` of the program's
-options (see `migrations`) and the `plugin_digests`. A folder is resumed with the very config and
-plugins that it was begun with; anything else is refused, by its path and both values. Only what
-changes nothing that is drawn or trained may be changed: `FREE`.
+`config.json` in a run folder is the config, with two or three keys more: the `version` of the
+program's options (see `migrations`), the `plugin_digests`, and the `changes` since it was begun. A
+folder is resumed with the plugins that it was begun with, and with the same config but for options
+that `changes` lets change: these are written into it, each with its value before and the first
+iteration, counted from 1, that has the other. Anything else is refused, by its path and both
+values.
 
 A run of an earlier version goes on as it was begun. Options that its version did not have are taken
 from the migrations and not from the config given, whose values there are those of today; which ones
 that concerns is said in one line. Options that its version did have must be the same, as ever.
 """
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +22,10 @@ import jax
 from ml_collections import ConfigDict
 
 from fiberjax.experiment import Experiment
-from fiberjax.run import migrations, writers
+from fiberjax.run import changes, checkpoints, migrations, writers
+from fiberjax.run.changes import Change
 
 FILE = "config.json"
-FREE = ("keep", "stop")
-"""Sections that may differ from what a run was begun with; the newest are kept."""
 ELSE = "Choose another --workdir, or give the same config to resume."
 
 
@@ -66,20 +69,22 @@ def settle(directory: str | Path, config: ConfigDict) -> ConfigDict:
     if saved.config["model"]["tokenizer"] not in ("auto", "tasks"):
         # A tokenizer's path stood there, which is now an option of its own.
         added = (*added, "tasks.vocabulary")
-    changed = _differences(saved.config, given)
-    _refuse(directory, {path: told for path, told in changed.items() if not _within(path, added)})
-    if changed and jax.process_index() == 0:
+    differing = _differences(saved.config, given)
+    as_then = [change for change in differing if _within(change.option, added)]
+    changed = [change for change in differing if change not in as_then]
+    _refuse(directory, changed, saved.config)
+    if as_then and jax.process_index() == 0:
         print(
             f"{directory} was begun by an earlier version and goes on as it did then: "
-            f"{_listed(changed)}"
+            f"{changes.listed(as_then)}"
         )
-    return ConfigDict(saved.config)
+    return ConfigDict(_changed(saved.config, changed))
 
 
 def claim(directory: str | Path, experiment: Experiment, config_json: str) -> None:
-    """Writes the config into a new run folder; a folder with this very config is resumed.
+    """Writes the config into a new run folder; one with this config, or nearly, is resumed.
 
-    What of `FREE` differs in a folder's config is said in one line, and written there.
+    What of it may change is changed in the folder, and said in one line where updates depend on it.
 
     Args:
       directory: the run folder.
@@ -87,38 +92,35 @@ def claim(directory: str | Path, experiment: Experiment, config_json: str) -> No
       config_json: the config as JSON.
 
     Raises:
-      ValueError: the folder cannot be written, or holds a run of another config or plugin, or a
-        metric writer is not installed.
+      ValueError: the folder cannot be written, or holds a run of another config or plugin, or one
+        that has more iterations already, or a metric writer is not installed.
     """
     writers.check_installed(experiment.writers)
     path = Path(directory) / FILE
     saved, given = _read(path.parent), json.loads(config_json)
-    changed = {} if saved is None else _differences(saved.config, given)
     if saved is not None:
-        _refuse(
-            directory, {path: told for path, told in changed.items() if not _within(path, FREE)}
-        )
+        changed = _differences(saved.config, given)
+        _refuse(directory, changed, saved.config)
+        done = checkpoints.newest(path.parent / "checkpoints")
+        if given["iterations"] < done:
+            raise ValueError(
+                f"config.iterations = {given['iterations']}, but {directory} has {done} already: "
+                f"expected at least {done}"
+            )
         for name, digest in experiment.plugin_digests.items():
             if saved.plugin_digests[name] != digest:
                 raise ValueError(
                     f"{directory} holds a run with another {name}: the file has changed since "
                     f"(digest {saved.plugin_digests[name]} there, {digest} here). {ELSE}"
                 )
-    if jax.process_index() == 0 and (saved is None or changed):
-        if changed:
-            print(f"{directory} goes on with {_listed(changed)}")
+        if changed and jax.process_index() == 0:
+            _record(path, changed, saved.config, done + 1)
+    elif jax.process_index() == 0:
         identity = {
             "version": migrations.VERSION,
             "plugin_digests": dict(experiment.plugin_digests),
         }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Renamed into place: a kill leaves no half of a config.
-            written = path.with_name(f"{FILE}.new")
-            written.write_text(json.dumps(identity | given, indent=2))
-            written.replace(path)
-        except OSError as error:
-            raise ValueError(f"workdir {str(directory)!r} cannot be written: {error}") from None
+        _write(path, identity | given)
 
 
 def _read(directory: Path) -> Saved | None:
@@ -130,32 +132,60 @@ def _read(directory: Path) -> Saved | None:
         config = json.loads(path.read_text())
         version = config.pop("version", 0)
         digests = config.pop("plugin_digests", {})
+        config.pop("changes", None)
         return Saved(version, digests, migrations.migrate(config, version))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the config of a run: {error}") from None
 
 
-def _refuse(directory: str | Path, changed: dict[str, str]) -> None:
-    if changed:
-        raise ValueError(
-            f"{directory} holds a run of another config; it differs in {_listed(changed)}. {ELSE}"
-        )
+def _write(path: Path, values: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed into place: a kill leaves no half of a config.
+        written = path.with_name(f"{FILE}.new")
+        written.write_text(json.dumps(values, indent=2))
+        written.replace(path)
+    except OSError as error:
+        raise ValueError(f"workdir {str(path.parent)!r} cannot be written: {error}") from None
 
 
-def _differences(there: Any, here: Any, path: str = "") -> dict[str, str]:
-    """Dotted path -> both values, for all that differs."""
+def _record(path: Path, changed: list[Change], config: dict[str, Any], iteration: int) -> None:
+    """Writes changes into a run's config, in the form of the version that began it."""
+    raw = json.loads(path.read_text())
+    rows = [{"iteration": iteration} | dataclasses.asdict(change) for change in changed]
+    _write(path, _changed(raw, changed) | {"changes": [*raw.get("changes", []), *rows]})
+    logged = [of for of in changed if changes.rule_of(of, config).kind == "logged"]
+    if logged:
+        print(f"from iteration {iteration}: {', '.join(map(str, logged))}")
+
+
+def _changed(config: dict[str, Any], changed: list[Change]) -> dict[str, Any]:
+    """A config with other values; a new dict."""
+    config = copy.deepcopy(config)
+    for change in changed:
+        section, name = migrations.section(config, change.option)
+        section[name] = change.after
+    return config
+
+
+def _refuse(directory: str | Path, changed: list[Change], config: dict[str, Any]) -> None:
+    told = changes.refusal(changed, config)
+    if told:
+        raise ValueError(f"{directory} holds a run of another config; {told}. {ELSE}")
+
+
+def _differences(there: Any, here: Any, path: str = "") -> list[Change]:
+    """All that differs, by dotted path."""
     if isinstance(there, dict) and isinstance(here, dict):
-        found: dict[str, str] = {}
-        for key in sorted(there.keys() | here.keys()):
-            below = f"{path}.{key}" if path else key
-            found |= _differences(there.get(key), here.get(key), below)
-        return found
-    return {} if there == here else {path: f"({there!r} there, {here!r} here)"}
+        return [
+            change
+            for key in sorted(there.keys() | here.keys())
+            for change in _differences(
+                there.get(key), here.get(key), f"{path}.{key}" if path else key
+            )
+        ]
+    return [] if there == here else [Change(path, there, here)]
 
 
 def _within(path: str, options: tuple[str, ...]) -> bool:
     return any(path == option or path.startswith(f"{option}.") for option in options)
-
-
-def _listed(changed: dict[str, str]) -> str:
-    return ", ".join(f"config.{path} {told}" for path, told in changed.items())

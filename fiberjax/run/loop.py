@@ -20,7 +20,7 @@ from fiberjax.run.base import Base, make_base
 from fiberjax.run.best import Best, EarlyStop
 from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
-from fiberjax.run.evaluation import EvaluationTable, Measures, evaluate, profile
+from fiberjax.run.evaluation import EvaluationTable, Measures, comparable, evaluate, profile
 from fiberjax.run.interrupts import Interrupts
 from fiberjax.run.payless import Payless
 from fiberjax.run.progress import Progress
@@ -178,6 +178,9 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
         best.set_state(found.host.get("best_value"))
         stop.set_state(found.host.get("stop"))
         before = Measures.of(found.host["before"])
+        if not comparable(before, found.host.get("evaluation"), experiment):  # Changed since.
+            first = base.params if experiment.lora else starting_params(experiment)
+            before = evaluate(experiment, first, "evaluation before")
         return Begun(base, found.state, found.iteration, stream, control, best, stop, before)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     if experiment.lora is None:
@@ -244,8 +247,14 @@ def train(
                 finally:
                     writer.write(iteration + 1, scalars)
                 progress.update(
-                    iteration + 1, **{name: scalars[key] for name, key in SHOWN.items()}
+                    iteration + 1,
+                    **{name: scalars[key] for name, key in SHOWN.items() if key in scalars},
                 )
+                if primary and scalars.get("resample/prompts_kept") == 0:
+                    print(
+                        f"iteration {iteration + 1} makes no update: all rewards are equal in each "
+                        f"of the {scalars['resample/prompts_drawn']:.0f} prompt groups drawn"
+                    )
                 improved = best.observe(iteration + 1, scalars)
                 stop.observe(iteration + 1, scalars)
                 last = iteration + 1 == experiment.iterations
@@ -261,6 +270,7 @@ def train(
                         "best_value": best.get_state(),
                         "stop": stop.get_state(),
                         "before": before.to_json(),
+                        "evaluation": evaluation.settings(experiment),
                     }
                     if base.digest:
                         host["base"] = base.digest

@@ -141,6 +141,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         rewrite=_evaluated_as_sampled,
         rewritten=("evaluation.temperature", "evaluation.top_k", "evaluation.top_p"),
     ),
+    Migration(added={"rollout.resample": 0}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 
@@ -160,6 +161,7 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
 
     >>> old = {"tasks": {"vocabulary": "ascii", "pad_token": "", "eos_token": "", "bos_token": ""}}
     >>> old |= {"warm_start": {"weights": "Qwen"}, "window": {"prompt": 8, "completion": 8}}
+    >>> old |= {"rollout": {}, "training": {}}
     >>> migrate(old, 3)["model"]["folder"]
     'Qwen'
     """
@@ -170,11 +172,11 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
         if migration.rewrite is not None:
             migration.rewrite(migrated)
         for path, value in migration.added.items():
-            section, name = _section(migrated, path)
-            section[name] = copy.deepcopy(value)
+            of, name = section(migrated, path)
+            of[name] = copy.deepcopy(value)
         for path, names in migration.renamed.items():
-            section, name = _section(migrated, path)
-            section[name] = names.get(section[name], section[name])
+            of, name = section(migrated, path)
+            of[name] = names.get(of[name], of[name])
     return migrated
 
 
@@ -187,7 +189,7 @@ def added_since(version: int) -> tuple[str, ...]:
     )
 
 
-def _section(config: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+def section(config: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     """The section that holds a dotted path, and the name of the option in it."""
     *sections, name = path.split(".")
     for section in sections:

@@ -3,7 +3,7 @@
 import copy
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.tasks import PromptStream
 from fiberjax.tasks.curriculum import pass_rate_shares
+from fiberjax.train import resample
 from fiberjax.train.batch import Batch
 from fiberjax.train.forward import make_log_probs
 from fiberjax.train.minibatches import make_batches
@@ -26,13 +27,15 @@ class Collected(NamedTuple):
     """The rollouts of an iteration, ready for its updates.
 
     Attributes:
-      batches: the optimizer batches; their old log-probabilities are those of the policy that
-        sampled.
+      batches: the optimizer batches that hold a group; their old log-probabilities are those of the
+        policy that sampled.
+      completions: that were sampled.
       metrics: of the rollouts; numbers by name.
       seconds: that it took.
     """
 
     batches: list[Batch]
+    completions: int
     metrics: dict[str, float]
     seconds: float
 
@@ -127,30 +130,84 @@ class Trainer:
         began = time.monotonic()
         target = stream.target
         params = self.experiment.whole(params, self._reference)
-        rollouts = self._sampler(
-            self._sampler.read(params),
-            next(stream),
-            samples=self.experiment.rollout.samples,
-            stream=seeds.TRAINING,
-            step=iteration,
-        )
-        rewards = mesh.gather(self.experiment.mesh, rollouts.reward)
-        stream.observe(
-            mesh.gather(self.experiment.mesh, rollouts.prompts.prompt_index),
-            rewards.reshape(-1, rollouts.group_size),
-        )
+        drawn, rewards = self._draw(params, stream, iteration)
         if self._watch is not None:
-            self._watch(iteration + 1, rollouts)
-        credited = rewards
-        if self.experiment.rollout.shuffle_rewards:
-            credited = shuffled(rewards, self.experiment.seed, iteration)
-        batches, gaps = self._batches(params, rollouts, credited)
+            self._watch(iteration + 1, drawn[0])
         names = self.experiment.domain_names
-        metrics = rollout_metrics(self.experiment.mesh, rollouts, rewards, names)
-        metrics |= gaps | {"curriculum/target": target}
+        metrics = rollout_metrics(self.experiment.mesh, drawn, rewards, names)
+        metrics["curriculum/target"] = target
         shares = pass_rate_shares(stream.pass_rate)
         metrics |= {f"curriculum/share/{name}": share for name, share in shares.items()}
-        return Collected(batches, metrics, time.monotonic() - began)
+        rollouts, credited, present = drawn[0], rewards, np.ones(len(rewards), bool)
+        if self.experiment.rollout.resample > 1:
+            rollouts, credited, present, kept = self._kept(drawn, rewards)
+            metrics |= kept
+        if self.experiment.rollout.shuffle_rewards:
+            credited = credited.copy()
+            credited[present] = shuffled(credited[present], self.experiment.seed, iteration)
+        batches, gaps = self._batches(params, rollouts, credited, present)
+        return Collected(batches, len(rewards), metrics | gaps, time.monotonic() - began)
+
+    def _draw(
+        self, params: Any, stream: PromptStream, iteration: int
+    ) -> tuple[list[Rollouts], np.ndarray]:
+        """The rollouts of an iteration, a batch of prompts after the other, and all their rewards.
+
+        One batch; under `config.rollout.resample` more, until groups enough have rewards that
+        differ.
+        """
+        options, params = self.experiment.rollout, self._sampler.read(params)
+        prompts, tried = next(stream), np.zeros(0, np.int64)
+        drawn: list[Rollouts] = []
+        rewards = np.zeros(0, np.float32)
+        while True:
+            rollouts = self._sampler(
+                params,
+                prompts,
+                samples=options.samples,
+                stream=seeds.TRAINING,
+                step=iteration,
+                batch=len(drawn),
+            )
+            drawn.append(rollouts)
+            reward = mesh.gather(self.experiment.mesh, rollouts.reward)
+            index = mesh.gather(self.experiment.mesh, prompts.prompt_index)
+            stream.observe(index, reward.reshape(-1, options.samples))
+            rewards, tried = np.concatenate([rewards, reward]), np.concatenate([tried, index])
+            found = resample.differ(rewards, options.samples).sum()
+            if len(drawn) >= options.resample or found >= options.prompts:
+                return drawn, rewards
+            prompts = stream.further(len(drawn), tried)
+
+    def _kept(
+        self, drawn: list[Rollouts], rewards: np.ndarray
+    ) -> tuple[Rollouts, np.ndarray, np.ndarray, dict[str, float]]:
+        """The batch of the groups whose rewards differ, of all that were drawn.
+
+        Returns:
+          This process's rows, the rewards of all rows, which of these hold a completion, and the
+          metrics.
+        """
+        options, training = self.experiment.rollout, self.experiment.training
+        kept = resample.differ(rewards, options.samples)
+        source = resample.choose(kept, options.prompts, training.minibatches)
+        rollouts = resample.assemble(self.experiment.mesh, drawn, source, self.experiment.examples)
+        present = np.repeat(source >= 0, options.samples)
+        credited = mesh.gather(self.experiment.mesh, rollouts.reward)
+        count = int(np.sum(source >= 0))
+        empty = sum(
+            np.all(source[j :: training.minibatches] < 0) for j in range(training.minibatches)
+        )
+        metrics = {
+            "resample/prompts_drawn": float(len(kept)),
+            "resample/prompts_kept": float(count),
+            "resample/updates_skipped": float(training.epochs * empty),
+            "batch/fill": count / options.prompts,
+        }
+        if count:
+            metrics["resample/drawn_per_kept"] = len(kept) / count
+            metrics["batch/reward/mean"] = float(credited[present].mean())
+        return rollouts, credited, present, metrics
 
     def update(
         self, state: TrainState, collected: Collected, iteration: int, factor: float = 1.0
@@ -169,6 +226,7 @@ class Trainer:
             knobs = knobs._replace(budgets=self.experiment.gate.widened(knobs.budgets, factor))
         batches, pending = collected.batches, []
         base = () if self.experiment.lora is None else (self._reference,)
+        made = int(state.step)
         order = np.random.default_rng((self.experiment.seed, iteration))
         for _ in range(self.experiment.training.epochs):
             for j in order.permutation(len(batches)):
@@ -176,12 +234,12 @@ class Trainer:
                 pending.append(step_metrics)
         scalars = joined(pending) | collected.metrics
         updated = time.monotonic() - began
-        updates = iteration * len(pending) + np.arange(len(pending))
-        scalars["actor/learning_rate"] = float(np.mean(self._learning_rate(updates)))
+        if pending:
+            updates = made + np.arange(len(pending))
+            scalars["actor/learning_rate"] = float(np.mean(self._learning_rate(updates)))
         if self.experiment.budget_control.kind != "none":
             scalars["gate/budget_factor"] = factor
-        rollout = self.experiment.rollout
-        tokens = scalars["response_length/mean"] * rollout.prompts * rollout.samples
+        tokens = scalars["response_length/mean"] * collected.completions
         scalars |= {
             "timing/rollout_s": collected.seconds,
             "timing/update_s": updated,
@@ -191,9 +249,18 @@ class Trainer:
         return state, scalars
 
     def _batches(
-        self, params: Any, rollouts: Rollouts, rewards: np.ndarray
+        self, params: Any, rollouts: Rollouts, rewards: np.ndarray, present: np.ndarray
     ) -> tuple[list, dict[str, float]]:
-        """The optimizer batches of the rollouts, and how far sampler and trainer disagree."""
+        """The optimizer batches of the rollouts, and how far sampler and trainer disagree.
+
+        Args:
+          params: of the policy that sampled.
+          rollouts: this process's rows.
+          rewards: float32[R] of all processes.
+          present: bool[R] of all processes, the rows that hold a completion.
+        """
+        if not present.any():
+            return [], {}
         training = self.experiment.training
         temperature = self.experiment.knobs.temperature
         rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
@@ -210,8 +277,9 @@ class Trainer:
             correct = mismatch.CORRECTIONS[training.mismatch]
             floor, cap = training.mismatch_floor, training.mismatch_cap
             weight = np.asarray(correct(old, sampler, rollouts.mask, floor=floor, cap=cap))
-        group = np.arange(len(rewards)) // rollouts.group_size
-        advantage = np.asarray(self._estimate(rewards, group, len(rewards) // rollouts.group_size))
+        num_groups = len(rewards) // rollouts.group_size
+        group = np.where(present, np.arange(len(rewards)) // rollouts.group_size, num_groups)
+        advantage = np.asarray(self._estimate(rewards, group, num_groups))
         index, count = mesh.process_share(self.experiment.mesh, len(rewards))
         size = len(rewards) // count
         batches = make_batches(
@@ -226,6 +294,10 @@ class Trainer:
             pack_micro_batches=training.micro_batches if training.packing else 0,
             states=self.experiment.couples_states,
         )
+        held = present[:: rollouts.group_size]
+        batches = [
+            batch for j, batch in enumerate(batches) if held[j :: training.minibatches].any()
+        ]
         return batches, mismatch_metrics(self.experiment.mesh, old, sampler, rollouts.mask)
 
 
@@ -240,7 +312,7 @@ def joined(pending: list[Metrics]) -> dict[str, float]:
     read = jax.device_get(pending)
     return {
         name: float(functools.reduce(objective.add, [step[name] for step in read]).value)
-        for name in read[0]
+        for name in (read[0] if read else ())
     }
 
 
@@ -266,27 +338,36 @@ def mismatch_metrics(
 
 
 def rollout_metrics(
-    device_mesh: Mesh, rollouts: Rollouts, rewards: np.ndarray, domain_names: tuple[str, ...]
+    device_mesh: Mesh,
+    drawn: Sequence[Rollouts],
+    rewards: np.ndarray,
+    domain_names: tuple[str, ...],
 ) -> dict[str, float]:
     """Rewards by domain, answer lengths, truncation, and groups that teach nothing; by name.
 
     Args:
       device_mesh: joins the processes.
-      rollouts: this process's rows.
-      rewards: float32[R] of all processes.
+      drawn: this process's rows of each batch of prompts that was drawn, trained on or not.
+      rewards: float32[R] of all processes, along the batches.
       domain_names: in the order that ids count them.
     """
-    length = mesh.gather(device_mesh, rollouts.mask.sum(axis=1))
-    finished = mesh.gather(device_mesh, rollouts.finished)
-    kept = np.where(rollouts.mask, np.exp(rollouts.log_kept), 1.0)
-    least = mesh.gather(device_mesh, kept.min(axis=1))
-    left_out = mesh.gather(device_mesh, (1.0 - kept).sum(axis=1))
-    by_group = rewards.reshape(-1, rollouts.group_size)
-    domain = mesh.gather(device_mesh, rollouts.prompts.domain)
+
+    def gathered(of: Callable[[Rollouts], np.ndarray]) -> np.ndarray:
+        return np.concatenate([mesh.gather(device_mesh, of(rollouts)) for rollouts in drawn])
+
+    def kept(rollouts: Rollouts) -> np.ndarray:
+        return np.where(rollouts.mask, np.exp(rollouts.log_kept), 1.0)
+
+    length = gathered(lambda rollouts: rollouts.mask.sum(axis=1))
+    finished = gathered(lambda rollouts: rollouts.finished)
+    least = gathered(lambda rollouts: kept(rollouts).min(axis=1))
+    left_out = gathered(lambda rollouts: (1.0 - kept(rollouts)).sum(axis=1))
+    by_group = rewards.reshape(-1, drawn[0].group_size)
+    domain = gathered(lambda rollouts: rollouts.prompts.domain)
     scalars = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
-        "frac_reward_zero_std": float(np.mean(np.ptp(by_group, axis=1) == 0)),
+        "frac_reward_zero_std": float(np.mean(~resample.differ(rewards, drawn[0].group_size))),
         "response_length/mean": float(length.mean()),
         "response_length/max": float(length.max()),
         "response_length/clip_ratio": float(1 - finished.mean()),

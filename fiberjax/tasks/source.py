@@ -24,7 +24,8 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
     The draw of step t is a function of (seed, t, pass rates); within a batch no prompt comes
     twice unless its domain has run out. If every prompt is solved, all count as valid again,
     with equal weight. The pass rates move only through ``observe``, which the loop calls before
-    it asks for the next batch.
+    it asks for the next batch. A step may have further batches (``further``), which leave the
+    step where it is.
 
     Args:
       examples: where prompts come from; ``PromptBatch.domain`` counts along their domains.
@@ -78,25 +79,45 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
         self.step = 0
         self.pass_rate = np.full(len(self.examples), np.nan)
         # Refuses overrides and a schedule that cannot be drawn from, before the first step.
-        self._draw()
+        self._draw(self.step)
 
     @property
     def target(self) -> float:
         """The pass rate that the next batch aims at."""
-        return curriculum.target_pass_rate(
-            self.step, self.total_steps, start=self.start, end=self.end
-        )
+        return self._target(self.step)
+
+    def _target(self, step: int) -> float:
+        return curriculum.target_pass_rate(step, self.total_steps, start=self.start, end=self.end)
 
     def __next__(self) -> PromptBatch:
         """Returns the next batch, this process's rows."""
-        drawn = self._draw()[self._rows]
+        drawn = self._draw(self.step)[self._rows]
         self.step += 1
         return prompt_batch(self.examples, drawn, self.max_prompt_tokens)
 
-    def _draw(self) -> np.ndarray:
+    def further(self, batch: int, tried: np.ndarray) -> PromptBatch:
+        """Returns another batch of the step that ``next`` gave last, this process's rows.
+
+        It aims at the same pass rate. What was tried comes again only where its domain has run
+        out. Nothing of it is state: it is a function of (seed, step, batch, pass rates, tried).
+
+        Args:
+          batch: which of the step's batches, from 1; ``next`` gave batch 0.
+          tried: int[N], the prompts of the step's earlier batches, on all processes.
+        """
+        drawn = self._draw(self.step - 1, batch, tried)[self._rows]
+        return prompt_batch(self.examples, drawn, self.max_prompt_tokens)
+
+    def _draw(
+        self, step: int, batch: int = 0, tried: Sequence[int] | np.ndarray = ()
+    ) -> np.ndarray:
         """Returns the prompt indices of the global batch, int64[num_prompts]."""
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, self.step])))
-        log_weight = curriculum.log_prompt_weights(self.pass_rate, self.target, sigma=self.sigma)
+        # A trailing 0 does not change a seed sequence.
+        seed = np.random.SeedSequence([self.seed, step, batch])
+        rng = np.random.Generator(np.random.Philox(seed))
+        log_weight = curriculum.log_prompt_weights(
+            self.pass_rate, self._target(step), sigma=self.sigma
+        )
         if np.all(np.isneginf(log_weight)):
             log_weight = np.zeros_like(log_weight)
         spans = [
@@ -106,8 +127,10 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
         valid = [int(np.sum(log_weight[span] > -np.inf)) for span in spans]
         probability = curriculum.domain_probabilities(valid, self._overrides)
         counts = rng.multinomial(self.num_prompts, probability)
+        fresh = np.ones(len(self.examples), bool)
+        fresh[np.asarray(tried, np.int64)] = False
         drawn = [
-            span.start + _weighted_draw(rng, log_weight[span], int(count))
+            span.start + _weighted_draw(rng, log_weight[span], int(count), fresh[span])
             for span, count in zip(spans, counts, strict=True)
         ]
         # Shuffled, so that every process and minibatch sees every domain.
@@ -156,18 +179,23 @@ class PromptStream(grain.DatasetIterator[PromptBatch]):
         return f"PromptStream({self.examples!r}, step={self.step})"
 
 
-def _weighted_draw(rng: np.random.Generator, log_weight: np.ndarray, count: int) -> np.ndarray:
+def _weighted_draw(
+    rng: np.random.Generator, log_weight: np.ndarray, count: int, fresh: np.ndarray
+) -> np.ndarray:
     """Returns ``count`` indices drawn by weight, none twice before all valid ones came once.
 
     The largest of log w + Gumbel noise are a draw without replacement (Gumbel top-k), which
-    needs no normalised weights and so survives weights that underflow.
+    needs no normalised weights and so survives weights that underflow. Those that are not
+    ``fresh``, bool[N], have come already.
     """
     valid = np.flatnonzero(log_weight > -np.inf)
+    left, others = valid[fresh[valid]], valid[~fresh[valid]]
     rounds = []
     while count > 0:
-        keys = log_weight[valid] + rng.gumbel(size=len(valid))
-        rounds.append(valid[np.argsort(-keys, kind="stable")[:count]])
+        keys = log_weight[left] + rng.gumbel(size=len(left))
+        rounds.append(left[np.argsort(-keys, kind="stable")[:count]])
         count -= len(rounds[-1])
+        left, others = others, left
     return np.concatenate(rounds) if rounds else np.zeros(0, np.int64)
 
 

@@ -96,7 +96,14 @@ class Sampler:
         return _gathered_kernels(params, self.config, self.mesh)
 
     def __call__(
-        self, params: Any, prompts: PromptBatch, *, samples: int, stream: int, step: int
+        self,
+        params: Any,
+        prompts: PromptBatch,
+        *,
+        samples: int,
+        stream: int,
+        step: int,
+        batch: int = 0,
     ) -> Rollouts:
         """Draws `samples` completions of each prompt of this process.
 
@@ -108,12 +115,14 @@ class Sampler:
           samples: G.
           stream: one of `seeds`.
           step: which call of that stream.
+          batch: which batch of that step; its places follow those of the batch before.
         """
         tokens = np.repeat(prompts.tokens, samples, axis=0)
         prompt_mask = np.repeat(prompts.mask, samples, axis=0)
         shards = mesh.local_shards(self.mesh)
         per_shard = len(tokens) // len(shards)
         place = per_shard * shards.start + np.arange(len(tokens))
+        place += batch * per_shard * mesh.row_shards(self.mesh)
         size = rows_at_a_time(per_shard, self.max_rows)
         num_parts = -(-per_shard // size)
         # One static shape: the last part is filled up with the first rows again.

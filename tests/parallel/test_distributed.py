@@ -61,6 +61,7 @@ def start(
         command += ["--config.iterations=2", "--config.mesh.data=-1"]
         command += ["--config.policy.vocab_size=64", "--config.policy.num_kv_heads=2"]
         command += ["--config.rollout.prompts=16", "--config.rollout.samples=2"]
+        command += ["--config.rollout.resample=2"]  # Groups move between processes.
         command += ["--config.evaluation.prompts=2", "--config.evaluation.batch=8", *options]
         if processes > 1:
             command += [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
@@ -121,6 +122,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
             np.testing.assert_allclose(left[name], right[name], 1e-3, 1e-5, err_msg=name)
     # Something was learned, by rewards that differ within a group.
     assert all(row["actor/grad_norm"] > 0.01 and row["reward/mean"] > 0 for row in a)
+    assert all(row["resample/prompts_drawn"] == 32 and row["batch/fill"] > 0.2 for row in a)
     # After eight updates by up to 3e-3 each.
     np.testing.assert_allclose(parameters(found), parameters(expected), rtol=0, atol=1e-5)
 
@@ -159,6 +161,7 @@ def test_two_processes_compile_every_program_once(tmp_path):
     options = (
         "--config.iterations=3",
         "--config.evaluation.every=2",
+        "--config.rollout.resample=0",
         "--config.evaluation.batch=2",
         "--config.warm_start.steps=2",
     )

@@ -110,9 +110,28 @@ def test_options_that_the_earlier_version_had_must_be_the_same(old):
         identity.settle(old, config)
     assert "writers" not in str(error.value)
     config = given()
-    config.gate.levels.trajectory.budget = (0.3, 0.3)
+    with config.ignore_type():
+        config.gate.levels.trajectory.budget = None
     with pytest.raises(ValueError, match=r"config\.gate\.levels\.trajectory\.budget"):
         identity.settle(old, config)
+
+
+def test_an_earlier_version_s_run_takes_what_may_change_in_its_own_form(old, build, capsys):
+    before = json.loads((old / "config.json").read_text())
+    config = given()
+    config.gate.levels.trajectory.budget = (0.3, 0.3)
+    config.writers = ("jsonl",)  # Which it did not have.
+    settled = identity.settle(old, config)
+    assert list(settled.gate.levels.trajectory.budget) == [0.3, 0.3]
+    assert list(settled.writers) == ["jsonl", "tensorboard"]
+    identity.claim(old, build(), settled.to_json_best_effort())
+    assert "from iteration 3: gate.levels.trajectory.budget" in capsys.readouterr().out
+    saved = json.loads((old / "config.json").read_text())
+    assert len(saved.pop("changes")) == 1
+    before["gate"]["levels"]["trajectory"]["budget"] = [0.3, 0.3]
+    assert saved == before and "version" not in saved and "writers" not in saved
+    identity.settle(old, config)
+    assert "from iteration" not in capsys.readouterr().out
 
 
 def test_a_run_of_this_version_or_none_leaves_the_config_given(tmp_path, build):

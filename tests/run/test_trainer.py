@@ -92,6 +92,7 @@ def test_every_metric_is_written_and_described(build):
         training__mismatch="truncate",
         budget_control__kind="anneal",
         rollout__top_p=0.9,
+        rollout__resample=2,
     )
     trainer, state = trainer_of(built)
     _, scalars = trainer.iterate(state, built.prompt_stream(), 0)
@@ -131,6 +132,7 @@ def test_the_learning_rate_logged_is_that_of_the_updates(build):
     np.testing.assert_allclose(rates, 3e-3 * np.array([0, 1 / 2, 1, 3 / 4]), rtol=1e-6)
     # Of several updates, the mean: numbers 4 and 5.
     trainer, state = trainer_of(build(optimizer__warmup_steps=8, training__epochs=1))
+    state = dataclasses.replace(state, step=state.step + 4)
     _, scalars = trainer.iterate(state, stream, 2)
     assert scalars["actor/learning_rate"] == pytest.approx(3e-3 * 4.5 / 8)
 
@@ -167,11 +169,12 @@ def test_the_edges_of_a_sampler_that_disagrees(build):
     )
     gap = np.where(np.arange(len(rollouts.mask))[:, None] == 3, 0.125, 0.5).astype(np.float32)
     shifted = dataclasses.replace(rollouts, sampler_log_prob=rollouts.sampler_log_prob - gap)
+    everywhere = np.ones(len(rollouts.mask), bool)
 
     def fields(**options):
         training = dataclasses.replace(built.training, mismatch_cap=1.3, **options)
         trainer.experiment = dataclasses.replace(built, training=training)
-        batches, gaps = trainer._batches(state.params, shifted, rollouts.reward)
+        batches, gaps = trainer._batches(state.params, shifted, rollouts.reward, everywhere)
         assert gaps["mismatch/log_prob_abs_max"] == pytest.approx(0.5, abs=1e-4)
         of = [(b.old_log_prob, b.sample_weight, b.layout.mask) for b in jax.device_get(batches)]
         return [np.concatenate([x[i][x[2]] for x in of]) for i in (0, 1)]

@@ -223,6 +223,42 @@ def test_processes_share_one_global_draw(domains, count):
             one.observe(batch.prompt_index, rollout(batch, step))
 
 
+def test_further_batches_of_a_step_try_other_prompts_at_the_same_target(domains):
+    one, plain = stream(domains), stream(domains)
+    first = next(one)
+    same(first, next(plain))
+    second = one.further(1, first.prompt_index)
+    tried = np.concatenate([first.prompt_index, second.prompt_index])
+    third = one.further(2, tried)
+    both = np.concatenate([tried, third.prompt_index])
+    assert len(set(both.tolist())) == 3 * 8
+    same(second, one.further(1, first.prompt_index))
+    np.testing.assert_array_equal(second.prompt_index, plain._draw(0, 1, first.prompt_index))
+    # They leave the stream where it is.
+    assert one.get_state() == plain.get_state()
+    same(next(one), next(plain))
+    # Where a domain has run out, its prompts come again: each once before one comes twice.
+    few = stream(domains, num_prompts=16, domain_probability={"sort": 1.0})
+    first = next(few)
+    again = few.further(1, first.prompt_index).prompt_index
+    assert sorted(again.tolist()) == sorted(first.prompt_index.tolist()) == list(range(16))
+    part = stream(domains, num_prompts=12, domain_probability={"sort": 1.0})
+    first = next(part).prompt_index
+    again = part.further(1, first).prompt_index
+    assert set(again.tolist()) >= set(range(16)) - set(first.tolist()) and len(set(again)) == 12
+
+
+def test_processes_share_the_further_draws(domains):
+    whole = stream(domains)
+    parts = [stream(domains, process_index=i, process_count=2) for i in range(2)]
+    tried = next(whole).prompt_index
+    for part in parts:
+        next(part)
+    shards = [part.further(1, tried) for part in parts]
+    batch = whole.further(1, tried)
+    assert batch.prompts == [p for s in shards for p in s.prompts]
+
+
 def test_stream_errors(domains):
     for options, message in (
         ({"max_prompt_tokens": 9}, r"domain 'sort', row \d+: the prompt has 1\d tokens"),
