@@ -90,7 +90,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("training.unpaid_iterations",), "free", "it only says where a run stops that pays nothing"
     ),
-    Rule(("checkpoint.*", "writers"), "free", "they say what is kept of a run"),
+    Rule(("checkpoint.*", "keep.*", "writers"), "free", "they say what is kept of a run"),
+    Rule(("stop.*",), "free", "it only says where the run ends"),
     Rule(("evaluation.*",), "free", "it measures, and what was measured before is measured again"),
     Rule(("tasks.data_dir", "warm_start.directory"), "free", "they say where things are kept"),
     Rule(
