@@ -144,6 +144,8 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
 
     >>> old = {"tasks": {"vocabulary": "ascii", "pad_token": "", "eos_token": "", "bos_token": ""}}
     >>> old |= {"warm_start": {"weights": "Qwen"}, "window": {"prompt": 8, "completion": 8}}
+    >>> old |= {"rollout": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}}
+    >>> old |= {"checkpoint": {}, "evaluation": {}}
     >>> migrate(old, 3)["model"]["folder"]
     'Qwen'
     """
