@@ -14,12 +14,15 @@ from jax.experimental import multihost_utils
 
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
+from fiberjax.policy import lora
 from fiberjax.run import evaluation, identity, metrics, plots, rollouts, writers
+from fiberjax.run.base import Base, make_base
 from fiberjax.run.best import Best, EarlyStop
 from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, evaluate, profile
 from fiberjax.run.interrupts import Interrupts
+from fiberjax.run.payless import Payless
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.warm_start import starting_params
@@ -60,8 +63,8 @@ def run(
     primary = jax.process_index() == 0
     barrier("run folder claimed")
     identity.claim(directory, experiment, config_json)
-    before, state = train(experiment, directory, trace_iteration)
-    after = evaluate_after(experiment, directory, state.params)
+    before, state, base = train(experiment, directory, trace_iteration)
+    after = evaluate_after(experiment, directory, experiment.whole(state.params, base.params))
     table = evaluation.compare(
         before.by_name,
         after.by_name,
@@ -85,10 +88,26 @@ def evaluate_after(experiment: Experiment, directory: Path, params: Any) -> Meas
     return after
 
 
-def saved_params(
-    experiment: Experiment, directory: Path, iteration: int | Literal["best"] | None = None
-) -> tuple[int, Any]:
-    """Iteration and parameters of a run's checkpoint, on the experiment's mesh.
+class SavedPolicy(NamedTuple):
+    """What a run's checkpoint holds of the policy.
+
+    Attributes:
+      iteration: that it was saved after.
+      trained: all parameters, or the adapters.
+      base: of the adapters.
+    """
+
+    iteration: int
+    trained: Any
+    base: Base
+
+
+Wanted = int | Literal["best"] | None
+"""Which checkpoint: its iteration, the best one by `config.checkpoint.best`, or the newest."""
+
+
+def saved_policy(experiment: Experiment, directory: Path, iteration: Wanted = None) -> SavedPolicy:
+    """The policy of a run's checkpoint, on the experiment's mesh.
 
     Args:
       experiment: of the run.
@@ -97,7 +116,7 @@ def saved_params(
         the newest.
 
     Raises:
-      ValueError: there is none, or it is not of this experiment.
+      ValueError: there is none, or it is not of this experiment, or adapts another base.
     """
     if not (directory / "checkpoints").is_dir():
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
@@ -106,13 +125,24 @@ def saved_params(
         found = saved.restore(experiment.abstract_state(), wanted)
     if found is None:
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
-    return found.iteration, found.state.params
+    base = make_base(experiment)
+    base.check(found.host)
+    return SavedPolicy(found.iteration, found.state.params, base)
+
+
+def saved_params(
+    experiment: Experiment, directory: Path, iteration: Wanted = None
+) -> tuple[int, Any]:
+    """Iteration and parameters of a checkpoint, adapters merged into them; as `saved_policy`."""
+    found = saved_policy(experiment, directory, iteration)
+    return found.iteration, lora.merged(experiment.lora, found.base.params, found.trained)
 
 
 class Begun(NamedTuple):
     """Where a run stands when its next iteration begins.
 
     Attributes:
+      base: what adapters adapt.
       state: the train state.
       done: iterations finished.
       stream: of the prompts.
@@ -122,6 +152,7 @@ class Begun(NamedTuple):
       before: the evaluation before the first iteration.
     """
 
+    base: Base
     state: TrainState
     done: int
     stream: PromptStream
@@ -138,48 +169,56 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     best = Best(experiment.checkpoint.best, experiment.checkpoint.best_mode)
     stop = EarlyStop(experiment.stop)
     shapes = experiment.abstract_state()
+    base = make_base(experiment)
     found = saved.restore(shapes)
     if found is not None:
+        base.check(found.host)
         stream.set_state(found.host["stream"])
         control.set_state(found.host.get("budget_control"))
         best.set_state(found.host.get("best_value"))
         stop.set_state(found.host.get("stop"))
         before = Measures.of(found.host["before"])
-        return Begun(found.state, found.iteration, stream, control, best, stop, before)
-    start = starting_params(experiment)
-    samples = rollouts.kept_of_evaluations(experiment)
-    before = evaluate(experiment, start, "evaluation before", samples=samples)
-    profile(experiment, start, stream)
-    # Donated: nothing but the state is kept on the devices.
+        return Begun(base, found.state, found.iteration, stream, control, best, stop, before)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    make = jax.jit(experiment.fresh_state, out_shardings=shardings, donate_argnums=0)
-    return Begun(make(start), 0, stream, control, best, stop, before)
+    if experiment.lora is None:
+        # Donated: nothing but the state is kept on the devices.
+        make = jax.jit(experiment.fresh_state, out_shardings=shardings, donate_argnums=0)
+        state = make(starting_params(experiment))
+    else:
+        state = jax.jit(experiment.fresh_state, out_shardings=shardings)(base.params)
+    params = experiment.whole(state.params, base.params)
+    samples = rollouts.kept_of_evaluations(experiment)
+    before = evaluate(experiment, params, "evaluation before", samples=samples)
+    profile(experiment, params, stream)
+    return Begun(base, state, 0, stream, control, best, stop, before)
 
 
 def train(
     experiment: Experiment, directory: Path, trace_iteration: int | None = None
-) -> tuple[Measures, TrainState]:
+) -> tuple[Measures, TrainState, Base]:
     """Runs the iterations that the directory's newest checkpoint has not seen yet.
 
     Arguments as `run`.
 
     Returns:
-      The evaluation before the first iteration, and the state after the last, or after the one that
-      `config.stop` stopped at.
+      The evaluation before the first iteration; the state after the last, or after the one that
+      `config.stop` stopped at; and the base of its adapters.
 
     Raises:
-      SystemExit: a host was asked to end; the run is saved.
+      SystemExit: a host was asked to end, or nothing is paid (`payless`); the run is saved.
       KeyboardInterrupt: a host alone was interrupted; the iteration is finished and saved.
     """
     primary = jax.process_index() == 0
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
-        state, done, stream, control, best, stop, before = begin(experiment, saved)
+        base, state, done, stream, control, best, stop, before = begin(experiment, saved)
         if stop.reached and primary:
             print(f"{directory} stopped early after iteration {done}: {stop}")
         if done == experiment.iterations or stop.reached:
-            return before, state
-        # The start, a second time: only a KL penalty needs it beside the state.
-        reference = starting_params(experiment) if experiment.training.kl_coefficient > 0 else None
+            return before, state, base
+        reference, payless = base.params, Payless(experiment)
+        if experiment.lora is None and experiment.training.kl_coefficient > 0:
+            # The start, a second time: only a KL penalty needs it beside the state.
+            reference = starting_params(experiment)
         with (
             writers.open_writers(
                 directory, resume_step=done or None, names=experiment.writers, enabled=primary
@@ -198,7 +237,9 @@ def train(
                 control.observe(iteration, scalars)
                 try:
                     metrics.finite_or_raise(iteration + 1, scalars)
-                    scalars |= watch.evaluation(iteration + 1, state.params)
+                    scalars |= watch.evaluation(
+                        iteration + 1, experiment.whole(state.params, base.params)
+                    )
                     scalars["timing/watching_s"] = watch.seconds()
                 finally:
                     writer.write(iteration + 1, scalars)
@@ -212,14 +253,17 @@ def train(
                 ending = distributed.asked_to_end(iteration + 1) and not (last or stopping)
                 due = (iteration + 1) % experiment.checkpoint.every == 0
                 interrupted = interrupts.asked
-                if last or stopping or ending or due or interrupted or improved:
-                    host = {
+                unpaid = payless.observe(iteration, scalars)
+                if last or stopping or ending or due or interrupted or improved or unpaid:
+                    host: dict[str, Any] = {
                         "stream": stream.get_state(),
                         "budget_control": control.get_state(),
                         "best_value": best.get_state(),
                         "stop": stop.get_state(),
                         "before": before.to_json(),
                     }
+                    if base.digest:
+                        host["base"] = base.digest
                     saved.save(iteration + 1, state, host, best.iteration)
                 if stopping:
                     progress.print(f"stops early after iteration {iteration + 1}: {stop}")
@@ -229,9 +273,11 @@ def train(
                         f"asked to end; iteration {iteration + 1} is saved, and the same command "
                         "on every host goes on from there"
                     )
+                if unpaid:
+                    raise SystemExit(f"stopped: {unpaid}")
                 if interrupted:
                     break  # Raised as `interrupts` is left.
-    return before, state
+    return before, state, base
 
 
 def traced(directory: Path, wanted: bool) -> contextlib.AbstractContextManager:

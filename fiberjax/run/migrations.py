@@ -112,6 +112,22 @@ MIGRATIONS: tuple[Migration, ...] = (
         rewrite=_model_of_its_own,
         rewritten=("model.overrides", "model.tokenizer", "model.warm_start"),
     ),
+    # Of one strict form until then.
+    Migration(
+        added={"training.unpaid_iterations": 0},
+        renamed={"tasks.verifier": {"numeric": "strict_number"}},
+    ),
+    Migration(
+        added={
+            "lora": {
+                "rank": 0,
+                "alpha": 32.0,
+                "targets": ["all-linear"],
+                "base_dtype": "float32",
+            },
+        },
+        renamed={},
+    ),
     Migration(
         added={
             "checkpoint.best": "",
