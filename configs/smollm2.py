@@ -1,4 +1,4 @@
-"""A published chat model of 135 M parameters, trained on three kinds of question with one right answer.
+"""A published chat model of 135 M parameters, trained on three kinds of question about numbers.
 
     .torch/bin/python experiments/smollm2/make_folder.py --output=SmolLM2-135M-Instruct
     python experiments/smollm2/make_prompts.py --output=numbers.jsonl
@@ -17,21 +17,22 @@ from configs.gates import DEFAULT
 def get_config(gate: str = DEFAULT) -> ConfigDict:
     """The experiment; every value may be overridden on the command line."""
     config = quickstart.get_config(gate)
-    config.iterations = 10
+    config.iterations = 8
 
     # The folder says shape, tokens, template and context.
     config.model.folder = "SmolLM2-135M-Instruct"
     config.model.system = "Answer with a number alone."
+    config.model.examples = (("Which is larger, 27 or 82?", "82"),)
     config.warm_start.steps = 0
 
-    # Three domains, each prompt with one example of its kind.
+    # Three domains: the larger of two numbers, the largest of three, the last of three.
     config.tasks.file = "numbers.jsonl"
     config.tasks.verifier = "exact"
-    config.window.prompt = 60
+    config.window.prompt = 64
     config.window.completion = 4
 
-    # 8 prompts × 8 answers an iteration, two updates.
-    config.rollout.prompts = 8
+    # 6 prompts × 8 answers an iteration, two updates.
+    config.rollout.prompts = 6
     config.rollout.samples = 8
     config.training.minibatches = 2
     config.training.micro_batches = 1
@@ -41,9 +42,9 @@ def get_config(gate: str = DEFAULT) -> ConfigDict:
 
     config.optimizer.name = "adamw"
     config.optimizer.schedule = "constant"
-    config.optimizer.learning_rate = 1e-5
+    config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 0
 
-    config.evaluation = ConfigDict({"prompts": 40, "samples": 2, "batch": 40})
+    config.evaluation = ConfigDict({"prompts": 40, "samples": 1, "batch": 40})
     config.checkpoint = ConfigDict({"every": 100, "keep": 1})
     return config

@@ -2,8 +2,7 @@
 
 python experiments/smollm2/make_prompts.py --output=numbers.jsonl
 
-Each prompt shows one example of its own kind: the larger of two numbers, the largest of three, the
-last of three. The answer is the number alone.
+The larger of two numbers, the largest of three, the last of three; the answer is the number alone.
 """
 
 import argparse
@@ -18,7 +17,6 @@ DOMAINS: dict[str, tuple[int, str, Callable[[Sequence[int]], int]]] = {
     "largest": (3, "Which is the largest, {}, {} or {}?", max),
     "last": (3, "Which comes last, {}, {} or {}?", lambda numbers: numbers[-1]),
 }
-EXAMPLE = (27, 82, 61)
 
 
 def main() -> None:
@@ -38,13 +36,8 @@ def made(domain: str, count: int) -> list[dict[str, str]]:
     drawn: set[tuple[int, ...]] = set()
     while len(drawn) < count:
         drawn.add(tuple(rng.sample(range(10, 100), size)))
-    shown = f"{question.format(*EXAMPLE[:size])} {answer(EXAMPLE[:size])}"
     return [
-        {
-            "prompt": f"{shown}\n{question.format(*numbers)}",
-            "answer": str(answer(numbers)),
-            "domain": domain,
-        }
+        {"prompt": question.format(*numbers), "answer": str(answer(numbers)), "domain": domain}
         for numbers in sorted(drawn)
     ]
 

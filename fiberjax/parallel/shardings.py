@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -126,27 +126,19 @@ def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
     """Where a policy's arrays lie on this mesh, and its attention, as `config.attention` has it.
 
     Raises:
-      ValueError: splash attention on a GPU, or query heads that do not divide for it.
+      ValueError: attention that cannot run there; see `attention.choose`.
     """
-    platform = mesh.devices.flat[0].platform
-    tensor = mesh.shape["tensor"]
-    divides = config.num_heads % math.lcm(config.num_kv_heads, tensor) == 0
-    if config.attention == "dense":
-        return MeshPlacement(mesh, splash=False, window=config.sliding_window)
-    if config.attention == "auto" and not (platform == "tpu" and divides):
-        return MeshPlacement(mesh, splash=False, window=config.sliding_window)
-    if platform not in ("tpu", "cpu"):
-        raise ValueError(
-            "config.policy.attention = 'splash' runs on TPUs, and on CPUs for tests; the mesh is "
-            f"of {platform} devices: choose 'dense' or 'auto'"
-        )
-    if not divides:
-        raise ValueError(
-            f"config.policy.attention = 'splash' splits heads over mesh tensor={tensor}: num_heads "
-            f"= {config.num_heads} must divide by lcm(num_kv_heads = {config.num_kv_heads}, "
-            f"{tensor}); choose 'dense', 'auto' or another size"
-        )
-    return MeshPlacement(mesh, splash=True, window=config.sliding_window)
+    chosen = attention.choose(config, hardware(mesh.devices.flat[0]), mesh.shape["tensor"])
+    return MeshPlacement(mesh, attention=chosen, window=config.sliding_window)
+
+
+def hardware(device: Any) -> attention.Hardware:
+    """What a device is, to those who choose kernels for it."""
+    if device.platform != "gpu":
+        return attention.Hardware(device.platform)
+    if "cuda" not in device.client.platform_version.lower():
+        return attention.Hardware("rocm")
+    return attention.Hardware("cuda", float(device.compute_capability))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,12 +147,13 @@ class MeshPlacement(Placement):
 
     Attributes:
       mesh: the mesh.
-      splash: whether each device runs the attention kernel over its rows and heads.
-      window: of the policy's sliding layers, 0 for none: the kernel's masks are static.
+      attention: "dense", or the kernel that each device runs over its rows and heads: "splash" or
+        "cudnn".
+      window: of the policy's sliding layers, 0 for none: the kernels' masks are static.
     """
 
     mesh: Mesh
-    splash: bool
+    attention: str
     window: int = 0
 
     @property
@@ -210,28 +203,33 @@ class MeshPlacement(Placement):
         window: jax.Array | int | None = None,
     ) -> jax.Array:
         """Attention of whole rows, each device its rows and heads."""
-        if not self.splash:
+        if self.attention == "dense":
             return super().attend(query, key, value, segment_ids, scale=scale, window=window)
         # Fewer key-value heads than parts: several parts read the same one.
         copies = math.lcm(key.shape[1], self.mesh.shape["tensor"]) // key.shape[1]
         key, value = (jnp.repeat(part, copies, axis=1) for part in (key, value))
         parts = (query, key, value, segment_ids)
         if window is None or isinstance(window, int):
-            return self._splash(window, scale, *parts)
+            return self._kernel(window, scale, *parts)
         # Layers of both kinds: a kernel for each, of which one runs.
         return jax.lax.cond(
             window == self.window,
-            functools.partial(self._splash, self.window, scale),
-            functools.partial(self._splash, None, scale),
+            functools.partial(self._kernel, self.window, scale),
+            functools.partial(self._kernel, None, scale),
             *parts,
         )
 
-    def _splash(self, window: int | None, scale: float | None, *parts: jax.Array) -> jax.Array:
+    def _kernel(self, window: int | None, scale: float | None, *parts: jax.Array) -> jax.Array:
         """The kernel over query, key, value and segment ids."""
 
         def local(*parts: jax.Array) -> jax.Array:
-            interpret = self.platform == "cpu"
-            return attention.splash(*parts, scale=scale, window=window, interpret=interpret)
+            on_cpu = self.platform == "cpu"
+            if self.attention == "cudnn":
+                implementation: Literal["cudnn", "xla"] = "xla" if on_cpu else "cudnn"
+                return attention.cudnn(
+                    *parts, scale=scale, window=window, implementation=implementation
+                )
+            return attention.splash(*parts, scale=scale, window=window, interpret=on_cpu)
 
         if self.mesh.size == 1:
             return local(*parts)
@@ -241,7 +239,7 @@ class MeshPlacement(Placement):
             mesh=self.mesh,
             in_specs=(heads, narrow, narrow, ROWS),
             out_specs=heads,
-            # The kernel does not say over which axes its result varies.
+            # The kernels do not say over which axes its result varies.
             check_vma=False,
         )(*parts)
 
