@@ -4,8 +4,8 @@
 
 The value and gradient of the log-probabilities of 2,048 tokens, 896 wide, over the 151,936 tokens
 of Qwen2.5 are compiled for this machine: by `policy.chunked_token_outputs` in chunks of several
-sizes, and as they are usually written, `log_softmax` of all logits and a gather. What is read is the
-compiler's own account of its temporaries, which does not depend on who else is running. Prints a
+sizes, and as they are usually written, `log_softmax` of all logits and a gather. What is read is
+the compiler's account of its temporaries, which does not depend on who else is running. Prints a
 table and saves `logprobs.json` in the folder `--output`.
 """
 

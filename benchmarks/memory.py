@@ -5,7 +5,7 @@
 A policy of 55 M parameters in float32 is read from a folder, evaluated, trained for two iterations
 with AdamW, saved after each, and evaluated again, by the very loop that runs are made with, in a
 process of its own. Batches are tiny, so that what grows with the model is the state: parameters and
-two moments. The kernel's own peak of the resident set is read of every stage (`VmHWM`, reset between
+two moments. The peak of the resident set is read of every stage (`VmHWM`, which is reset between
 stages; Linux), less what the process held before the run. It is run twice, and the second counts:
 its programs come from the compilation cache, as those of a resumed run do, so that the compiler's
 own memory is not among them; `cold` has it. Prints a table, and saves `memory.json` in the folder

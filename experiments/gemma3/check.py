@@ -19,6 +19,7 @@ from fiberjax import experiment, model_folder
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import bind, init, transformer, weights
 from fiberjax.run.trainer import Trainer
+from fiberjax.tasks import VERIFIERS
 
 
 def main() -> None:
@@ -27,14 +28,22 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     folder = parser.parse_args().folder
     with tempfile.TemporaryDirectory() as scratch:
-        built = experiment.from_config(model_folder.with_folder(make_config(folder, scratch)))
+        config = model_folder.with_folder(make_config(folder, scratch))
+        rewards = VERIFIERS | {"characters": different_characters}
+        built = experiment.from_config(config, reward_table=rewards)
         params = load(built, folder)
         compare(built, params, folder)
         update(built, params)
 
 
+def different_characters(prompt: str, answer: str, completion: str) -> float:
+    """A reward that differs between answers, so that there is a gradient."""
+    del prompt, answer
+    return float(len(set(completion)))
+
+
 def make_config(folder: Path, scratch: str) -> Any:
-    """One iteration of one update, on four answers to two short sums."""
+    """One iteration of one update, on eight answers to two short sums."""
     rows = Path(scratch) / "rows.jsonl"
     rows.write_text('{"prompt": "2 + 2 =", "answer": "4"}\n{"prompt": "3 + 5 =", "answer": "8"}\n')
     config = quickstart.get_config()
@@ -42,10 +51,11 @@ def make_config(folder: Path, scratch: str) -> Any:
     config.model.folder, config.model.chat = str(folder), "off"
     config.warm_start.steps = 0
     config.tasks.file = config.tasks.test_file = str(rows)
-    config.window.prompt, config.window.completion = 8, 2
-    config.rollout.prompts, config.rollout.samples = 2, 2
+    config.tasks.verifier = "characters"
+    config.window.prompt, config.window.completion = 8, 4
+    config.rollout.prompts, config.rollout.samples = 2, 4
     config.training.minibatches = config.training.micro_batches = 1
-    config.training.packing, config.training.chunk = False, 2
+    config.training.packing, config.training.chunk = False, 4
     config.optimizer.name, config.optimizer.learning_rate = "adamw", 1e-6
     config.optimizer.warmup_steps = 0
     config.mesh.data = 1
