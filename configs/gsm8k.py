@@ -20,8 +20,8 @@ def get_config(gate: str = DEFAULT) -> ConfigDict:
     config.tasks.file = "gsm8k/train.jsonl"
     config.tasks.test_file = "gsm8k/test.jsonl"
     config.tasks.columns = ConfigDict({"prompt": "question"})
-    # The number behind the last ####, in the row's answer as in the completion.
-    config.tasks.verifier = "numeric"
+    # The number behind ####, in the row's answer as in the completion.
+    config.tasks.verifier = "number"
     config.model.system = SYSTEM
     config.window.prompt = 384
     config.window.completion = 640

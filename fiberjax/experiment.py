@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from fiberjax import gates, optimizers, options, plugins
-from fiberjax.advantages import ESTIMATORS, Estimator
+from fiberjax.advantages import ESTIMATORS, WITHIN_GROUPS, Estimator
 from fiberjax.gates import GATES, Budgets, GateSpec
 from fiberjax.layout import STATE, TRAJECTORY
 from fiberjax.model_folder import check_model, check_shape, check_weights, read_shape
@@ -28,7 +28,7 @@ from fiberjax.tasks import (
 )
 from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels
 from fiberjax.tasks.loading import load_domains, make_vocabulary
-from fiberjax.tasks.verifiers import Verifier
+from fiberjax.tasks.rewards import Verifier
 from fiberjax.train.rollout import Sampler
 from fiberjax.train.update import Knobs, StepOptions, TrainState
 
@@ -238,6 +238,12 @@ def from_config(
     tasks = options.parse(options.Tasks, config.tasks, "config.tasks")
     window = options.parse(options.Window, config.window, "config.window")
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
+    if rollout.samples == 1 and run.advantage in WITHIN_GROUPS:
+        raise ValueError(
+            f"config.rollout.samples = 1, but config.advantage = {run.advantage!r} compares a "
+            "completion with the others of its prompt, and would be 0 throughout: expected at "
+            "least 2, or an advantage such as 'reinforce_plus_plus'"
+        )
     training = options.parse(options.Training, config.training, "config.training")
     schedule, optimizer = _optimizer(config.optimizer, run.iterations, training)
     levels = check_names(run.levels)

@@ -141,7 +141,8 @@ class Tasks:
         replaces the families. Empty for none.
       test_file: the held-out rows; empty holds out a tenth of `file`, by the hash of the prompt.
       columns: field -> column of `file`, where the names differ.
-      verifier: how answers of `file` are checked, a key of `tasks.VERIFIERS`.
+      verifier: how answers of `file` are checked, a key of `tasks.VERIFIERS` or a sum of them,
+        such as "number + 0.1*format".
       pass_threshold: the least reward of a completion that passes. What passes is counted by pass@k
         and by the curriculum's pass rates; advantages and mean@k are of the rewards themselves.
       vocabulary: "characters" of the families, or printable "ascii"; a published model brings its
@@ -347,6 +348,8 @@ class Training:
       mismatch_cap: the cap, a ratio above 1.
       mismatch_floor: the floor, a ratio below 1.
       chunk: columns whose logits exist at a time.
+      unpaid_iterations: the run stops where in so many first iterations the rewards of every prompt
+        group were equal, or every reward of a domain was 0; 0 never stops it.
     """
 
     epochs: int
@@ -364,9 +367,12 @@ class Training:
     mismatch_cap: float
     mismatch_floor: float
     chunk: int
+    unpaid_iterations: int
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "minibatches", "micro_batches", "chunk")
+        unpaid = self.unpaid_iterations
+        _require(unpaid >= 0, "unpaid_iterations", unpaid, "at least 0")
         _require_choice("weighting", self.weighting, ("trajectory", "token", "constant"))
         _require_choice("kl_estimator", self.kl_estimator, ("k2", "k3"))
         _require_choice("step_share", self.step_share, ("none", *STEP_SHARES))

@@ -152,4 +152,12 @@ FAULTS = (
         "count -= 0 * config.num_layers * idle",
         ("tests/plans/test_plan.py::test_a_token_meets_its_own_experts_alone",),
     ),
+    Mutant(
+        "cuDNN scales scores by the width of a head whatever the model says",
+        "fiberjax/policy/attention.py",
+        "        scale=scale,\n        is_causal=True,",
+        "        is_causal=True,",
+        ("tests/policy/test_attention.py::test_what_cudnn_is_asked_for_is_dense",),
+    ),
+    ),
 )

@@ -23,7 +23,7 @@ from fiberjax.run import statistics
 from fiberjax.run.progress import Progress
 from fiberjax.run.statistics import Interval, difference, interval, mean_of, real_interval
 from fiberjax.tasks import PromptStream, prompt_batch
-from fiberjax.tasks.verifiers import passes
+from fiberjax.tasks.rewards import passes
 
 OVERALL = "overall"
 """The name of the rows that hold the unweighted mean over domains."""

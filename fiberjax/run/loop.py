@@ -19,6 +19,7 @@ from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, evaluate, profile
 from fiberjax.run.interrupts import Interrupts
+from fiberjax.run.payless import Payless
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.warm_start import starting_params
@@ -143,7 +144,7 @@ def train(
       The evaluation before the first iteration, and the state after the last.
 
     Raises:
-      SystemExit: a host was asked to end; the run is saved.
+      SystemExit: a host was asked to end, or nothing is paid (`payless`); the run is saved.
       KeyboardInterrupt: a host alone was interrupted; the iteration is finished and saved.
     """
     primary = jax.process_index() == 0
@@ -153,7 +154,7 @@ def train(
             return before, state
         # The start, a second time: only a KL penalty needs it beside the state.
         reference = starting_params(experiment) if experiment.training.kl_coefficient > 0 else None
-        trainer = Trainer(experiment, reference)
+        trainer, payless = Trainer(experiment, reference), Payless(experiment)
         with (
             writers.open_writers(
                 directory, resume_step=done, names=experiment.writers, enabled=primary
@@ -174,7 +175,8 @@ def train(
                 ending = distributed.asked_to_end(iteration + 1) and not last
                 due = (iteration + 1) % experiment.checkpoint.every == 0
                 interrupted = interrupts.asked
-                if last or ending or due or interrupted:
+                unpaid = payless.observe(iteration, scalars)
+                if last or ending or due or interrupted or unpaid:
                     host = {
                         "stream": stream.get_state(),
                         "budget_control": control.get_state(),
@@ -186,6 +188,8 @@ def train(
                         f"asked to end; iteration {iteration + 1} is saved, and the same command "
                         "on every host goes on from there"
                     )
+                if unpaid:
+                    raise SystemExit(f"stopped: {unpaid}")
                 if interrupted:
                     break  # Raised as `interrupts` is left.
     return before, state

@@ -106,6 +106,11 @@ MIGRATIONS: tuple[Migration, ...] = (
         rewrite=_model_of_its_own,
         rewritten=("model.overrides", "model.tokenizer", "model.warm_start"),
     ),
+    # Of one strict form until then.
+    Migration(
+        added={"training.unpaid_iterations": 0},
+        renamed={"tasks.verifier": {"numeric": "strict_number"}},
+    ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

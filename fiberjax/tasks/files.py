@@ -13,7 +13,7 @@ import pyarrow.parquet
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import SPLITS, Example, Split, split_of_text
 from fiberjax.tasks.families import VERIFIERS
-from fiberjax.tasks.verifiers import Verifier, numeric, numeric_answer, passes, reward_of
+from fiberjax.tasks.rewards import READERS, Verifier, combine, names_of, passes, reward_of
 
 _REQUIRED = ("prompt", "answer")
 _OPTIONAL = ("domain", "solution")
@@ -42,8 +42,8 @@ def read_file(
         None keeps every row.
       columns: where a field is found if not under its own name, e.g. ``{"prompt": "question"}``;
         several columns are joined by a space: ``{"prompt": ("Body", "Question")}``.
-      verifier: a name of ``verifiers``, for all domains or by domain (``"exact"`` for the rest).
-        ``"numeric"`` reads GSM8K and SVAMP answers.
+      verifier: a name of ``verifiers`` or a sum of them, such as ``"number + 0.1*format"``, for all
+        domains or by domain (``"exact"`` for the rest). ``"number"`` reads GSM8K and SVAMP answers.
       keep: columns kept as ``Example.columns``: texts, whole numbers or truth values.
       verifiers: the table of names; ``tasks.VERIFIERS`` by default.
       pass_threshold: the least reward that a row's own solution must earn.
@@ -66,7 +66,12 @@ def read_file(
         example = dataclasses.replace(example, columns=kept, where=where)
         if example.domain not in verify_of:
             verify_of[example.domain] = _verifier(verifier, verifiers, example.domain)
-        _check_answer(example, verify_of[example.domain], pass_threshold)
+        _check_answer(
+            example,
+            verify_of[example.domain],
+            names_of(_expression(verifier, example.domain)),
+            pass_threshold,
+        )
         if split is None or split_of_text(example.prompt) == split:
             by_domain.setdefault(example.domain, []).append(example)
     if num_rows == 0:
@@ -114,10 +119,11 @@ def _fields(columns: Columns | None) -> dict[str, tuple[str, ...]]:
 def _verifier(
     verifier: str | Mapping[str, str], verifiers: Mapping[str, Verifier], domain: str
 ) -> Verifier:
-    name = verifier if isinstance(verifier, str) else verifier.get(domain, "exact")
-    if name not in verifiers:
-        raise ValueError(f"unknown verifier {name!r}, expected one of {', '.join(verifiers)}")
-    return verifiers[name]
+    return combine(_expression(verifier, domain), verifiers)
+
+
+def _expression(verifier: str | Mapping[str, str], domain: str) -> str:
+    return verifier if isinstance(verifier, str) else verifier.get(domain, "exact")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -200,12 +206,17 @@ def _label(row: dict, column: str, where: str) -> str:
     return str(value)
 
 
-def _check_answer(example: Example, verify: Verifier, pass_threshold: float) -> None:
+def _check_answer(
+    example: Example, verify: Verifier, names: Sequence[str], pass_threshold: float
+) -> None:
     """Refuses a row that no completion, or not its own solution, could solve."""
-    if verify is numeric and numeric_answer(example.answer) is None:
-        raise ValueError(
-            f"{example.where}: the answer {_shown(example.answer)} does not end in a number"
-        )
+    for name in names:
+        what, read = READERS.get(name, ("", None))
+        if read is not None and read(example.answer) is None:
+            raise ValueError(
+                f"{example.where}: the answer {_shown(example.answer)} does not {what}, as the "
+                f"verifier {name!r} needs it"
+            )
     if example.solution == example.answer:
         return
     reward = reward_of(verify, example.domain, example.prompt, example.answer, example.solution)

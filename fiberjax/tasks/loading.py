@@ -10,7 +10,7 @@ from fiberjax.tasks.examples import Split
 from fiberjax.tasks.families import VERIFIERS
 from fiberjax.tasks.files import read_file
 from fiberjax.tasks.published import read_vocabulary
-from fiberjax.tasks.verifiers import Verifier
+from fiberjax.tasks.rewards import Verifier
 from fiberjax.tasks.vocabulary import CharVocabulary, Vocabulary
 
 

@@ -149,7 +149,7 @@ def test_a_solution_must_pass(tmp_path, monkeypatch):
 
 def test_bad_options_are_named(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", [GOOD])
-    with pytest.raises(ValueError, match="unknown verifier 'fuzzy', expected one of exact, numer"):
+    with pytest.raises(ValueError, match="unknown verifier 'fuzzy', expected one of exact, number"):
         read_file(path, verifier="fuzzy")
     with pytest.raises(ValueError, match=r"verifier names domain 'x', rows\.jsonl has rows"):
         read_file(path, verifier={"x": "exact"})
