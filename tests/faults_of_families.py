@@ -159,5 +159,4 @@ FAULTS = (
         "        is_causal=True,",
         ("tests/policy/test_attention.py::test_what_cudnn_is_asked_for_is_dense",),
     ),
-    ),
 )

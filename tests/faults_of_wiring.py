@@ -382,6 +382,7 @@ FAULTS = (
         'if jax.default_backend() == "cpu":',
         "if False:",
         ("tests/run/test_checkpoints.py",),
+    ),
     # Rewards.
     Mutant(
         "two boxes side by side name the last of them",
