@@ -5,7 +5,7 @@
     python experiments/train.py --config=configs/smollm2.py --workdir=runs/smollm2
     python experiments/export.py --workdir=runs/smollm2 --output=exported
 
-docs/real_model.md has what it did on a CPU, and GRPO beside it.
+docs/real_model.md has the runs, GRPO beside it.
 """
 
 from ml_collections import ConfigDict
