@@ -252,8 +252,8 @@ FAULTS = (
     Mutant(
         "a plan does not say what it was told",
         "experiments/plan.py",
-        "model_folder.with_folder(CONFIG.value, overridden)",
-        "model_folder.with_folder(CONFIG.value)",
+        "model_folder.with_folder(config, overridden)",
+        "model_folder.with_folder(config)",
         (f"{FOLDER}::test_the_commands_refuse_what_contradicts_the_folder[plan]",),
     ),
     # Older runs.
@@ -344,5 +344,12 @@ FAULTS = (
         (
             "tests/parallel/test_mesh.py::test_auto_takes_the_kernel_of_the_devices_where_heads_divide",
         ),
+    ),
+    Mutant(
+        "a plan without files reads the rows",
+        MODEL_FOLDER,
+        'bare.tasks.update({"file": "", "test_file": ""})',
+        'bare.tasks.update({"test_file": ""})',
+        ("tests/test_configs.py::test_recipes_have_the_published_shapes_without_their_files",),
     ),
 )
