@@ -85,6 +85,12 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.policy.remat = "full"
     config.policy.attention = "auto"
 
+    config.lora = ConfigDict()
+    config.lora.rank = 0  # Trains all parameters.
+    config.lora.alpha = 32.0
+    config.lora.targets = ("all-linear",)
+    config.lora.base_dtype = "float32"
+
     config.warm_start = ConfigDict()
     config.warm_start.directory = "runs/warm_starts"
     config.warm_start.steps = 450

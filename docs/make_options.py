@@ -28,6 +28,7 @@ SECTIONS: Mapping[str, type] = {
     "window": options.Window,
     "model": options.Model,
     "policy": TransformerConfig,
+    "lora": options.LoRA,
     "warm_start": options.WarmStart,
     "rollout": options.Rollout,
     "training": options.Training,

@@ -11,13 +11,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fiberjax import gates, optimizers, options, plugins
+from fiberjax import gates, optimizers, options, plugins, seeds
 from fiberjax.advantages import ESTIMATORS, WITHIN_GROUPS, Estimator
 from fiberjax.gates import GATES, Budgets, GateSpec
 from fiberjax.layout import STATE, TRAJECTORY
 from fiberjax.model_folder import check_model, check_shape, check_weights, read_shape
 from fiberjax.parallel import mesh, shardings
-from fiberjax.policy import TransformerConfig, init
+from fiberjax.policy import TransformerConfig, cast_kernels, init, lora
+from fiberjax.policy.lora import LoRA
 from fiberjax.tasks import (
     VERIFIERS,
     Domain,
@@ -44,6 +45,7 @@ SECTIONS = (
         "window",
         "model",
         "policy",
+        "lora",
         "warm_start",
         "rollout",
         "training",
@@ -91,6 +93,7 @@ class Experiment:
       test: the same domains, held-out prompts.
       levels: which training prompts share a cell, level by level above the trajectory.
       policy: shape of the policy.
+      lora: the adapters that are trained; None trains all parameters.
       mesh: the devices.
       gate: the ratio gate.
       knobs: what may change without compiling again.
@@ -119,6 +122,7 @@ class Experiment:
     test: tuple[Domain, ...]
     levels: Levels
     policy: TransformerConfig
+    lora: LoRA | None
     mesh: Mesh
     gate: gates.Gate
     knobs: Knobs
@@ -147,14 +151,40 @@ class Experiment:
         """Whether the gate couples the tokens of a state, so that layouts must name states."""
         return dict(self.gate.options).get("level") == STATE
 
-    def fresh_state(self, params: Any) -> TrainState:
-        """The train state before the first update."""
+    def fresh_state(self, start: Any) -> TrainState:
+        """The train state before the first update.
+
+        Args:
+          start: the parameters that the run starts from; with adapters, their shapes alone are
+            read.
+        """
+        params = start
+        if self.lora is not None:
+            key = jax.random.fold_in(jax.random.key(self.seed), seeds.ADAPTERS)
+            params = lora.init(self.lora, start, key)
         return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def abstract_state(self) -> TrainState:
         """Shapes of the train state, each leaf with its sharding."""
         state = jax.eval_shape(lambda: self.fresh_state(init(self.policy, jax.random.key(0))))
         return shardings.abstract(state, shardings.state_shardings(self.mesh, state))
+
+    def base(self, start: Any) -> Any:
+        """What adapters adapt: the parameters that the run starts from, in the base's dtype."""
+        assert self.lora is not None
+        kept = dataclasses.replace(self.policy, compute_dtype=self.lora.base_dtype)
+        return cast_kernels(start, kept)
+
+    def abstract_base(self) -> Any:
+        """Shapes of the base, each leaf with its sharding; None without adapters."""
+        if self.lora is None:
+            return None
+        base = jax.eval_shape(lambda: self.base(init(self.policy, jax.random.key(0))))
+        return shardings.abstract(base, shardings.param_shardings(self.mesh, base))
+
+    def whole(self, trained: Any, base: Any) -> Any:
+        """The parameters of the policy, from what is trained and, with adapters, their base."""
+        return lora.attached(self.lora, base, trained)
 
     def sampler(self, domains: tuple[Domain, ...], *, logit_noise: float = 0.0) -> Sampler:
         """The sampler of this experiment over the training or the held-out domains.
@@ -260,6 +290,7 @@ def from_config(
     check_model(model, window, warm_start)
     vocabulary = make_vocabulary(tasks, model)
     policy = make_policy(config.policy, vocabulary, shape, model.folder)
+    adapters = make_adapters(config.lora, policy)
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if model.folder and load_data is None:
         check_weights(model.folder, policy)
@@ -285,13 +316,14 @@ def from_config(
         test=test,
         levels=make_levels(levels, train),
         policy=policy,
+        lora=adapters,
         mesh=device_mesh,
         gate=gate,
         knobs=_knobs(budgets, rollout, training),
         estimate=tables.estimators[run.advantage],
         schedule=schedule,
         optimizer=optimizer,
-        step=_step_options(training, window),
+        step=_step_options(training, window, adapters),
     )
     if load_data is None:
         check_data(built)
@@ -352,7 +384,9 @@ def _knobs(budgets: Budgets, rollout: options.Rollout, training: options.Trainin
     )
 
 
-def _step_options(training: options.Training, window: options.Window) -> StepOptions:
+def _step_options(
+    training: options.Training, window: options.Window, adapters: LoRA | None
+) -> StepOptions:
     """What of the options is static in the compiled step."""
     return StepOptions(
         weighting=training.weighting,
@@ -363,6 +397,7 @@ def _step_options(training: options.Training, window: options.Window) -> StepOpt
         step_share=None if training.step_share == "none" else training.step_share,
         num_micro_batches=training.micro_batches,
         chunk=training.chunk,
+        lora=adapters,
     )
 
 
@@ -475,3 +510,18 @@ def make_policy(
         )
     given = {"vocab_size": size if size else vocabulary.size}
     return options.parse(TransformerConfig, values, "config.policy", given)
+
+
+def make_adapters(config: Any, policy: TransformerConfig) -> LoRA | None:
+    """The adapters of `config.lora`; None where all parameters are trained.
+
+    Raises:
+      ValueError: a bad option, or one that does not fit the policy.
+    """
+    chosen = options.parse(options.LoRA, config, "config.lora")
+    if chosen.rank == 0:
+        return None
+    try:
+        return lora.make_lora(policy, **dataclasses.asdict(chosen))
+    except ValueError as error:
+        raise ValueError(f"config.lora: {error}") from None

@@ -250,6 +250,28 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters, trained in place of all parameters; see `policy.lora`.
+
+    Attributes:
+      rank: of every adapter; 0 trains all parameters, and nothing else here is read.
+      alpha: what an adapter gives is multiplied by `alpha / rank`.
+      targets: the matrices that have one, as published models call them: "q_proj", "k_proj",
+        "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"; or "all-linear" for all of them.
+      base_dtype: "float32" or "bfloat16", of the matrices that stay as they are. In the compute
+        dtype of the policy nothing is lost; adapters are float32.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple
+    base_dtype: str
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 0, "rank", self.rank, "at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class WarmStart:
     """The supervised phase on solved examples, saved and reused.
 

@@ -23,12 +23,17 @@ from fiberjax.policy import Placement, TransformerConfig, attention
 
 # Path of a parameter (and of its moments in the optimizer state) -> how its axes are split. The
 # leading axis of `layers/...` is the layer, which is scanned over and never split. Experts are
-# split by `tensor`, whole experts to a device.
+# split by `tensor`, whole experts to a device. Adapters are split as the sides of their matrices
+# are; their rank is not.
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"(embed|head)/kernel$", P("tensor", "fsdp")),
     (r"layers/attention/[qkv]/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/attention/[qkv]/bias$", P(None, "tensor")),
     (r"layers/attention/o/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/(attention/[qkv]|mlp/(gate|up))/lora_a$", P(None, "fsdp")),
+    (r"layers/(attention/[qkv]|mlp/(gate|up))/lora_b$", P(None, None, "tensor")),
+    (r"layers/(attention/o|mlp/down)/lora_a$", P(None, "tensor")),
+    (r"layers/(attention/o|mlp/down)/lora_b$", P(None, None, "fsdp")),
     (r"layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/experts/router/kernel$", P(None, "fsdp")),
@@ -45,10 +50,14 @@ ACTIVATION_SPECS: Mapping[str, P] = {
 }
 
 # A layer's matrix by the axis that `tensor` splits (of experts, it is their first: by the axis that
-# `fsdp` does not) -> as it is stored, and as its product reads it.
+# `fsdp` does not), or one of its adapter -> as it is stored, and as its product reads it.
 KERNEL_SPECS: Mapping[str, tuple[P, P]] = {
     "out": (P("fsdp", "tensor"), P(None, "tensor")),
     "in": (P("tensor", "fsdp"), P("tensor", None)),
+    "out lora_a": (P("fsdp"), P()),
+    "out lora_b": (P(None, "tensor"), P(None, "tensor")),
+    "in lora_a": (P("tensor"), P("tensor")),
+    "in lora_b": (P(None, "fsdp"), P()),
     "expert out": (P("tensor", "fsdp"), P("tensor")),
     "expert in": (P("tensor", None, "fsdp"), P("tensor")),
 }

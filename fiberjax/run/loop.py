@@ -14,7 +14,9 @@ from jax.experimental import multihost_utils
 
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
+from fiberjax.policy import lora
 from fiberjax.run import evaluation, identity, metrics, plots, writers
+from fiberjax.run.base import Base, make_base
 from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, evaluate, profile
@@ -59,8 +61,8 @@ def run(
     primary = jax.process_index() == 0
     barrier("run folder claimed")
     identity.claim(directory, experiment, config_json)
-    before, state = train(experiment, directory, trace_iteration)
-    after = evaluate(experiment, state.params, "evaluation after")
+    before, state, base = train(experiment, directory, trace_iteration)
+    after = evaluate(experiment, experiment.whole(state.params, base.params), "evaluation after")
     table = evaluation.compare(
         before.by_name,
         after.by_name,
@@ -72,10 +74,24 @@ def run(
     return table
 
 
-def saved_params(
+class SavedPolicy(NamedTuple):
+    """What a run's checkpoint holds of the policy.
+
+    Attributes:
+      iteration: that it was saved after.
+      trained: all parameters, or the adapters.
+      base: of the adapters.
+    """
+
+    iteration: int
+    trained: Any
+    base: Base
+
+
+def saved_policy(
     experiment: Experiment, directory: Path, iteration: int | None = None
-) -> tuple[int, Any]:
-    """Iteration and parameters of a run's checkpoint, on the experiment's mesh.
+) -> SavedPolicy:
+    """The policy of a run's checkpoint, on the experiment's mesh.
 
     Args:
       experiment: of the run.
@@ -83,7 +99,7 @@ def saved_params(
       iteration: of the checkpoint; None for the newest.
 
     Raises:
-      ValueError: there is none, or it is not of this experiment.
+      ValueError: there is none, or it is not of this experiment, or adapts another base.
     """
     if not (directory / "checkpoints").is_dir():
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
@@ -91,13 +107,24 @@ def saved_params(
         found = saved.restore(experiment.abstract_state(), iteration)
     if found is None:
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
-    return found.iteration, found.state.params
+    base = make_base(experiment)
+    base.check(found.host)
+    return SavedPolicy(found.iteration, found.state.params, base)
+
+
+def saved_params(
+    experiment: Experiment, directory: Path, iteration: int | None = None
+) -> tuple[int, Any]:
+    """Iteration and parameters of a checkpoint, adapters merged into them; as `saved_policy`."""
+    found = saved_policy(experiment, directory, iteration)
+    return found.iteration, lora.merged(experiment.lora, found.base.params, found.trained)
 
 
 class Begun(NamedTuple):
     """Where a run stands when its next iteration begins.
 
     Attributes:
+      base: what adapters adapt.
       state: the train state.
       done: iterations finished.
       stream: of the prompts.
@@ -105,6 +132,7 @@ class Begun(NamedTuple):
       before: the evaluation before the first iteration.
     """
 
+    base: Base
     state: TrainState
     done: int
     stream: PromptStream
@@ -117,31 +145,37 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     stream = experiment.prompt_stream()
     control = Controller(experiment.budget_control, experiment.iterations)
     shapes = experiment.abstract_state()
+    base = make_base(experiment)
     found = saved.restore(shapes)
     if found is not None:
+        base.check(found.host)
         stream.set_state(found.host["stream"])
         control.set_state(found.host.get("budget_control"))
-        return Begun(
-            found.state, found.iteration, stream, control, Measures.of(found.host["before"])
-        )
-    start = starting_params(experiment)
-    before = evaluate(experiment, start, "evaluation before")
-    profile(experiment, start, stream)
-    # Donated: nothing but the state is kept on the devices.
+        before = Measures.of(found.host["before"])
+        return Begun(base, found.state, found.iteration, stream, control, before)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    make = jax.jit(experiment.fresh_state, out_shardings=shardings, donate_argnums=0)
-    return Begun(make(start), 0, stream, control, before)
+    if experiment.lora is None:
+        # Donated: nothing but the state is kept on the devices.
+        make = jax.jit(experiment.fresh_state, out_shardings=shardings, donate_argnums=0)
+        state = make(starting_params(experiment))
+    else:
+        state = jax.jit(experiment.fresh_state, out_shardings=shardings)(base.params)
+    params = experiment.whole(state.params, base.params)
+    before = evaluate(experiment, params, "evaluation before")
+    profile(experiment, params, stream)
+    return Begun(base, state, 0, stream, control, before)
 
 
 def train(
     experiment: Experiment, directory: Path, trace_iteration: int | None = None
-) -> tuple[Measures, TrainState]:
+) -> tuple[Measures, TrainState, Base]:
     """Runs the iterations that the directory's newest checkpoint has not seen yet.
 
     Arguments as `run`.
 
     Returns:
-      The evaluation before the first iteration, and the state after the last.
+      The evaluation before the first iteration, the state after the last, and the base of its
+      adapters.
 
     Raises:
       SystemExit: a host was asked to end, or nothing is paid (`payless`); the run is saved.
@@ -149,12 +183,14 @@ def train(
     """
     primary = jax.process_index() == 0
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
-        state, done, stream, control, before = begin(experiment, saved)
+        base, state, done, stream, control, before = begin(experiment, saved)
         if done == experiment.iterations:
-            return before, state
-        # The start, a second time: only a KL penalty needs it beside the state.
-        reference = starting_params(experiment) if experiment.training.kl_coefficient > 0 else None
-        trainer, payless = Trainer(experiment, reference), Payless(experiment)
+            return before, state, base
+        start = base.params
+        if experiment.lora is None and experiment.training.kl_coefficient > 0:
+            # A second time: only a KL penalty needs it beside the state.
+            start = starting_params(experiment)
+        trainer, payless = Trainer(experiment, start), Payless(experiment)
         with (
             writers.open_writers(
                 directory, resume_step=done, names=experiment.writers, enabled=primary
@@ -177,11 +213,13 @@ def train(
                 interrupted = interrupts.asked
                 unpaid = payless.observe(iteration, scalars)
                 if last or ending or due or interrupted or unpaid:
-                    host = {
+                    host: dict[str, Any] = {
                         "stream": stream.get_state(),
                         "budget_control": control.get_state(),
                         "before": before.to_json(),
                     }
+                    if base.digest:
+                        host["base"] = base.digest
                     saved.save(iteration + 1, state, host)
                 if ending:
                     raise SystemExit(
@@ -192,7 +230,7 @@ def train(
                     raise SystemExit(f"stopped: {unpaid}")
                 if interrupted:
                     break  # Raised as `interrupts` is left.
-    return before, state
+    return before, state, base
 
 
 def traced(directory: Path, wanted: bool) -> contextlib.AbstractContextManager:

@@ -111,6 +111,17 @@ MIGRATIONS: tuple[Migration, ...] = (
         added={"training.unpaid_iterations": 0},
         renamed={"tasks.verifier": {"numeric": "strict_number"}},
     ),
+    Migration(
+        added={
+            "lora": {
+                "rank": 0,
+                "alpha": 32.0,
+                "targets": ["all-linear"],
+                "base_dtype": "float32",
+            },
+        },
+        renamed={},
+    ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

@@ -44,7 +44,8 @@ class Trainer:
 
         Args:
           experiment: what to run.
-          reference: parameters of the policy that a KL penalty holds to; None without one.
+          reference: parameters of the policy that a KL penalty holds to, which with adapters are
+            their base; None with neither.
         """
         self.experiment = experiment
         self._reference = reference
@@ -110,12 +111,13 @@ class Trainer:
         """The rollouts that an iteration trains on; see `iterate`.
 
         Args:
-          params: of the policy that samples.
+          params: what is trained of the policy that samples.
           stream: gives the prompts and learns their pass rates.
           iteration: that will train on them; decides every random draw.
         """
         began = time.monotonic()
         target = stream.target
+        params = self.experiment.whole(params, self._reference)
         rollouts = self._sampler(
             self._sampler.read(params),
             next(stream),
@@ -153,10 +155,11 @@ class Trainer:
         if self.experiment.budget_control.kind != "none":
             knobs = knobs._replace(budgets=self.experiment.gate.widened(knobs.budgets, factor))
         batches, pending = collected.batches, []
+        base = () if self.experiment.lora is None else (self._reference,)
         order = np.random.default_rng((self.experiment.seed, iteration))
         for _ in range(self.experiment.training.epochs):
             for j in order.permutation(len(batches)):
-                state, step_metrics = self._step(state, batches[j], knobs)
+                state, step_metrics = self._step(state, batches[j], knobs, *base)
                 pending.append(step_metrics)
         scalars = joined(pending) | collected.metrics
         updated = time.monotonic() - began

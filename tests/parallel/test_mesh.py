@@ -28,7 +28,7 @@ from fiberjax.parallel.shardings import (
     sampling_shardings,
 )
 from fiberjax.plans import costs, hlo
-from fiberjax.policy import TokenOutputs, init, sample
+from fiberjax.policy import TokenOutputs, init, lora, sample
 from fiberjax.train.batch import batch_specs
 from fiberjax.train.update import objective_gradient
 
@@ -73,6 +73,19 @@ def test_update_agrees_with_one_device(single, shape):
 def test_micro_batches_on_a_mesh_agree_with_one_device(single, parts):
     options = dataclasses.replace(OPTIONS, num_micro_batches=parts)
     assert_agrees(run((2, 2, 2), options), single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "parts"), [((2, 2, 2), 2), ((1, 8, 1), 1)], ids=str)
+def test_adapters_on_a_mesh_agree_with_one_device(shape, parts):
+    """Both sides of each: split by `fsdp` and by `tensor`."""
+    chosen = lora.make_lora(CONFIG, rank=3, alpha=6.0, targets=(lora.ALL,), base_dtype="float32")
+    options = dataclasses.replace(OPTIONS, lora=chosen)
+    split = dataclasses.replace(options, num_micro_batches=parts)
+    found, expected = run(shape, split), run((1, 1, 1), options)
+    assert_agrees(found, expected)
+    moved = jax.tree.leaves(found[0].opt_state[1][0].mu)
+    assert len(moved) == 2 * 7 and all(np.abs(leaf).max() > 1e-6 for leaf in moved)
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
 
     monkeypatch.setattr("fiberjax.run.trainer.make_step", recorded)
     built = build(curriculum__profile_samples=2)
-    before, whole = loop.train(built, tmp_path / "whole")
+    before, whole, _ = loop.train(built, tmp_path / "whole")
 
     iterate = Trainer.iterate
 
@@ -245,7 +245,7 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
     # What is in the checkpoint is not made again.
     for name in ("starting_params", "evaluate", "profile"):
         monkeypatch.setattr(loop, name, None)
-    remembered, parts = loop.train(built, tmp_path / "parts")
+    remembered, parts, _ = loop.train(built, tmp_path / "parts")
     np.testing.assert_equal(remembered.by_name, before.by_name)
     np.testing.assert_array_equal(remembered.domain, before.domain)
 
