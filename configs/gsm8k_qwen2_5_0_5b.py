@@ -4,8 +4,8 @@
     python experiments/plan.py --config=configs/gsm8k_qwen2_5_0_5b.py --shape --topology=v5e:2x2
 
 The first command wants the folder of the model and GSM8K's files (configs/gsm8k.py), the second
-neither. Plan: 5.57 of 15.75 GB a chip for the updates and 3.61 GB for sampling. It was compiled, not
-run.
+neither. Plan: 5.57 of 15.75 GB a chip for the updates and 3.61 GB for sampling. It was compiled,
+not run.
 """
 
 from ml_collections import ConfigDict

@@ -45,6 +45,7 @@ def get_config(gate: str = DEFAULT) -> ConfigDict:
     config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 0
 
-    config.evaluation = ConfigDict({"prompts": 40, "samples": 1, "batch": 40})
-    config.checkpoint = ConfigDict({"every": 100, "keep": 1})
+    config.evaluation.update({"prompts": 40, "samples": 1, "batch": 40})
+    config.evaluation.update({"every": 0, "curve_prompts": 20})
+    config.checkpoint.update({"every": 100, "keep": 1})
     return config

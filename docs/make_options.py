@@ -36,7 +36,9 @@ SECTIONS: Mapping[str, type] = {
     "optimizer": options.Optimizer,
     "curriculum": options.Curriculum,
     "evaluation": options.Evaluation,
+    "keep": options.Keep,
     "checkpoint": options.Checkpoint,
+    "stop": options.Stop,
     "mesh": options.Mesh,
 }
 MODELS = ("qwen2_5_0_5b", "qwen2_5_1_5b", "qwen2_5_7b", "qwen3_1_7b")

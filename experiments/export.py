@@ -3,6 +3,7 @@ r"""Writes a checkpoint of a run as a folder that is served as it is.
     python experiments/export.py --workdir=runs/quickstart --output=exported
     python experiments/export.py --workdir=runs/qwen --output=exported --iteration=100
     python experiments/export.py --workdir=runs/lora --output=adapter --adapter
+    python experiments/export.py --workdir=runs/qwen --output=exported --iteration=best
 
 Weights, `config.json`, the tokenizer's files, the chat template and the generation config: what
 vLLM, transformers and others read, and what `config.model.folder` of another run takes. One process
@@ -16,6 +17,7 @@ PEFT and vLLM read them, float32 unless `--dtype=bfloat16`.
 """
 
 from pathlib import Path
+from typing import Literal, cast
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -23,8 +25,10 @@ from ml_collections import ConfigDict
 FLAGS = flags.FLAGS
 WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
-ITERATION = flags.DEFINE_integer(
-    "iteration", None, "Of the checkpoint; the newest by default.", lower_bound=0
+ITERATION = flags.DEFINE_string(
+    "iteration",
+    None,
+    "Of the checkpoint, a number, or 'best' by config.checkpoint.best; the newest by default.",
 )
 DTYPE = flags.DEFINE_enum(
     "dtype",
@@ -37,6 +41,19 @@ FOLDER = flags.DEFINE_string(
     "folder", None, "Where the model that the run began with is now, if it was moved."
 )
 MEASURE = flags.DEFINE_bool("measure", True, "Whether the effect of bfloat16 is measured.")
+
+
+def chosen(iteration: str | None) -> int | Literal["best"] | None:
+    """What `--iteration` says.
+
+    Raises:
+      ValueError: it is neither a number nor 'best'.
+    """
+    if iteration is None or iteration == "best":
+        return cast(Literal["best"] | None, iteration)
+    if not (iteration.isascii() and iteration.isdecimal()):
+        raise ValueError(f"--iteration must be a number or 'best'; got {iteration!r}")
+    return int(iteration)
 
 
 def main(argv: list[str]) -> None:
@@ -71,8 +88,9 @@ def main(argv: list[str]) -> None:
         if FOLDER.value is not None:
             config.model.folder = FOLDER.value
         built = experiment.from_config(config, jax.devices()[:1], load_data)
+        wanted = chosen(ITERATION.value)
         if ADAPTER.value:
-            saved = loop.saved_policy(built, workdir, ITERATION.value)
+            saved = loop.saved_policy(built, workdir, wanted)
             model = publish.publish_adapter(
                 *(built, saved.trained, saved.base.params, OUTPUT.value),
                 dtype=DTYPE.value or "float32",
@@ -82,7 +100,7 @@ def main(argv: list[str]) -> None:
                 f"adapt {model}"
             )
             return
-        iteration, params = loop.saved_params(built, workdir, ITERATION.value)
+        iteration, params = loop.saved_params(built, workdir, wanted)
         dtype = DTYPE.value or "bfloat16"
         publish.publish(built, params, OUTPUT.value, dtype=dtype)
     except (OSError, ValueError) as error:

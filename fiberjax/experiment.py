@@ -57,7 +57,9 @@ SECTIONS = (
         "optimizer",
         "curriculum",
         "evaluation",
+        "keep",
         "checkpoint",
+        "stop",
         "mesh",
     ),
     *("plugins", "writers"),
@@ -85,7 +87,9 @@ class Experiment:
       budget_control: what the gate's budgets follow.
       curriculum: options of the prompt stream.
       evaluation: options of the held-out measurement.
+      keep: what is kept and shown of what the policy writes.
       checkpoint: options of saving.
+      stop: when the run stops before its last iteration.
       plugin_digests: of the user's own files, by name.
       writers: where metrics go, names of `options.WRITERS`.
       vocabulary: tokenizer.
@@ -114,7 +118,9 @@ class Experiment:
     budget_control: options.BudgetControl
     curriculum: options.Curriculum
     evaluation: options.Evaluation
+    keep: options.Keep
     checkpoint: options.Checkpoint
+    stop: options.Stop
     plugin_digests: Mapping[str, str]
     writers: tuple[str, ...]
     vocabulary: Vocabulary
@@ -203,6 +209,17 @@ class Experiment:
             logit_noise=logit_noise,
             max_rows=self.rollout.max_rows,
             seed=self.seed,
+        )
+
+    def evaluation_sampler(self) -> Sampler:
+        """The sampler of the held-out domains, which draws as `config.evaluation` says."""
+        wanted = self.evaluation
+        return dataclasses.replace(
+            self.sampler(self.test),
+            temperature=float(np.float32(wanted.temperature)),
+            top_k=wanted.top_k,
+            top_p=wanted.top_p,
+            greedy=wanted.temperature == 0,
         )
 
     def prompt_stream(self) -> PromptStream:
@@ -308,7 +325,9 @@ def from_config(
         budget_control=make_budget_control(config.budget_control, gate),
         curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
         evaluation=evaluation,
+        keep=options.parse(options.Keep, config.keep, "config.keep"),
         checkpoint=options.parse(options.Checkpoint, config.checkpoint, "config.checkpoint"),
+        stop=options.parse(options.Stop, config.stop, "config.stop"),
         plugin_digests=tables.digests,
         writers=run.writers,
         vocabulary=vocabulary,
@@ -469,6 +488,7 @@ def check_data(experiment: Experiment) -> None:
     for name in experiment.domain_names:
         if name in RESERVED:
             raise ValueError(f"a domain cannot be called {name!r}: metrics of that name exist")
+    check_followed(experiment)
     experiment.prompt_stream()  # Checks the prompts, and what is drawn from them.
     if experiment.warm_start.steps > 0:
         experiment.examples.check_solutions(experiment.window.completion)
@@ -476,6 +496,31 @@ def check_data(experiment: Experiment) -> None:
         experiment.held_out.check_prompts(experiment.window.prompt)
     except ValueError as error:
         raise ValueError(f"held-out {error}") from None
+
+
+def check_followed(experiment: Experiment) -> None:
+    """Refuses a metric, of the best checkpoint or of early stopping, that the run does not write.
+
+    Raises:
+      ValueError: names the option, the metric and those there are.
+    """
+    names = experiment.domain_names
+    known = ["reward/mean", *(f"reward/{name}" for name in names)]
+    if experiment.evaluation.every > 0:
+        tested = [domain.name for domain in experiment.test]
+        for measure in experiment.evaluation.measures:
+            known += [f"evaluation/{measure}/{name}" for name in ("overall", *tested)]
+    followed = {
+        "config.checkpoint.best": experiment.checkpoint.best,
+        "config.stop.metric": experiment.stop.metric,
+    }
+    for path, name in followed.items():
+        if name and name not in known:
+            raise ValueError(
+                f"{path} must be '' or one of {', '.join(known)}; got {name!r}. Metrics of the "
+                f"evaluation are there where config.evaluation.every is above 0; it is "
+                f"{experiment.evaluation.every}"
+            )
 
 
 def make_policy(

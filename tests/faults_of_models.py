@@ -292,7 +292,7 @@ FAULTS = (
     Mutant(
         "any checkpoint is the newest",
         "fiberjax/run/loop.py",
-        "saved.restore(experiment.abstract_state(), iteration)",
+        "saved.restore(experiment.abstract_state(), wanted)",
         "saved.restore(experiment.abstract_state())",
         (f"{FOLDER}::test_what_comes_out_is_what_went_in_with_other_weights",),
     ),

@@ -22,6 +22,7 @@ from pathlib import Path
 import faults_of_families
 import faults_of_mathematics
 import faults_of_models
+import faults_of_watching
 import faults_of_wiring
 from faults_of_mathematics import Mutant
 
@@ -34,6 +35,7 @@ MUTANTS = (
     *faults_of_families.FAULTS,
     *faults_of_models.FAULTS,
     *faults_of_wiring.FAULTS,
+    *faults_of_watching.FAULTS,
 )
 
 

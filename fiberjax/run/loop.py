@@ -7,7 +7,7 @@ seed and the iteration, and the checkpoint holds the rest (policy, optimizer, pr
 
 import contextlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -15,8 +15,9 @@ from jax.experimental import multihost_utils
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
 from fiberjax.policy import lora
-from fiberjax.run import evaluation, identity, metrics, plots, writers
+from fiberjax.run import evaluation, identity, metrics, plots, rollouts, writers
 from fiberjax.run.base import Base, make_base
+from fiberjax.run.best import Best, EarlyStop
 from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, evaluate, profile
@@ -25,6 +26,7 @@ from fiberjax.run.payless import Payless
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.warm_start import starting_params
+from fiberjax.run.watching import Watch
 from fiberjax.tasks import PromptStream
 from fiberjax.train.update import TrainState
 
@@ -45,7 +47,7 @@ def run(
     Args:
       experiment: from `experiment.from_config`.
       directory: the run folder: `config.json`, `metrics.jsonl` and what other writers make,
-        `checkpoints/`, `evaluation.{json,md}` and `plots/`.
+        `samples/`, `checkpoints/`, `evaluation.{json,md}` and `plots/`.
       config_json: the config as JSON; a directory with another one is refused. See `identity`.
       trace_iteration: an iteration, counted from 1, that is traced into `trace/` for TensorBoard's
         profiler, on every host; None traces none.
@@ -62,7 +64,7 @@ def run(
     barrier("run folder claimed")
     identity.claim(directory, experiment, config_json)
     before, state, base = train(experiment, directory, trace_iteration)
-    after = evaluate(experiment, experiment.whole(state.params, base.params), "evaluation after")
+    after = evaluate_after(experiment, directory, experiment.whole(state.params, base.params))
     table = evaluation.compare(
         before.by_name,
         after.by_name,
@@ -72,6 +74,18 @@ def run(
     if primary:
         report(directory, table)
     return table
+
+
+def evaluate_after(experiment: Experiment, directory: Path, params: Any) -> Measures:
+    """The evaluation after the last iteration; its samples are kept as of that iteration."""
+    with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
+        iteration = saved.latest() or 0
+    samples = rollouts.kept_of_evaluations(experiment)
+    after = evaluate(experiment, params, "evaluation after", samples=samples, iteration=iteration)
+    folder = rollouts.open_folder(experiment, directory, iteration)
+    if folder is not None and after.samples is not None:
+        folder.write(after.samples)
+    return after
 
 
 class SavedPolicy(NamedTuple):
@@ -88,15 +102,18 @@ class SavedPolicy(NamedTuple):
     base: Base
 
 
-def saved_policy(
-    experiment: Experiment, directory: Path, iteration: int | None = None
-) -> SavedPolicy:
+Wanted = int | Literal["best"] | None
+"""Which checkpoint: its iteration, the best one by `config.checkpoint.best`, or the newest."""
+
+
+def saved_policy(experiment: Experiment, directory: Path, iteration: Wanted = None) -> SavedPolicy:
     """The policy of a run's checkpoint, on the experiment's mesh.
 
     Args:
       experiment: of the run.
       directory: its folder.
-      iteration: of the checkpoint; None for the newest.
+      iteration: of the checkpoint; "best" for the best one by `config.checkpoint.best`; None for
+        the newest.
 
     Raises:
       ValueError: there is none, or it is not of this experiment, or adapts another base.
@@ -104,7 +121,8 @@ def saved_policy(
     if not (directory / "checkpoints").is_dir():
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
-        found = saved.restore(experiment.abstract_state(), iteration)
+        wanted = saved.best() if iteration == "best" else iteration
+        found = saved.restore(experiment.abstract_state(), wanted)
     if found is None:
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
     base = make_base(experiment)
@@ -113,7 +131,7 @@ def saved_policy(
 
 
 def saved_params(
-    experiment: Experiment, directory: Path, iteration: int | None = None
+    experiment: Experiment, directory: Path, iteration: Wanted = None
 ) -> tuple[int, Any]:
     """Iteration and parameters of a checkpoint, adapters merged into them; as `saved_policy`."""
     found = saved_policy(experiment, directory, iteration)
@@ -129,6 +147,8 @@ class Begun(NamedTuple):
       done: iterations finished.
       stream: of the prompts.
       control: of the gate's budgets.
+      best: of the checkpoints.
+      stop: whether to stop early.
       before: the evaluation before the first iteration.
     """
 
@@ -137,6 +157,8 @@ class Begun(NamedTuple):
     done: int
     stream: PromptStream
     control: Controller
+    best: Best
+    stop: EarlyStop
     before: Measures
 
 
@@ -144,6 +166,8 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     """The newest checkpoint, or what a run starts from: warm-started, evaluated and profiled."""
     stream = experiment.prompt_stream()
     control = Controller(experiment.budget_control, experiment.iterations)
+    best = Best(experiment.checkpoint.best, experiment.checkpoint.best_mode)
+    stop = EarlyStop(experiment.stop)
     shapes = experiment.abstract_state()
     base = make_base(experiment)
     found = saved.restore(shapes)
@@ -151,8 +175,10 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
         base.check(found.host)
         stream.set_state(found.host["stream"])
         control.set_state(found.host.get("budget_control"))
+        best.set_state(found.host.get("best_value"))
+        stop.set_state(found.host.get("stop"))
         before = Measures.of(found.host["before"])
-        return Begun(base, found.state, found.iteration, stream, control, before)
+        return Begun(base, found.state, found.iteration, stream, control, best, stop, before)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     if experiment.lora is None:
         # Donated: nothing but the state is kept on the devices.
@@ -161,9 +187,10 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     else:
         state = jax.jit(experiment.fresh_state, out_shardings=shardings)(base.params)
     params = experiment.whole(state.params, base.params)
-    before = evaluate(experiment, params, "evaluation before")
+    samples = rollouts.kept_of_evaluations(experiment)
+    before = evaluate(experiment, params, "evaluation before", samples=samples)
     profile(experiment, params, stream)
-    return Begun(base, state, 0, stream, control, before)
+    return Begun(base, state, 0, stream, control, best, stop, before)
 
 
 def train(
@@ -174,8 +201,8 @@ def train(
     Arguments as `run`.
 
     Returns:
-      The evaluation before the first iteration, the state after the last, and the base of its
-      adapters.
+      The evaluation before the first iteration; the state after the last, or after the one that
+      `config.stop` stopped at; and the base of its adapters.
 
     Raises:
       SystemExit: a host was asked to end, or nothing is paid (`payless`); the run is saved.
@@ -183,44 +210,64 @@ def train(
     """
     primary = jax.process_index() == 0
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
-        base, state, done, stream, control, before = begin(experiment, saved)
-        if done == experiment.iterations:
+        base, state, done, stream, control, best, stop, before = begin(experiment, saved)
+        if stop.reached and primary:
+            print(f"{directory} stopped early after iteration {done}: {stop}")
+        if done == experiment.iterations or stop.reached:
             return before, state, base
-        start = base.params
+        reference, payless = base.params, Payless(experiment)
         if experiment.lora is None and experiment.training.kl_coefficient > 0:
-            # A second time: only a KL penalty needs it beside the state.
-            start = starting_params(experiment)
-        trainer, payless = Trainer(experiment, start), Payless(experiment)
+            # The start, a second time: only a KL penalty needs it beside the state.
+            reference = starting_params(experiment)
         with (
             writers.open_writers(
-                directory, resume_step=done, names=experiment.writers, enabled=primary
+                directory, resume_step=done or None, names=experiment.writers, enabled=primary
             ) as writer,
             Progress(experiment.iterations, "training", start=done) as progress,
             Interrupts(INTERRUPTED) as interrupts,
         ):
+            folder = rollouts.open_folder(experiment, directory, done)
+            watch = Watch(experiment, folder, writer, progress)
+            trainer = Trainer(experiment, reference, watch=watch.rollouts)
+            if done == 0:
+                stop.observe(0, watch.start(before))
             for iteration in range(done, experiment.iterations):
                 with traced(directory / "trace", iteration + 1 == trace_iteration):
                     state, scalars = trainer.iterate(state, stream, iteration, control.factor)
                 control.observe(iteration, scalars)
-                writer.write(iteration + 1, scalars)
-                metrics.finite_or_raise(iteration + 1, scalars)
+                try:
+                    metrics.finite_or_raise(iteration + 1, scalars)
+                    scalars |= watch.evaluation(
+                        iteration + 1, experiment.whole(state.params, base.params)
+                    )
+                    scalars["timing/watching_s"] = watch.seconds()
+                finally:
+                    writer.write(iteration + 1, scalars)
                 progress.update(
                     iteration + 1, **{name: scalars[key] for name, key in SHOWN.items()}
                 )
+                improved = best.observe(iteration + 1, scalars)
+                stop.observe(iteration + 1, scalars)
                 last = iteration + 1 == experiment.iterations
-                ending = distributed.asked_to_end(iteration + 1) and not last
+                stopping = stop.reached and not last
+                ending = distributed.asked_to_end(iteration + 1) and not (last or stopping)
                 due = (iteration + 1) % experiment.checkpoint.every == 0
                 interrupted = interrupts.asked
                 unpaid = payless.observe(iteration, scalars)
-                if last or ending or due or interrupted or unpaid:
+                if last or stopping or ending or due or interrupted or improved or unpaid:
                     host: dict[str, Any] = {
                         "stream": stream.get_state(),
                         "budget_control": control.get_state(),
+                        "best_value": best.get_state(),
+                        "stop": stop.get_state(),
                         "before": before.to_json(),
                     }
                     if base.digest:
                         host["base"] = base.digest
-                    saved.save(iteration + 1, state, host)
+                    saved.save(iteration + 1, state, host, best.iteration)
+                if stopping:
+                    progress.print(f"stops early after iteration {iteration + 1}: {stop}")
+                    break
                 if ending:
                     raise SystemExit(
                         f"asked to end; iteration {iteration + 1} is saved, and the same command "

@@ -54,6 +54,12 @@ def _model_of_its_own(config: dict[str, Any]) -> None:
     }
 
 
+def _evaluated_as_sampled(config: dict[str, Any]) -> None:
+    """Held-out prompts were sampled as those of training were."""
+    for name in ("temperature", "top_k", "top_p"):
+        config["evaluation"][name] = config["rollout"][name]
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(
         added={
@@ -121,6 +127,19 @@ MIGRATIONS: tuple[Migration, ...] = (
             },
         },
         renamed={},
+    ),
+    Migration(
+        added={
+            "checkpoint.best": "",
+            "checkpoint.best_mode": "max",
+            "evaluation.curve_prompts": 1,
+            "evaluation.every": 0,
+            "keep": {"samples": 2, "every": 0, "show_every": 0, "megabytes": 100.0},
+            "stop": {"metric": "", "patience": 3, "min_delta": 0.0, "mode": "max"},
+        },
+        renamed={},
+        rewrite=_evaluated_as_sampled,
+        rewritten=("evaluation.temperature", "evaluation.top_k", "evaluation.top_p"),
     ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
