@@ -5,6 +5,7 @@
         --config.training.micro_batches=2 --output=plan.json
     python experiments/plan.py --config=configs/pods.py --topology=v5e:4x4 \
         --config.model.folder=Qwen2.5-0.5B-Instruct
+    python experiments/plan.py --config=configs/gsm8k_qwen2_5_0_5b.py --shape --topology=v5e:2x2
 
 Exits with 1 where it does not fit. Several slices are `v5e:16x16*4`.
 """
@@ -18,6 +19,9 @@ from ml_collections import config_flags
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "The TPU slice, e.g. v5e:16x16.")
+SHAPE = flags.DEFINE_bool(
+    "shape", False, "Plans the shape that the config has; reads no model's folder and no rows."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Where the plan is saved as JSON, if anywhere.")
 PROGRAMS = flags.DEFINE_list(
     "programs", ["train step", "packed step", "sampler", "gate"], "What to compile."
@@ -40,7 +44,8 @@ def main(argv: list[str]) -> None:
         topology = topologies.parse_topology(TOPOLOGY.value)
         devices = topologies.describe_devices(topology)
         overridden = config_flags.get_override_values(FLAGS["config"])
-        config = model_folder.with_folder(CONFIG.value, overridden)
+        config = model_folder.without_files(CONFIG.value) if SHAPE.value else CONFIG.value
+        config = model_folder.with_folder(config, overridden)
         built = experiment.from_config(config, devices, loading.named_domains)
         made = plan.make_plan(built, topology, PROGRAMS.value)
     except (ValueError, RuntimeError) as error:

@@ -38,6 +38,20 @@ def with_folder(config: ConfigDict, overridden: Collection[str] = ()) -> ConfigD
     return completed
 
 
+def without_files(config: ConfigDict) -> ConfigDict:
+    """The config with nothing to read: no model's folder, no file of rows; a new one.
+
+    Of the shape that `config.policy` has, with what is asked of a published tokenizer taken back.
+    For plans, which need neither weights nor rows.
+    """
+    bare = config.copy_and_resolve_references()
+    plain = {"folder": "", "tokenizer": "auto", "chat": "auto", "system": "", "thinking": "auto"}
+    with bare.unlocked():
+        bare.model.update(plain | {"examples": (), "stop": (), "overrides": ConfigDict()})
+        bare.tasks.update({"file": "", "test_file": ""})
+    return bare
+
+
 def read_shape(folder: str) -> dict[str, Any]:
     """What a folder says of the policy's shape, by the names of its options; {} without a folder.
 

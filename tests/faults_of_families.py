@@ -155,18 +155,8 @@ FAULTS = (
     Mutant(
         "cuDNN scales scores by the width of a head whatever the model says",
         "fiberjax/policy/attention.py",
-        "query, key, value, mask=mask[:, None], scale=scale, implementation=implementation",
-        "query, key, value, mask=mask[:, None], implementation=implementation",
+        "        scale=scale,\n        is_causal=True,",
+        "        is_causal=True,",
         ("tests/policy/test_attention.py::test_what_cudnn_is_asked_for_is_dense",),
-    ),
-    Mutant(
-        "cuDNN is taken over several GPUs unasked",
-        "fiberjax/parallel/shardings.py",
-        " and takes and mesh.devices.size == 1:",
-        " and takes:",
-        (
-            "tests/parallel/test_mesh.py"
-            "::test_auto_takes_cudnn_on_one_gpu_that_has_it_for_these_heads",
-        ),
     ),
 )

@@ -10,6 +10,8 @@ RENDER = "fiberjax/tasks/render.py"
 EXPERIMENT = "fiberjax/experiment.py"
 MODEL_FOLDER = "fiberjax/model_folder.py"
 PUBLISH = "fiberjax/run/publish.py"
+ATTENTION = "fiberjax/policy/attention.py"
+KERNELS = "tests/policy/test_attention.py"
 LORA = "fiberjax/policy/lora.py"
 ADAPTERS = "tests/policy/test_lora.py"
 RUNS = "tests/run/test_adapters.py"
@@ -253,8 +255,8 @@ FAULTS = (
     Mutant(
         "a plan does not say what it was told",
         "experiments/plan.py",
-        "model_folder.with_folder(CONFIG.value, overridden)",
-        "model_folder.with_folder(CONFIG.value)",
+        "model_folder.with_folder(config, overridden)",
+        "model_folder.with_folder(config)",
         (f"{FOLDER}::test_the_commands_refuse_what_contradicts_the_folder[plan]",),
     ),
     # Older runs.
@@ -307,6 +309,51 @@ FAULTS = (
         "gap = exact - np.asarray(log_prob(rounded))[mask]",
         "gap = exact - np.asarray(log_prob(params))[mask]",
         (f"{FOLDER}::test_the_effect_of_rounding_is_measured",),
+    ),
+    # Attention on GPUs.
+    Mutant(
+        "cuDNN is told of a window that is one token wider",
+        ATTENTION,
+        "local_window_size=None if window is None else (window - 1, 0)",
+        "local_window_size=None if window is None else (window, 0)",
+        (f"{KERNELS}::test_windows_are_those_of_a_loop",),
+    ),
+    Mutant(
+        "cuDNN is not told who shares a segment",
+        ATTENTION,
+        "mask=(segment_ids[:, :, None] == segment_ids[:, None, :])[:, None],",
+        "mask=None,",
+        (f"{KERNELS}::test_kernels_are_dense",),
+    ),
+    Mutant(
+        "cuDNN gets an odd number of columns",
+        ATTENTION,
+        "(0, length % 2)",
+        "(0, 0)",
+        (f"{KERNELS}::test_cudnn_is_what_a_gpu_would_be_given",),
+    ),
+    Mutant(
+        "cuDNN is taken for every dtype",
+        ATTENTION,
+        'config.compute_dtype == "bfloat16", f"bfloat16',
+        'True, f"bfloat16',
+        (f"{KERNELS}::test_what_cudnn_does_not_take_is_dense_or_refused",),
+    ),
+    Mutant(
+        "every GPU is one of CUDA",
+        "fiberjax/parallel/shardings.py",
+        'if "cuda" not in device.client.platform_version.lower():',
+        "if False:",
+        (
+            "tests/parallel/test_mesh.py::test_auto_takes_the_kernel_of_the_devices_where_heads_divide",
+        ),
+    ),
+    Mutant(
+        "a plan without files reads the rows",
+        MODEL_FOLDER,
+        'bare.tasks.update({"file": "", "test_file": ""})',
+        'bare.tasks.update({"test_file": ""})',
+        ("tests/test_configs.py::test_recipes_have_the_published_shapes_without_their_files",),
     ),
     # Adapters.
     Mutant(

@@ -486,6 +486,13 @@ FAULTS = (
         "jax.random.fold_in(jax.random.key(seed), stream)",
         (f"{ROLLOUT}::test_no_two_rows_ever_share_a_key",),
     ),
+    Mutant(
+        "a CPU keeps a second state while it writes the first",
+        "fiberjax/run/checkpoints.py",
+        'if jax.default_backend() == "cpu":',
+        "if False:",
+        ("tests/run/test_checkpoints.py",),
+    ),
     # Rewards.
     Mutant(
         "two boxes side by side name the last of them",

@@ -10,8 +10,10 @@ import pytest
 import tiny
 
 from configs import gates as presets
-from fiberjax import gates
+from fiberjax import experiment, gates, model_folder
 from fiberjax.experiment import SECTIONS
+from fiberjax.policy import num_params
+from fiberjax.tasks import loading
 
 LEVELS = ("trajectory", "group", "domain")
 ROOT = pathlib.Path(__file__).parents[1]
@@ -74,3 +76,21 @@ def test_other_overrides_of_a_gate():
     config = tiny.from_command_line("--config.gate.epsilon=0.1", "--config.gate.dual_clip=3.0")
     _, budgets = gates.from_config(config.gate, LEVELS)
     np.testing.assert_allclose([budgets["epsilon"], budgets["dual_clip"]], [0.1, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("gsm8k_qwen2_5_0_5b", 494_032_768),
+        ("gsm8k_qwen3_1_7b", 1_720_574_976),
+        ("gsm8k_gemma3_1b", 999_885_952),
+        ("gsm8k_llama_3_2_1b", 1_235_814_400),
+    ],
+)
+def test_recipes_have_the_published_shapes_without_their_files(name, size):
+    """As `plan.py --shape` builds them; the sizes are those of the published checkpoints."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert config.model.folder and config.model.system and config.tasks.test_file
+    bare = model_folder.without_files(config)
+    assert num_params(experiment.from_config(bare, None, loading.named_domains).policy) == size
+    assert config.model.folder and config.tasks.file  # A new one.

@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -135,40 +135,19 @@ def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
     """Where a policy's arrays lie on this mesh, and its attention, as `config.attention` has it.
 
     Raises:
-      ValueError: a kernel that these devices do not have, or that does not take these heads.
+      ValueError: attention that cannot run there; see `attention.choose`.
     """
-    platform = mesh.devices.flat[0].platform
-    tensor = mesh.shape["tensor"]
-    divides = config.num_heads % math.lcm(config.num_kv_heads, tensor) == 0
-    takes = attention.takes_cudnn(config.dtype, config.head_dim)
-    chosen = config.attention
-    if chosen == "auto":
-        chosen = "dense"
-        if platform == "tpu" and divides:
-            chosen = "splash"
-        # Over several it has not run.
-        elif platform == "gpu" and takes and mesh.devices.size == 1:
-            chosen = "cudnn"
-    where = {"dense": (platform,), "splash": ("tpu", "cpu"), "cudnn": ("gpu",)}[chosen]
-    if platform not in where:
-        runs = {"splash": "TPUs, and on CPUs for tests", "cudnn": "GPUs"}[chosen]
-        raise ValueError(
-            f"config.policy.attention = {chosen!r} runs on {runs}; the mesh is of {platform} "
-            "devices: choose 'dense' or 'auto'"
-        )
-    if chosen != "dense" and not divides:
-        raise ValueError(
-            f"config.policy.attention = {chosen!r} splits heads over mesh tensor={tensor}: "
-            f"num_heads = {config.num_heads} must divide by lcm(num_kv_heads = "
-            f"{config.num_kv_heads}, {tensor}); choose 'dense', 'auto' or another size"
-        )
-    if chosen == "cudnn" and not takes:
-        raise ValueError(
-            "config.policy.attention = 'cudnn' takes compute_dtype 'bfloat16' and a head_dim that "
-            f"is a multiple of 8 and at most 128; got {config.compute_dtype!r} and "
-            f"{config.head_dim}: choose 'dense' or 'auto'"
-        )
+    chosen = attention.choose(config, hardware(mesh.devices.flat[0]), mesh.shape["tensor"])
     return MeshPlacement(mesh, attention=chosen, window=config.sliding_window)
+
+
+def hardware(device: Any) -> attention.Hardware:
+    """What a device is, to those who choose kernels for it."""
+    if device.platform != "gpu":
+        return attention.Hardware(device.platform)
+    if "cuda" not in device.client.platform_version.lower():
+        return attention.Hardware("rocm")
+    return attention.Hardware("cuda", float(device.compute_capability))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +156,9 @@ class MeshPlacement(Placement):
 
     Attributes:
       mesh: the mesh.
-      attention: "dense", or the kernel that each device runs over its rows and heads.
-      window: of the policy's sliding layers, 0 for none: the kernel's masks are static.
+      attention: "dense", or the kernel that each device runs over its rows and heads: "splash" or
+        "cudnn".
+      window: of the policy's sliding layers, 0 for none: the kernels' masks are static.
     """
 
     mesh: Mesh
@@ -238,39 +218,37 @@ class MeshPlacement(Placement):
         copies = math.lcm(key.shape[1], self.mesh.shape["tensor"]) // key.shape[1]
         key, value = (jnp.repeat(part, copies, axis=1) for part in (key, value))
         parts = (query, key, value, segment_ids)
-        if self.attention == "cudnn":
-            # Its mask is an array, and so may its window be.
-            seen = attention.EVERYTHING if window is None else window
-            return self._by_device(functools.partial(_cudnn, scale), *parts, jnp.int32(seen))
         if window is None or isinstance(window, int):
-            return self._splash(window, scale, *parts)
+            return self._kernel(window, scale, *parts)
         # Layers of both kinds: a kernel for each, of which one runs.
         return jax.lax.cond(
             window == self.window,
-            functools.partial(self._splash, self.window, scale),
-            functools.partial(self._splash, None, scale),
+            functools.partial(self._kernel, self.window, scale),
+            functools.partial(self._kernel, None, scale),
             *parts,
         )
 
-    def _splash(self, window: int | None, scale: float | None, *parts: jax.Array) -> jax.Array:
+    def _kernel(self, window: int | None, scale: float | None, *parts: jax.Array) -> jax.Array:
         """The kernel over query, key, value and segment ids."""
-        interpret = self.platform == "cpu"
-        kernel = functools.partial(
-            attention.splash, scale=scale, window=window, interpret=interpret
-        )
-        return self._by_device(kernel, *parts)
 
-    def _by_device(self, kernel: Callable[..., jax.Array], *parts: jax.Array) -> jax.Array:
-        """A kernel of query, key, value, segment ids and a window or none; each device its part."""
+        def local(*parts: jax.Array) -> jax.Array:
+            on_cpu = self.platform == "cpu"
+            if self.attention == "cudnn":
+                implementation: Literal["cudnn", "xla"] = "xla" if on_cpu else "cudnn"
+                return attention.cudnn(
+                    *parts, scale=scale, window=window, implementation=implementation
+                )
+            return attention.splash(*parts, scale=scale, window=window, interpret=on_cpu)
+
         if self.mesh.size == 1:
-            return kernel(*parts)
+            return local(*parts)
         heads, narrow = ACTIVATION_SPECS["heads"], ACTIVATION_SPECS["column"]
         return jax.shard_map(
-            kernel,
+            local,
             mesh=self.mesh,
-            in_specs=(heads, narrow, narrow, ROWS, REPLICATED)[: len(parts)],
+            in_specs=(heads, narrow, narrow, ROWS),
             out_specs=heads,
-            # The kernel does not say over which axes its result varies.
+            # The kernels do not say over which axes its result varies.
             check_vma=False,
         )(*parts)
 
@@ -301,11 +279,6 @@ class MeshPlacement(Placement):
             # Checked, the permutations' own gradients would have to say over which axes they vary.
             check_vma=False,
         )(x, share, expert, *kernels)
-
-
-def _cudnn(scale: float | None, *parts: jax.Array) -> jax.Array:
-    *rows, window = parts
-    return attention.cudnn(*rows, scale=scale, window=window)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -1,4 +1,4 @@
-"""Causal grouped-query attention: dense, over a cache, and as a kernel that keeps no scores.
+"""Causal grouped-query attention: dense, over a cache, and as kernels that keep no scores.
 
 Rows hold one or several segments; a token attends to itself and to the tokens before it that share
 its segment id, under a window to no more than that many of them; a segment's tokens stand side by
@@ -7,16 +7,19 @@ side. Three implementations agree to rounding:
     dense     plain products; the scores of a layer, float32[B, H, T, T], exist. Runs everywhere.
     splash    JAX's own TPU kernel: scores exist one block at a time and blocks after the diagonal
               are left out, in the backward pass too. Interpreted, slowly, on a CPU.
-    cudnn     cuDNN's flash attention, for GPUs: scores exist one block at a time, beside a mask of
-              the compute dtype, [B, 1, T, T], one for all heads.
+    cudnn     cuDNN's kernel, by `jax.nn.dot_product_attention`, in bfloat16: no scores either, but
+              a mask of who shares a segment, [B, T, T]. On a CPU its arguments go to XLA.
 """
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas.ops.tpu import splash_attention
+
+from fiberjax.policy.config import TransformerConfig
 
 # Finite, so that a softmax over nothing but masked scores is uniform instead of NaN.
 _MASKED = -1e30
@@ -25,6 +28,79 @@ EVERYTHING = 2**30
 # Columns are padded to a multiple of the TPU's lanes; a larger block reads keys fewer times.
 _LANES = 128
 _BLOCKS = (512, 384, 256, 128)
+# What cuDNN's kernel takes on every GPU that has it.
+_CUDNN_HEAD_DIM = 128
+_CUDNN_CAPABILITY = 8.0
+
+
+class Hardware(NamedTuple):
+    """What attention runs on.
+
+    Attributes:
+      platform: "cpu", "tpu", "cuda" or "rocm".
+      capability: of a CUDA device, such as 8.0; 0 elsewhere.
+    """
+
+    platform: str
+    capability: float = 0.0
+
+
+def choose(config: TransformerConfig, hardware: Hardware, tensor: int) -> str:
+    """The implementation that a policy takes: "dense", "splash" or "cudnn".
+
+    Args:
+      config: `config.attention` is it, or "auto": the kernel of the platform where it can run.
+      hardware: of every device.
+      tensor: parts that the heads are split into.
+
+    Raises:
+      ValueError: the implementation that was asked for cannot run; says why.
+    """
+    if config.attention == "auto":
+        kernel = {"tpu": "splash", "cuda": "cudnn"}.get(hardware.platform, "dense")
+        return "dense" if _obstacle(kernel, config, hardware, tensor) else kernel
+    if obstacle := _obstacle(config.attention, config, hardware, tensor):
+        raise ValueError(f"config.policy.attention = {config.attention!r} {obstacle}")
+    return config.attention
+
+
+def _obstacle(kernel: str, config: TransformerConfig, hardware: Hardware, tensor: int) -> str:
+    """Why an implementation cannot run; "" where it can."""
+    platform = hardware.platform
+    if kernel == "dense":
+        return ""
+    if kernel == "splash" and platform not in ("tpu", "cpu"):
+        return (
+            f"runs on TPUs, and on CPUs for tests; the mesh is of {platform} devices: choose "
+            "'dense' or 'auto'"
+        )
+    if kernel == "cudnn" and platform not in ("cuda", "cpu"):
+        return (
+            f"runs on CUDA GPUs, and on CPUs for tests; the mesh is of {platform} devices: choose "
+            "'dense' or 'auto'"
+        )
+    if config.num_heads % math.lcm(config.num_kv_heads, tensor):
+        return (
+            f"splits heads over mesh tensor={tensor}: num_heads = {config.num_heads} must divide "
+            f"by lcm(num_kv_heads = {config.num_kv_heads}, {tensor}); choose 'dense', 'auto' or "
+            "another size"
+        )
+    if kernel == "cudnn" and platform == "cuda":
+        head_dim = config.head_dim
+        for fits, what in (
+            (config.compute_dtype == "bfloat16", f"bfloat16; got {config.compute_dtype}"),
+            (
+                head_dim % 8 == 0 and head_dim <= _CUDNN_HEAD_DIM,
+                f"a head_dim that divides by 8, up to {_CUDNN_HEAD_DIM}; got {head_dim}",
+            ),
+            (
+                hardware.capability >= _CUDNN_CAPABILITY,
+                f"compute capability {_CUDNN_CAPABILITY} or later; got {hardware.capability}",
+            ),
+        ):
+            if not fits:
+                return f"needs {what}: choose 'dense' or 'auto'"
+    return ""
 
 
 def dense(
@@ -108,14 +184,6 @@ def splash(
     return out[:, :, :length].swapaxes(1, 2)
 
 
-def takes_cudnn(dtype: Any, head_dim: int) -> bool:
-    """Whether cuDNN's flash attention, forward and backward, is made for such heads on every GPU.
-
-    Newer ones take wider heads as well; this is what all take that bfloat16 is computed on.
-    """
-    return dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
-
-
 def cudnn(
     query: Array,
     key: Array,
@@ -123,33 +191,36 @@ def cudnn(
     segment_ids: Array,
     *,
     scale: float | None = None,
-    window: Array | int | None = None,
+    window: int | None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Array:
-    """What `dense` computes, by `jax.nn.dot_product_attention`; differentiable in all three.
+    """What `dense` computes, by cuDNN; differentiable in `query`, `key` and `value`.
 
     Args:
-      query: dtype[B, T, H, K], of a dtype and a K that `takes_cudnn`.
+      query: dtype[B, T, H, K]; bfloat16 for cuDNN.
       key: dtype[B, G, T, K]; G divides H.
       value: dtype[B, G, T, K].
       segment_ids: int32[B, T].
       scale: scores are multiplied by it; None is 1/√K; static.
-      window: tokens that a token sees, itself included; None for all.
-      implementation: "xla" computes the same call without cuDNN, for tests; static.
+      window: tokens that a token sees, itself included; None for all; static.
+      implementation: "xla" gives the same arguments to plain products, which run anywhere; static.
     """
     length = query.shape[1]
-    # Under a mask its backward pass takes even lengths only.
-    padding = -length % 2
-    query = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    key, value = (
-        jnp.pad(part, ((0, 0), (0, 0), (0, padding), (0, 0))).swapaxes(1, 2)
-        for part in (key, value)
+    # The backward kernel takes an even number of columns under a mask.
+    pad = ((0, 0), (0, length % 2), (0, 0), (0, 0))
+    query, key, value = (
+        jnp.pad(part, pad) for part in (query, key.swapaxes(1, 2), value.swapaxes(1, 2))
     )
-    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
-    column = jnp.arange(length + padding)
-    mask = causal_mask(segment_ids, column, segment_ids, column, window=window)
+    segment_ids = jnp.pad(segment_ids, pad[:2])
     out = jax.nn.dot_product_attention(
-        query, key, value, mask=mask[:, None], scale=scale, implementation=implementation
+        query,
+        key,
+        value,
+        mask=(segment_ids[:, :, None] == segment_ids[:, None, :])[:, None],
+        scale=scale,
+        is_causal=True,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation=implementation,
     )
     return out[:, :length]
 

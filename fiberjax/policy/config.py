@@ -55,8 +55,8 @@ class TransformerConfig:
       remat: what the backward pass recomputes in a layer: `"none"`, `"full"` (everything), or
         `"dots"` (everything but the outputs of the projections).
       attention: `"dense"`, `"splash"` (a TPU kernel that keeps no scores; interpreted on a CPU),
-        `"cudnn"` (the same on GPUs, for bfloat16), or `"auto"`: splash on TPUs where the query
-        heads divide over the mesh, cudnn on one GPU where it takes the heads, else dense.
+        `"cudnn"` (the same on CUDA GPUs, in bfloat16), or `"auto"`: the kernel of the platform
+        where it takes this shape and the query heads divide over the mesh, else dense.
 
     Raises:
       ValueError: if a size is not positive, heads do not divide, or a choice is unknown.

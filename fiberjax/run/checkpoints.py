@@ -45,8 +45,10 @@ class _Best:
 class Checkpoints:
     """Saves and restores in one directory; a context manager that waits for the last save.
 
-    Saving is asynchronous: it returns once the arrays are copied, and writing goes on behind. A
-    process killed while writing leaves the previous checkpoint the latest.
+    Saving is asynchronous: it returns once the arrays are copied to the host, and writing goes on
+    behind. On CPUs, where that copy would be a second state beside the one that is trained, it
+    returns when all is written. A process killed while writing leaves the previous checkpoint the
+    latest.
     """
 
     def __init__(self, directory: str | Path, *, keep: int):
@@ -109,6 +111,8 @@ class Checkpoints:
                 state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
             ),
         )
+        if jax.default_backend() == "cpu":
+            self._manager.wait_until_finished()
 
     def restore(self, abstract_state: Any, iteration: int | None = None) -> Restored | None:
         """Reads the newest checkpoint onto the shardings of `abstract_state`; None without one.

@@ -89,61 +89,55 @@ def test_adapters_on_a_mesh_agree_with_one_device(shape, parts):
 
 
 @pytest.mark.parametrize(
-    ("shape", "kv_heads"),
-    [((2, 2, 2), 4), pytest.param((1, 2, 4), 2, marks=pytest.mark.slow)],
-    ids=["heads divide", "heads shared"],
+    ("attention", "shape", "kv_heads"),
+    [
+        ("splash", (2, 2, 2), 4),
+        pytest.param("splash", (1, 2, 4), 2, marks=pytest.mark.slow),
+        ("cudnn", (1, 2, 4), 2),
+    ],
+    ids=["heads divide", "heads shared", "cudnn"],
 )
-def test_kernel_on_a_mesh_agrees_with_dense_attention(shape, kv_heads):
+def test_kernel_on_a_mesh_agrees_with_dense_attention(attention, shape, kv_heads):
     """Also where two parts of the mesh read the same key-value head."""
     config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads)
-    splash = dataclasses.replace(config, attention="splash", remat="full")
-    assert_agrees(run(shape, config=splash), run((1, 1, 1), config=config))
+    kernel = dataclasses.replace(config, attention=attention, remat="full")
+    assert_agrees(run(shape, config=kernel), run((1, 1, 1), config=config))
 
 
 class Device:
     """Enough of a device to choose attention for."""
 
-    def __init__(self, platform):
+    def __init__(self, platform, client="", capability=""):
         self.platform = platform
+        self.client = type("Client", (), {"platform_version": client})()
+        self.compute_capability = capability
 
 
-def taken(platform: str, tensor: int = 1, **changes) -> str:
+def kernel_of(device: Device, tensor: int, **changes) -> str:
     config = dataclasses.replace(CONFIG, **changes)
-    devices = np.array([Device(platform) for _ in range(tensor)]).reshape(1, 1, tensor)
+    devices = np.array([device] * tensor).reshape(1, 1, tensor)
     stub = type("Mesh", (), {"devices": devices, "shape": {"tensor": tensor}})()
     return placement(stub, config).attention
 
 
-def test_auto_takes_the_kernel_on_tpus_where_heads_divide():
-    assert taken("tpu") == "splash"
-    assert taken("tpu", 4, num_kv_heads=2) == "splash"
-    assert taken("tpu", 8) == "dense"
-    assert taken("tpu", 4, attention="dense") == "dense"
-    assert taken("cpu") == "dense"
-    assert taken("cpu", attention="splash") == "splash"
-
-
-def test_auto_takes_cudnn_on_one_gpu_that_has_it_for_these_heads():
-    half = {"compute_dtype": "bfloat16", "head_dim": 64}
-    assert taken("gpu", **half) == "cudnn"
-    assert taken("gpu", **half | {"compute_dtype": "float32"}) == "dense"
-    assert taken("gpu", **half | {"head_dim": 256}) == "dense"
-    assert taken("gpu", **half | {"head_dim": 12}) == "dense"
-    assert taken("gpu", 2, **half) == "dense"
-    assert taken("gpu", 2, **half, attention="cudnn") == "cudnn"
-    assert taken("gpu", **half, attention="dense") == "dense"
-    assert taken("cpu", **half) == "dense"
+def test_auto_takes_the_kernel_of_the_devices_where_heads_divide():
+    tpu, cpu = Device("tpu"), Device("cpu")
+    assert kernel_of(tpu, 1) == "splash"
+    assert kernel_of(tpu, 4, num_kv_heads=2) == "splash"
+    assert kernel_of(tpu, 8) == "dense"
+    assert kernel_of(tpu, 4, attention="dense") == "dense"
+    assert kernel_of(cpu, 1) == "dense"
+    assert kernel_of(cpu, 1, attention="splash") == "splash"
+    nvidia, amd = Device("gpu", "PJRT C API\ncuda 13000", "9.0"), Device("gpu", "rocm 70000", "gfx")
+    assert kernel_of(nvidia, 1, compute_dtype="bfloat16") == "cudnn"
+    assert kernel_of(amd, 1, compute_dtype="bfloat16") == "dense"
 
 
 def test_kernels_that_cannot_run_are_refused():
-    with pytest.raises(ValueError, match=r"'splash' runs on TPUs.*the mesh is of gpu"):
-        taken("gpu", attention="splash")
-    with pytest.raises(ValueError, match=r"'cudnn' runs on GPUs; the mesh is of tpu"):
-        taken("tpu", attention="cudnn")
-    with pytest.raises(ValueError, match=r"'cudnn' takes compute_dtype 'bfloat16'.*'float32' and"):
-        taken("gpu", attention="cudnn")
+    with pytest.raises(ValueError, match=r"'splash' runs on TPUs.*the mesh is of rocm"):
+        kernel_of(Device("gpu", "rocm"), 1, attention="splash")
     with pytest.raises(ValueError, match=r"tensor=8: num_heads = 4 must divide by lcm.* = 4, 8\)"):
-        taken("tpu", 8, attention="splash")
+        kernel_of(Device("tpu"), 8, attention="splash")
 
 
 def test_gate_exchanges_tables_only():

@@ -164,7 +164,7 @@ def test_a_run_without_any_group_says_so_and_ends(begin, tmp_path, capsys, monke
         budget_control__kind="kl",
         budget_control__target=0.01,
     )
-    monkeypatch.setattr(loop, "evaluate", lambda *_: loop.Measures({}, np.zeros(0)))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: loop.Measures({}, np.zeros(0)))
     _, state = loop.train(built, tmp_path)
     assert int(state.step) == 0
     assert read_metrics(tmp_path)["resample/updates_skipped"].tolist() == [4, 4]
@@ -205,7 +205,7 @@ def test_a_later_iteration_compiles_nothing(begin):
 
 def test_an_interrupted_run_resumes_bitwise(begin, tmp_path, monkeypatch):
     built, _, _ = begin(some, iterations=3)
-    monkeypatch.setattr(loop, "evaluate", lambda *_: loop.Measures({}, np.zeros(0)))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: loop.Measures({}, np.zeros(0)))
     _, whole = loop.train(built, tmp_path / "whole")
     iterate = Trainer.iterate
 

@@ -1,0 +1,22 @@
+"""Qwen3-1.7B, its thinking off, on GSM8K.
+
+    python experiments/train.py --config=configs/gsm8k_qwen3_1_7b.py --workdir=runs/gsm8k
+    python experiments/plan.py --config=configs/gsm8k_qwen3_1_7b.py --shape --topology=v5e:2x4
+
+The first command wants the folder of the model and GSM8K's files (configs/gsm8k.py), the second
+neither. Its plan has not been made yet, and it has not been run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import gsm8k, qwen3_1_7b
+from configs.gates import DEFAULT
+
+
+def get_config(gate: str = DEFAULT) -> ConfigDict:
+    """The experiment; every value may be overridden on the command line."""
+    config = gsm8k.get_config(gate)
+    config.model.folder = "Qwen3-1.7B"
+    config.model.thinking = "off"
+    config.policy = qwen3_1_7b.get_config(gate).policy
+    return config
