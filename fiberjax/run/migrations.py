@@ -152,25 +152,20 @@ VERSION = len(MIGRATIONS)
 def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     """A saved config as one of today; a new dict.
 
-        Args:
-          config: as JSON gives it.
-          version: that wrote it.
+    Args:
+      config: as JSON gives it.
+      version: that wrote it.
 
-        Raises:
-          ValueError: the version is not one of the past.
+    Raises:
+      ValueError: the version is not one of the past.
 
-        >>> old = {"tasks": {"vocabulary": "ascii", "pad_token": "", "eos_token": "", "bos_token": ""}}
-        >>> old["tasks"]["verifier"] = "numeric"
-        >>> old |= {"warm_start": {"weights": "Qwen"}, "window": {"prompt": 8, "completion": 8}}
-    <<<<<<< HEAD
-        >>> old |= {"rollout": {}, "training": {}}
-        >>> old["tasks"]["verifier"] = "numeric"
-    =======
-        >>> old |= {"rollout": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}, "training": {}}
-        >>> old |= {"checkpoint": {}, "evaluation": {}}
-    >>>>>>> main
-        >>> migrate(old, 3)["model"]["folder"]
-        'Qwen'
+    >>> old = {"tasks": {"vocabulary": "ascii", "pad_token": "", "eos_token": "", "bos_token": ""}}
+    >>> old["tasks"]["verifier"] = "numeric"
+    >>> old |= {"warm_start": {"weights": "Qwen"}, "window": {"prompt": 8, "completion": 8}}
+    >>> old |= {"rollout": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}, "training": {}}
+    >>> old |= {"checkpoint": {}, "evaluation": {}}
+    >>> migrate(old, 3)["model"]["folder"]
+    'Qwen'
     """
     if type(version) is not int or not 0 <= version <= VERSION:
         raise ValueError(f"it is of version {version!r}; this program reads 0 to {VERSION}")

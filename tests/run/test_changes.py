@@ -139,7 +139,8 @@ def test_a_run_goes_on_with_what_was_changed(build, make_config, tmp_path, capsy
     def runs(name, **values):
         built = build(**values)
         identity.claim(tmp_path / name, built, given(make_config(), **values))
-        return built, *loop.train(built, tmp_path / name)
+        before, state, _ = loop.train(built, tmp_path / name)
+        return built, before, state
 
     built, _, _ = runs("whole", **kept)
     shutil.copytree(tmp_path / "whole", tmp_path / "changed")
