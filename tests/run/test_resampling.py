@@ -164,8 +164,8 @@ def test_a_run_without_any_group_says_so_and_ends(begin, tmp_path, capsys, monke
         budget_control__kind="kl",
         budget_control__target=0.01,
     )
-    monkeypatch.setattr(loop, "evaluate", lambda *_: loop.Measures({}, np.zeros(0)))
-    _, state = loop.train(built, tmp_path)
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: loop.Measures({}, np.zeros(0)))
+    _, state, _ = loop.train(built, tmp_path)
     assert int(state.step) == 0
     assert read_metrics(tmp_path)["resample/updates_skipped"].tolist() == [4, 4]
     lines = [line for line in capsys.readouterr().out.splitlines() if "no update" in line]
@@ -205,8 +205,8 @@ def test_a_later_iteration_compiles_nothing(begin):
 
 def test_an_interrupted_run_resumes_bitwise(begin, tmp_path, monkeypatch):
     built, _, _ = begin(some, iterations=3)
-    monkeypatch.setattr(loop, "evaluate", lambda *_: loop.Measures({}, np.zeros(0)))
-    _, whole = loop.train(built, tmp_path / "whole")
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: loop.Measures({}, np.zeros(0)))
+    _, whole, _ = loop.train(built, tmp_path / "whole")
     iterate = Trainer.iterate
 
     def interrupted(self, state, stream, iteration, factor):
@@ -218,7 +218,7 @@ def test_an_interrupted_run_resumes_bitwise(begin, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         loop.train(built, tmp_path / "parts")
     monkeypatch.setattr(Trainer, "iterate", iterate)
-    _, parts = loop.train(built, tmp_path / "parts")
+    _, parts, _ = loop.train(built, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     first, second = (read_metrics(tmp_path / name) for name in ("whole", "parts"))
     assert first["resample/prompts_drawn"].max() > PROMPTS and len(first["step"]) == 3
