@@ -124,7 +124,15 @@ class Scripted:
         def iterate(_, state, stream, iteration, factor):
             self.done.append(iteration + 1)
             state = state.replace(step=state.step + 1) if hasattr(state, "replace") else state
-            scalars = dict.fromkeys(("actor/ppo_kl", "actor/entropy", "frac_reward_zero_std"), 0.0)
+            scalars = dict.fromkeys(
+                (
+                    "actor/ppo_kl",
+                    "actor/entropy",
+                    "frac_reward_zero_std",
+                    "response_length/clip_ratio",
+                ),
+                0.0,
+            )
             scalars |= {"reward/mean": values[iteration], "actor/grad_norm": 1.0}
             return state, scalars
 
