@@ -100,13 +100,6 @@ FAULTS = (
         (f"{WATCHING}::test_a_run_stops_early_and_stays_so_until_its_rule_changes",),
     ),
     Mutant(
-        "evaluations of a run may change on the way",
-        "fiberjax/run/identity.py",
-        'FREE = ("keep", "stop")',
-        'FREE = ("keep", "stop", "evaluation")',
-        (f"{WATCHING}::test_nothing_else_may_change",),
-    ),
-    Mutant(
         "the curve begins with other prompts",
         "fiberjax/run/evaluation.py",
         "kept = rollouts.rank(self.domain) < prompts",

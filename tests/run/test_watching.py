@@ -124,7 +124,16 @@ class Scripted:
         def iterate(_, state, stream, iteration, factor):
             self.done.append(iteration + 1)
             state = state.replace(step=state.step + 1) if hasattr(state, "replace") else state
-            scalars = {"reward/mean": values[iteration], "actor/ppo_kl": 0.0, "actor/entropy": 0.0}
+            scalars = dict.fromkeys(
+                (
+                    "actor/ppo_kl",
+                    "actor/entropy",
+                    "frac_reward_zero_std",
+                    "response_length/clip_ratio",
+                ),
+                0.0,
+            )
+            scalars |= {"reward/mean": values[iteration], "actor/grad_norm": 1.0}
             return state, scalars
 
         monkeypatch.setattr(Trainer, "iterate", iterate)
@@ -184,21 +193,9 @@ def test_a_run_stops_early_and_stays_so_until_its_rule_changes(
     assert scripted.done == list(range(1, 8))
     assert f"{tmp_path} {line.replace('stops', 'stopped')}" in told.splitlines()
     # Another patience goes on from where the rule was, and is written into the folder.
-    told = run(patience=4)
-    assert f"{tmp_path} goes on with config.stop.patience (3 there, 4 here)" in told.splitlines()
+    run(patience=4)
     assert scripted.done == list(range(1, 9)) and steps(tmp_path) == [7, 8]
     assert identity.read_config(tmp_path).stop.patience == 4
-    assert "goes on with" not in run(patience=4)
-
-
-def test_nothing_else_may_change(make_config, one_device, tmp_path):
-    config = make_config()
-    built = experiment.from_config(config, one_device)
-    identity.claim(tmp_path, built, config.to_json_best_effort())
-    config.keep.samples, config.evaluation.every = 7, 3
-    with pytest.raises(ValueError, match=r"it differs in config\.evaluation\.every \(0 there, 3"):
-        identity.claim(tmp_path, built, config.to_json_best_effort())
-    assert identity.read_config(tmp_path).keep.samples == 2
 
 
 def test_what_is_followed_is_known_before_anything_compiles(quick):
