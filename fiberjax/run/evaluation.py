@@ -179,7 +179,14 @@ class EvaluationTable:
         for row in self.rows:
             change = _signed(row.difference)
             change = f"**{change}**" if row.difference.excludes_zero else change
-            cells = (row.domain, row.measure, row.prompts, row.before, row.after, change)
+            cells = (
+                row.domain.replace("|", "\\|"),
+                row.measure,
+                row.prompts,
+                row.before,
+                row.after,
+                change,
+            )
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         return "\n".join(lines) + "\n"
 
@@ -193,8 +200,8 @@ class EvaluationTable:
         for row, following in zip(self.rows, [*self.rows[1:], None], strict=True):
             colour = "green" if row.difference.low > 0 else "red" if row.difference.high < 0 else ""
             table.add_row(
-                row.domain,
-                row.measure,
+                Text(row.domain),
+                Text(row.measure),
                 str(row.prompts),
                 f"{row.before.value:.3f}",
                 f"{row.after.value:.3f}",

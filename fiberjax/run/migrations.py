@@ -54,6 +54,12 @@ def _model_of_its_own(config: dict[str, Any]) -> None:
     }
 
 
+def _columns_by_name(config: dict[str, Any]) -> None:
+    """Every field's column, where those that differ stood alone."""
+    names = ("prompt", "answer", "domain", "solution")
+    config["tasks"]["columns"] = dict.fromkeys(names, "") | config["tasks"]["columns"]
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(
         added={
@@ -105,6 +111,16 @@ MIGRATIONS: tuple[Migration, ...] = (
         renamed={},
         rewrite=_model_of_its_own,
         rewritten=("model.overrides", "model.tokenizer", "model.warm_start"),
+    ),
+    Migration(
+        added={
+            "tasks.duplicates": "keep",
+            "tasks.keep": [],
+            "tasks.layout": "",
+            "tasks.too_long": "refuse",
+        },
+        renamed={"tasks.verifier": {"exact": "auto"}},
+        rewrite=_columns_by_name,
     ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
