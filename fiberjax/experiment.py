@@ -260,7 +260,7 @@ def from_config(
         check_weights(model.folder, policy)
     load = functools.partial(load_domains, verifiers=tables.rewards, tell=_tell)
     train, test = (load_data or load)(tasks, columns_of(levels))
-    if load_data is None and tasks.file:
+    if load_data is None:
         train, test = fit_data(tasks, window, vocabulary, train, test)
     built = Experiment(
         seed=run.seed,
@@ -429,7 +429,7 @@ def fit_data(
     train: tuple[Domain, ...],
     test: tuple[Domain, ...],
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
-    """The domains of a file as the window holds them; tells what is left out, and of lost answers.
+    """The domains as the window holds them; tells what is left out, and of lost answers.
 
     Raises:
       ValueError: a prompt that the vocabulary cannot hold, or none that the window does.
@@ -445,7 +445,8 @@ def fit_data(
         train, test = fit(train), fit(test, what="held-out prompts")
         names = [domain.name for domain in train]
         test = tuple(domain for domain in test if domain.name in names)
-    check_answers((*train, *test), vocabulary, tasks.pass_threshold, _tell)
+    if tasks.file:
+        check_answers((*train, *test), vocabulary, tasks.pass_threshold, _tell)
     return train, test
 
 

@@ -110,7 +110,8 @@ class EncodedExamples(Examples):
             raise ValueError(
                 f"{self.where(index)}: the prompt has {lengths[index]} tokens, the longest of "
                 f"{longer} of {len(self)} that are longer than config.window.prompt = "
-                f"{max_prompt_tokens}: raise it, or set config.tasks.too_long = 'drop' or 'truncate'"
+                f"{max_prompt_tokens}: raise it, or set config.tasks.too_long to 'drop' or "
+                "'truncate'"
             )
 
     def check_solutions(self, max_completion_tokens: int) -> None:

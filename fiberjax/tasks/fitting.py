@@ -45,7 +45,8 @@ def fit_prompts(
     longest = int(np.argmax(lengths))
     told = (
         f"{int(longer.sum())} of {len(examples)} {what} are longer than config.window.prompt = "
-        f"{max_prompt_tokens}; the longest has {lengths[longest]} tokens ({examples.where(longest)})"
+        f"{max_prompt_tokens}; the longest has {lengths[longest]} tokens "
+        f"({examples.where(longest)})"
     )
     if too_long == "drop" and longer.all():
         raise ValueError(f"{told}: none is left")

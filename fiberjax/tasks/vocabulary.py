@@ -143,8 +143,8 @@ def only_message(messages: Sequence[tuple[str, str]]) -> str:
     """
     if len(messages) > 1:
         raise ValueError(
-            f"the prompt is a chat of {', '.join(role for role, _ in messages)}, which needs a chat "
-            "template: that of config.model.folder, or of config.model.tokenizer"
+            f"the prompt is a chat of {', '.join(role for role, _ in messages)}, which needs a "
+            "chat template: that of config.model.folder, or of config.model.tokenizer"
         )
     return messages[0][1]
 

@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow
 import pyarrow.ipc
@@ -154,7 +154,8 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
             with gzip.open(file) as unzipped:
                 # Those two look anywhere in their file.
                 seeks = kind.removesuffix(_ZIP) in (".parquet", ".arrow")
-                yield from read(io.BytesIO(unzipped.read()) if seeks else unzipped, where)
+                whole = io.BytesIO(unzipped.read() if seeks else b"")
+                yield from read(whole if seeks else cast(IO[bytes], unzipped), where)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{where}: not a readable gzip file ({error})") from None
     except (pyarrow.ArrowException, OSError) as error:
