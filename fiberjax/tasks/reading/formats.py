@@ -242,22 +242,21 @@ def _json(file: IO[bytes], where: str) -> Iterator[Row]:
 def _csv(file: IO[bytes], where: str) -> Iterator[Row]:
     number = 0
     try:
-        lines = csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), strict=True)
-        header = next(lines, [])
-        for name in header:
-            if not name.strip() or header.count(name) > 1:
-                raise ValueError(
-                    f"{where}: the header has {name!r}, expected distinct names of columns"
-                )
-        for cells in lines:
-            if not cells:
-                continue
-            number += 1
-            if len(cells) != len(header):
-                raise ValueError(
-                    f"{where}, row {number}: {len(cells)} cells, the header has {len(header)}"
-                )
-            yield number, dict(zip(header, cells, strict=True))
+        with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+            lines = csv.reader(text, strict=True)
+            header = next(lines, [])
+            for name in header:
+                if not name.strip() or header.count(name) > 1:
+                    raise ValueError(
+                        f"{where}: the header has {name!r}, expected distinct names of columns"
+                    )
+            for cells in filter(None, lines):
+                number += 1
+                if len(cells) != len(header):
+                    raise ValueError(
+                        f"{where}, row {number}: {len(cells)} cells, the header has {len(header)}"
+                    )
+                yield number, dict(zip(header, cells, strict=True))
     except UnicodeDecodeError:
         raise ValueError(f"{where}, after row {number}: not UTF-8 text") from None
     except csv.Error as error:
