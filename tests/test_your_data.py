@@ -72,10 +72,12 @@ def test_the_pages_commands_lead_to_a_curve(here, one_device, capsys):
         config = tiny.from_command_line(*overrides, config=str(ROOT / "configs/quickstart.py"))
         config = model_folder.with_folder(config)
         built = experiment.from_config(config, one_device)
-        loop.run(built, workdir, config.to_json_best_effort())
-        assert (workdir / "plots" / "evaluation.png").exists()
-        for name in re.findall(r"`runs/mine/([\w.]+)`", PAGE):
-            assert (workdir / name).exists()
+        assert len(built.examples) > 30 and len(built.held_out) > 0
+    # All of them are built, and one is run: the way is the same.
+    loop.run(built, workdir, config.to_json_best_effort())
+    assert (workdir / "plots" / "evaluation.png").exists()
+    for name in re.findall(r"`runs/mine/([\w.]+)`", PAGE):
+        assert (workdir / name).exists()
     table = json.loads((workdir / "evaluation.json").read_text())
     assert {row["domain"] for row in table["rows"]} == {"gsm8k", "svamp", "overall"}
     assert all(folders.START in built.examples.prompts[index] for index in (0, 40))
