@@ -89,6 +89,12 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.policy.remat = "full"
     config.policy.attention = "auto"
 
+    config.lora = ConfigDict()
+    config.lora.rank = 0  # Trains all parameters.
+    config.lora.alpha = 32.0
+    config.lora.targets = ("all-linear",)
+    config.lora.base_dtype = "float32"
+
     config.warm_start = ConfigDict()
     config.warm_start.directory = "runs/warm_starts"
     config.warm_start.steps = 450
@@ -123,6 +129,7 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.training.mismatch_cap = 2.0
     config.training.mismatch_floor = 0.5
     config.training.chunk = 128
+    config.training.unpaid_iterations = 5
 
     config.gate = gates.get_gate(gate)
     config.advantage = "grpo"
@@ -155,7 +162,14 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.curriculum.domain_probability = ConfigDict()
 
     config.evaluation = ConfigDict({"prompts": 500, "samples": 4, "batch": 250})
-    config.checkpoint = ConfigDict({"every": 20, "keep": 2})
+    config.evaluation.every = 5
+    config.evaluation.curve_prompts = 50
+    config.evaluation.temperature = 1.0
+    config.evaluation.top_k = 0
+    config.evaluation.top_p = 1.0
+    config.keep = ConfigDict({"samples": 2, "every": 1, "show_every": 10, "megabytes": 100.0})
+    config.checkpoint = ConfigDict({"every": 20, "keep": 2, "best": "", "best_mode": "max"})
+    config.stop = ConfigDict({"metric": "", "patience": 3, "min_delta": 0.0, "mode": "max"})
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
     config.writers = ("jsonl", "tensorboard")

@@ -43,6 +43,7 @@ def get_config(gate: str = DEFAULT) -> ConfigDict:
     config.optimizer.learning_rate = 1e-5
     config.optimizer.warmup_steps = 0
 
-    config.evaluation = ConfigDict({"prompts": 40, "samples": 2, "batch": 20})
-    config.checkpoint = ConfigDict({"every": 2, "keep": 3})
+    config.evaluation.update({"prompts": 40, "samples": 2, "batch": 20})
+    config.evaluation.update({"every": 0, "curve_prompts": 20})
+    config.checkpoint.update({"every": 2, "keep": 3})
     return config

@@ -29,6 +29,7 @@ SECTIONS: Mapping[str, type] = {
     "window": options.Window,
     "model": options.Model,
     "policy": TransformerConfig,
+    "lora": options.LoRA,
     "warm_start": options.WarmStart,
     "rollout": options.Rollout,
     "training": options.Training,
@@ -36,7 +37,9 @@ SECTIONS: Mapping[str, type] = {
     "optimizer": options.Optimizer,
     "curriculum": options.Curriculum,
     "evaluation": options.Evaluation,
+    "keep": options.Keep,
     "checkpoint": options.Checkpoint,
+    "stop": options.Stop,
     "mesh": options.Mesh,
 }
 MODELS = ("qwen2_5_0_5b", "qwen2_5_1_5b", "qwen2_5_7b", "qwen3_1_7b")

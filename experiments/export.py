@@ -2,6 +2,8 @@ r"""Writes a checkpoint of a run as a folder that is served as it is.
 
     python experiments/export.py --workdir=runs/quickstart --output=exported
     python experiments/export.py --workdir=runs/qwen --output=exported --iteration=100
+    python experiments/export.py --workdir=runs/lora --output=adapter --adapter
+    python experiments/export.py --workdir=runs/qwen --output=exported --iteration=best
 
 Weights, `config.json`, the tokenizer's files, the chat template and the generation config: what
 vLLM, transformers and others read, and what `config.model.folder` of another run takes. One process
@@ -9,9 +11,13 @@ reads the whole model; the run may have been trained on any mesh.
 
 Tensors are bfloat16 unless `--dtype=float32`. What the rounding changes is measured on answers that
 the policy draws itself, and printed; `--nomeasure` leaves that out.
+
+Adapters of `config.lora` are merged into the weights. `--adapter` writes them by themselves, as
+PEFT and vLLM read them, float32 unless `--dtype=bfloat16`.
 """
 
 from pathlib import Path
+from typing import Literal, cast
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -19,14 +25,35 @@ from ml_collections import ConfigDict
 FLAGS = flags.FLAGS
 WORKDIR = flags.DEFINE_string("workdir", None, "The run.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
-ITERATION = flags.DEFINE_integer(
-    "iteration", None, "Of the checkpoint; the newest by default.", lower_bound=0
+ITERATION = flags.DEFINE_string(
+    "iteration",
+    None,
+    "Of the checkpoint, a number, or 'best' by config.checkpoint.best; the newest by default.",
 )
-DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of the tensors.")
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["bfloat16", "float32"],
+    "Of the tensors; bfloat16 by default, and float32 of adapters.",
+)
+ADAPTER = flags.DEFINE_bool("adapter", False, "Writes the adapters alone, as PEFT has them.")
 FOLDER = flags.DEFINE_string(
     "folder", None, "Where the model that the run began with is now, if it was moved."
 )
 MEASURE = flags.DEFINE_bool("measure", True, "Whether the effect of bfloat16 is measured.")
+
+
+def chosen(iteration: str | None) -> int | Literal["best"] | None:
+    """What `--iteration` says.
+
+    Raises:
+      ValueError: it is neither a number nor 'best'.
+    """
+    if iteration is None or iteration == "best":
+        return cast(Literal["best"] | None, iteration)
+    if not (iteration.isascii() and iteration.isdecimal()):
+        raise ValueError(f"--iteration must be a number or 'best'; got {iteration!r}")
+    return int(iteration)
 
 
 def main(argv: list[str]) -> None:
@@ -52,16 +79,34 @@ def main(argv: list[str]) -> None:
         # of prompts read, no plugin imported for the gate or the advantages that it brings.
         config.gate = ConfigDict({"name": "importance"})
         config.budget_control.kind = "none"
-        config.update({"levels": (("group", ""),), "plugins": (), "advantage": "grpo"})
+        config.update({"levels": (("group", ""),), "advantage": "grpo"})
+        load_data: experiment.LoadData | None = loading.no_domains
+        if config.lora.rank > 0 and config.warm_start.steps > 0:
+            load_data = None  # The base of the adapters is found by what it was taught.
+        else:
+            config.plugins = ()
         if FOLDER.value is not None:
             config.model.folder = FOLDER.value
-        built = experiment.from_config(config, jax.devices()[:1], loading.no_domains)
-        iteration, params = loop.saved_params(built, workdir, ITERATION.value)
-        publish.publish(built, params, OUTPUT.value, dtype=DTYPE.value)
+        built = experiment.from_config(config, jax.devices()[:1], load_data)
+        wanted = chosen(ITERATION.value)
+        if ADAPTER.value:
+            saved = loop.saved_policy(built, workdir, wanted)
+            model = publish.publish_adapter(
+                *(built, saved.trained, saved.base.params, OUTPUT.value),
+                dtype=DTYPE.value or "float32",
+            )
+            print(
+                f"the adapters after iteration {saved.iteration} are in {OUTPUT.value}; they "
+                f"adapt {model}"
+            )
+            return
+        iteration, params = loop.saved_params(built, workdir, wanted)
+        dtype = DTYPE.value or "bfloat16"
+        publish.publish(built, params, OUTPUT.value, dtype=dtype)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"the policy after iteration {iteration} is in {OUTPUT.value}")
-    if DTYPE.value == "bfloat16" and MEASURE.value:
+    if dtype == "bfloat16" and MEASURE.value:
         effect = publish.rounding_effect(built.policy, built.vocabulary, params)
         print(
             f"bfloat16 changes the log-probability of a token by {effect.mean:.2g} nats in the "

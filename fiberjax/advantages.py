@@ -164,6 +164,9 @@ ESTIMATORS: Mapping[str, Estimator] = {
 }
 """Estimators from one reward a trajectory, by name."""
 
+WITHIN_GROUPS = ("grpo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline", "leave_one_out_max")
+"""Those that compare a trajectory with the others of its group, and give 0 where there are none."""
+
 
 def gae(
     reward: jax.Array,

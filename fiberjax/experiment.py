@@ -11,13 +11,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fiberjax import gates, optimizers, options, plugins
-from fiberjax.advantages import ESTIMATORS, Estimator
+from fiberjax import gates, optimizers, options, plugins, seeds
+from fiberjax.advantages import ESTIMATORS, WITHIN_GROUPS, Estimator
 from fiberjax.gates import GATES, Budgets, GateSpec
 from fiberjax.layout import STATE, TRAJECTORY
 from fiberjax.model_folder import check_model, check_shape, check_weights, read_shape
 from fiberjax.parallel import mesh, shardings
-from fiberjax.policy import TransformerConfig, init
+from fiberjax.policy import TransformerConfig, cast_kernels, init, lora
+from fiberjax.policy.lora import LoRA
 from fiberjax.tasks import (
     VERIFIERS,
     Domain,
@@ -29,7 +30,7 @@ from fiberjax.tasks import (
 from fiberjax.tasks.fitting import check_answers, fit_prompts
 from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels
 from fiberjax.tasks.loading import load_domains, make_vocabulary
-from fiberjax.tasks.verifiers import Verifier
+from fiberjax.tasks.rewards import Verifier
 from fiberjax.train.rollout import Sampler
 from fiberjax.train.update import Knobs, StepOptions, TrainState
 
@@ -45,6 +46,7 @@ SECTIONS = (
         "window",
         "model",
         "policy",
+        "lora",
         "warm_start",
         "rollout",
         "training",
@@ -56,7 +58,9 @@ SECTIONS = (
         "optimizer",
         "curriculum",
         "evaluation",
+        "keep",
         "checkpoint",
+        "stop",
         "mesh",
     ),
     *("plugins", "writers"),
@@ -84,7 +88,9 @@ class Experiment:
       budget_control: what the gate's budgets follow.
       curriculum: options of the prompt stream.
       evaluation: options of the held-out measurement.
+      keep: what is kept and shown of what the policy writes.
       checkpoint: options of saving.
+      stop: when the run stops before its last iteration.
       plugin_digests: of the user's own files, by name.
       writers: where metrics go, names of `options.WRITERS`.
       vocabulary: tokenizer.
@@ -92,6 +98,7 @@ class Experiment:
       test: the same domains, held-out prompts.
       levels: which training prompts share a cell, level by level above the trajectory.
       policy: shape of the policy.
+      lora: the adapters that are trained; None trains all parameters.
       mesh: the devices.
       gate: the ratio gate.
       knobs: what may change without compiling again.
@@ -112,7 +119,9 @@ class Experiment:
     budget_control: options.BudgetControl
     curriculum: options.Curriculum
     evaluation: options.Evaluation
+    keep: options.Keep
     checkpoint: options.Checkpoint
+    stop: options.Stop
     plugin_digests: Mapping[str, str]
     writers: tuple[str, ...]
     vocabulary: Vocabulary
@@ -120,6 +129,7 @@ class Experiment:
     test: tuple[Domain, ...]
     levels: Levels
     policy: TransformerConfig
+    lora: LoRA | None
     mesh: Mesh
     gate: gates.Gate
     knobs: Knobs
@@ -148,14 +158,40 @@ class Experiment:
         """Whether the gate couples the tokens of a state, so that layouts must name states."""
         return dict(self.gate.options).get("level") == STATE
 
-    def fresh_state(self, params: Any) -> TrainState:
-        """The train state before the first update."""
+    def fresh_state(self, start: Any) -> TrainState:
+        """The train state before the first update.
+
+        Args:
+          start: the parameters that the run starts from; with adapters, their shapes alone are
+            read.
+        """
+        params = start
+        if self.lora is not None:
+            key = jax.random.fold_in(jax.random.key(self.seed), seeds.ADAPTERS)
+            params = lora.init(self.lora, start, key)
         return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def abstract_state(self) -> TrainState:
         """Shapes of the train state, each leaf with its sharding."""
         state = jax.eval_shape(lambda: self.fresh_state(init(self.policy, jax.random.key(0))))
         return shardings.abstract(state, shardings.state_shardings(self.mesh, state))
+
+    def base(self, start: Any) -> Any:
+        """What adapters adapt: the parameters that the run starts from, in the base's dtype."""
+        assert self.lora is not None
+        kept = dataclasses.replace(self.policy, compute_dtype=self.lora.base_dtype)
+        return cast_kernels(start, kept)
+
+    def abstract_base(self) -> Any:
+        """Shapes of the base, each leaf with its sharding; None without adapters."""
+        if self.lora is None:
+            return None
+        base = jax.eval_shape(lambda: self.base(init(self.policy, jax.random.key(0))))
+        return shardings.abstract(base, shardings.param_shardings(self.mesh, base))
+
+    def whole(self, trained: Any, base: Any) -> Any:
+        """The parameters of the policy, from what is trained and, with adapters, their base."""
+        return lora.attached(self.lora, base, trained)
 
     def sampler(self, domains: tuple[Domain, ...], *, logit_noise: float = 0.0) -> Sampler:
         """The sampler of this experiment over the training or the held-out domains.
@@ -174,6 +210,17 @@ class Experiment:
             logit_noise=logit_noise,
             max_rows=self.rollout.max_rows,
             seed=self.seed,
+        )
+
+    def evaluation_sampler(self) -> Sampler:
+        """The sampler of the held-out domains, which draws as `config.evaluation` says."""
+        wanted = self.evaluation
+        return dataclasses.replace(
+            self.sampler(self.test),
+            temperature=float(np.float32(wanted.temperature)),
+            top_k=wanted.top_k,
+            top_p=wanted.top_p,
+            greedy=wanted.temperature == 0,
         )
 
     def prompt_stream(self) -> PromptStream:
@@ -239,6 +286,12 @@ def from_config(
     tasks = options.parse(options.Tasks, config.tasks, "config.tasks")
     window = options.parse(options.Window, config.window, "config.window")
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
+    if rollout.samples == 1 and run.advantage in WITHIN_GROUPS:
+        raise ValueError(
+            f"config.rollout.samples = 1, but config.advantage = {run.advantage!r} compares a "
+            "completion with the others of its prompt, and would be 0 throughout: expected at "
+            "least 2, or an advantage such as 'reinforce_plus_plus'"
+        )
     training = options.parse(options.Training, config.training, "config.training")
     schedule, optimizer = _optimizer(config.optimizer, run.iterations, training)
     levels = check_names(run.levels)
@@ -255,6 +308,7 @@ def from_config(
     check_model(model, window, warm_start)
     vocabulary = make_vocabulary(tasks, model)
     policy = make_policy(config.policy, vocabulary, shape, model.folder)
+    adapters = make_adapters(config.lora, policy)
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if model.folder and load_data is None:
         check_weights(model.folder, policy)
@@ -274,7 +328,9 @@ def from_config(
         budget_control=make_budget_control(config.budget_control, gate),
         curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
         evaluation=evaluation,
+        keep=options.parse(options.Keep, config.keep, "config.keep"),
         checkpoint=options.parse(options.Checkpoint, config.checkpoint, "config.checkpoint"),
+        stop=options.parse(options.Stop, config.stop, "config.stop"),
         plugin_digests=tables.digests,
         writers=run.writers,
         vocabulary=vocabulary,
@@ -282,13 +338,14 @@ def from_config(
         test=test,
         levels=make_levels(levels, train),
         policy=policy,
+        lora=adapters,
         mesh=device_mesh,
         gate=gate,
         knobs=_knobs(budgets, rollout, training),
         estimate=tables.estimators[run.advantage],
         schedule=schedule,
         optimizer=optimizer,
-        step=_step_options(training, window),
+        step=_step_options(training, window, adapters),
     )
     if load_data is None:
         check_data(built)
@@ -349,7 +406,9 @@ def _knobs(budgets: Budgets, rollout: options.Rollout, training: options.Trainin
     )
 
 
-def _step_options(training: options.Training, window: options.Window) -> StepOptions:
+def _step_options(
+    training: options.Training, window: options.Window, adapters: LoRA | None
+) -> StepOptions:
     """What of the options is static in the compiled step."""
     return StepOptions(
         weighting=training.weighting,
@@ -360,6 +419,7 @@ def _step_options(training: options.Training, window: options.Window) -> StepOpt
         step_share=None if training.step_share == "none" else training.step_share,
         num_micro_batches=training.micro_batches,
         chunk=training.chunk,
+        lora=adapters,
     )
 
 
@@ -465,6 +525,7 @@ def check_data(experiment: Experiment) -> None:
     for name in experiment.domain_names:
         if name in RESERVED:
             raise ValueError(f"a domain cannot be called {name!r}: metrics of that name exist")
+    check_followed(experiment)
     experiment.prompt_stream()  # Checks the prompts, and what is drawn from them.
     if experiment.warm_start.steps > 0:
         experiment.examples.check_solutions(experiment.window.completion)
@@ -472,6 +533,31 @@ def check_data(experiment: Experiment) -> None:
         experiment.held_out.check_prompts(experiment.window.prompt)
     except ValueError as error:
         raise ValueError(f"held-out {error}") from None
+
+
+def check_followed(experiment: Experiment) -> None:
+    """Refuses a metric, of the best checkpoint or of early stopping, that the run does not write.
+
+    Raises:
+      ValueError: names the option, the metric and those there are.
+    """
+    names = experiment.domain_names
+    known = ["reward/mean", *(f"reward/{name}" for name in names)]
+    if experiment.evaluation.every > 0:
+        tested = [domain.name for domain in experiment.test]
+        for measure in experiment.evaluation.measures:
+            known += [f"evaluation/{measure}/{name}" for name in ("overall", *tested)]
+    followed = {
+        "config.checkpoint.best": experiment.checkpoint.best,
+        "config.stop.metric": experiment.stop.metric,
+    }
+    for path, name in followed.items():
+        if name and name not in known:
+            raise ValueError(
+                f"{path} must be '' or one of {', '.join(known)}; got {name!r}. Metrics of the "
+                f"evaluation are there where config.evaluation.every is above 0; it is "
+                f"{experiment.evaluation.every}"
+            )
 
 
 def make_policy(
@@ -506,3 +592,18 @@ def make_policy(
         )
     given = {"vocab_size": size if size else vocabulary.size}
     return options.parse(TransformerConfig, values, "config.policy", given)
+
+
+def make_adapters(config: Any, policy: TransformerConfig) -> LoRA | None:
+    """The adapters of `config.lora`; None where all parameters are trained.
+
+    Raises:
+      ValueError: a bad option, or one that does not fit the policy.
+    """
+    chosen = options.parse(options.LoRA, config, "config.lora")
+    if chosen.rank == 0:
+        return None
+    try:
+        return lora.make_lora(policy, **dataclasses.asdict(chosen))
+    except ValueError as error:
+        raise ValueError(f"config.lora: {error}") from None

@@ -185,11 +185,14 @@ def cosine(first: Any, second: Any) -> Mean:
 
 
 def _of_layer_matrices(params: Any) -> Any:
-    """Which parameters are kernels of the stacked layers, `[layer, (expert,) in, out]`: bools."""
+    """Which parameters are matrices of the stacked layers, `[layer, (expert,) in, out]`: bools.
+
+    The two matrices of an adapter are each one.
+    """
 
     def is_one(path: tuple, leaf: object) -> bool:
         names = [entry.key for entry in path]
-        return names[0] == "layers" and names[-1] == "kernel"
+        return names[0] == "layers" and names[-1] in ("kernel", "lora_a", "lora_b")
 
     return jax.tree_util.tree_map_with_path(is_one, params)
 

@@ -150,8 +150,8 @@ class Tasks:
       layout: how a published data set is read, a key of `tasks.LAYOUTS`; one for all of `file`, or
         one for each, alike separated. Empty for none; `columns` goes before it.
       keep: further columns that rewards read, as `Example.row`.
-      verifier: how answers of `file` are checked, a key of `tasks.VERIFIERS`; "auto" is the
-        layout's, and "exact" without one.
+      verifier: how answers of `file` are checked, a key of `tasks.VERIFIERS` or a sum of them,
+        such as "number + 0.1*format"; "auto" is the layout's, and "exact" without one.
       duplicates: "once" counts a prompt of several rows once, and trains on none that is held out;
         "keep" counts rows.
       too_long: a prompt that the window does not hold: "refuse" ends, naming the longest; "drop"
@@ -273,6 +273,28 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters, trained in place of all parameters; see `policy.lora`.
+
+    Attributes:
+      rank: of every adapter; 0 trains all parameters, and nothing else here is read.
+      alpha: what an adapter gives is multiplied by `alpha / rank`.
+      targets: the matrices that have one, as published models call them: "q_proj", "k_proj",
+        "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"; or "all-linear" for all of them.
+      base_dtype: "float32" or "bfloat16", of the matrices that stay as they are. In the compute
+        dtype of the policy nothing is lost; adapters are float32.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple
+    base_dtype: str
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 0, "rank", self.rank, "at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class WarmStart:
     """The supervised phase on solved examples, saved and reused.
 
@@ -371,6 +393,8 @@ class Training:
       mismatch_cap: the cap, a ratio above 1.
       mismatch_floor: the floor, a ratio below 1.
       chunk: columns whose logits exist at a time.
+      unpaid_iterations: the run stops where in so many first iterations the rewards of every prompt
+        group were equal, or every reward of a domain was 0; 0 never stops it.
     """
 
     epochs: int
@@ -388,9 +412,12 @@ class Training:
     mismatch_cap: float
     mismatch_floor: float
     chunk: int
+    unpaid_iterations: int
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "minibatches", "micro_batches", "chunk")
+        unpaid = self.unpaid_iterations
+        _require(unpaid >= 0, "unpaid_iterations", unpaid, "at least 0")
         _require_choice("weighting", self.weighting, ("trajectory", "token", "constant"))
         _require_choice("kl_estimator", self.kl_estimator, ("k2", "k3"))
         _require_choice("step_share", self.step_share, ("none", *STEP_SHARES))
@@ -516,20 +543,105 @@ class Curriculum:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The measurement on held-out prompts before and after training.
+    """The measurement on held-out prompts before, while and after training.
 
     Attributes:
-      prompts: held-out prompts a domain.
+      prompts: held-out prompts a domain, before and after.
       samples: k, completions a prompt.
       batch: prompts sampled at a time.
+      every: iterations from one evaluation to the next while training, the last one included: the
+        points of a curve; 0 for none.
+      curve_prompts: held-out prompts a domain of a point of the curve, the first of `prompts`.
+      temperature: of the sampler; 0 takes the likeliest token each time, and needs 1 sample.
+      top_k: 0 keeps every token.
+      top_p: 1.0 keeps every token.
     """
 
     prompts: int
     samples: int
     batch: int
+    every: int
+    curve_prompts: int
+    temperature: float
+    top_k: int
+    top_p: float
 
     def __post_init__(self) -> None:
         _require_positive(self, "prompts", "samples", "batch")
+        _require(self.every >= 0, "every", self.every, "at least 0")
+        fits = 0 < self.curve_prompts <= self.prompts
+        expected = f"positive and at most prompts = {self.prompts}"
+        _require(fits, "curve_prompts", self.curve_prompts, expected)
+        _require(self.temperature >= 0, "temperature", self.temperature, "at least 0")
+        _require(self.top_k >= 0, "top_k", self.top_k, "at least 0")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(
+                f"temperature = 0 gives one and the same completion, and samples = {self.samples}: "
+                "expected samples = 1"
+            )
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of what is measured: mean@k, and pass@k where k is above 1."""
+        k = self.samples
+        return (f"mean@{k}", f"pass@{k}") if k > 1 else (f"mean@{k}",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """What a run keeps and shows of what its policy writes; see `run.rollouts`.
+
+    Nothing of it changes what is drawn or trained, and it may be changed when a run is resumed.
+
+    Attributes:
+      samples: completions a domain, each of another prompt: of an iteration's rollouts, and as many
+        of an evaluation's.
+      every: iterations from one file in `samples/` to the next; 0 keeps none, of evaluations
+        neither.
+      show_every: iterations from one showing, on the terminal and in TensorBoard, to the next; 0
+        shows none.
+      megabytes: that `samples/` may hold; once it does, no more are kept, which is said.
+    """
+
+    samples: int
+    every: int
+    show_every: int
+    megabytes: float
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "samples", "megabytes")
+        for name in ("every", "show_every"):
+            value = getattr(self, name)
+            _require(value >= 0, name, value, "at least 0")
+
+
+MODES = ("max", "min")
+"""Whether a metric is the better the larger or the smaller it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """When a run stops before its last iteration; may be changed when a run is resumed.
+
+    Attributes:
+      metric: an evaluation's, such as "evaluation/mean@4/overall", or a mean reward, "reward/mean"
+        or "reward/<domain>"; "" never stops early.
+      patience: how many values in a row without a better one stop the run: evaluations where the
+        metric is of the evaluation, iterations else.
+      min_delta: by how much a value must be better than the best one to count as better.
+      mode: "max" or "min": which is better.
+    """
+
+    metric: str
+    patience: int
+    min_delta: float
+    mode: str
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "patience")
+        _require(self.min_delta >= 0, "min_delta", self.min_delta, "at least 0")
+        _require_choice("mode", self.mode, MODES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -553,11 +665,17 @@ class Checkpoint:
 
     Attributes:
       every: iterations between checkpoints; the last iteration is always saved.
-      keep: checkpoints kept.
+      keep: checkpoints kept, the newest.
+      best: the metric by which the best checkpoint is kept beside them, as `Stop.metric` names one;
+        every iteration that is better than all before is saved. "" for none.
+      best_mode: "max" or "min": which is better.
     """
 
     every: int
     keep: int
+    best: str
+    best_mode: str
 
     def __post_init__(self) -> None:
         _require_positive(self, "every", "keep")
+        _require_choice("best_mode", self.best_mode, MODES)

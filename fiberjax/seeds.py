@@ -1,4 +1,4 @@
-"""Seeds: four streams of randomness under one seed, and a key for every row of a batch.
+"""Seeds: five streams of randomness under one seed, and a key for every row of a batch.
 
 No two phases of a run ever share a key, and a draw depends on (seed, stream, step, place in the
 global batch) alone: not on the number of devices or processes.
@@ -7,7 +7,7 @@ global batch) alone: not on the number of devices or processes.
 import jax
 from jax.typing import ArrayLike
 
-TRAINING, EVALUATION, PROFILE, INITIALISATION = range(4)
+TRAINING, EVALUATION, PROFILE, INITIALISATION, ADAPTERS = range(5)
 """The streams."""
 
 

@@ -152,4 +152,21 @@ FAULTS = (
         "count -= 0 * config.num_layers * idle",
         ("tests/plans/test_plan.py::test_a_token_meets_its_own_experts_alone",),
     ),
+    Mutant(
+        "cuDNN scales scores by the width of a head whatever the model says",
+        "fiberjax/policy/attention.py",
+        "query, key, value, mask=mask[:, None], scale=scale, implementation=implementation",
+        "query, key, value, mask=mask[:, None], implementation=implementation",
+        ("tests/policy/test_attention.py::test_what_cudnn_is_asked_for_is_dense",),
+    ),
+    Mutant(
+        "cuDNN is taken over several GPUs unasked",
+        "fiberjax/parallel/shardings.py",
+        " and takes and mesh.devices.size == 1:",
+        " and takes:",
+        (
+            "tests/parallel/test_mesh.py"
+            "::test_auto_takes_cudnn_on_one_gpu_that_has_it_for_these_heads",
+        ),
+    ),
 )

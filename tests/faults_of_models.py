@@ -10,6 +10,9 @@ RENDER = "fiberjax/tasks/render.py"
 EXPERIMENT = "fiberjax/experiment.py"
 MODEL_FOLDER = "fiberjax/model_folder.py"
 PUBLISH = "fiberjax/run/publish.py"
+LORA = "fiberjax/policy/lora.py"
+ADAPTERS = "tests/policy/test_lora.py"
+RUNS = "tests/run/test_adapters.py"
 
 FAULTS = (
     # Tokens.
@@ -287,7 +290,7 @@ FAULTS = (
     Mutant(
         "any checkpoint is the newest",
         "fiberjax/run/loop.py",
-        "saved.restore(experiment.abstract_state(), iteration)",
+        "saved.restore(experiment.abstract_state(), wanted)",
         "saved.restore(experiment.abstract_state())",
         (f"{FOLDER}::test_what_comes_out_is_what_went_in_with_other_weights",),
     ),
@@ -304,5 +307,132 @@ FAULTS = (
         "gap = exact - np.asarray(log_prob(rounded))[mask]",
         "gap = exact - np.asarray(log_prob(params))[mask]",
         (f"{FOLDER}::test_the_effect_of_rounding_is_measured",),
+    ),
+    # Adapters.
+    Mutant(
+        "what an adapter gives is not multiplied by alpha over rank",
+        LORA,
+        "lora.scale * leaf if path",
+        "leaf if path",
+        (f"{ADAPTERS}::test_logits_are_those_of_peft",),
+    ),
+    Mutant(
+        "an adapter has no gradient through its scale",
+        LORA,
+        "lora.scale * leaf if path",
+        "leaf + jax.lax.stop_gradient((lora.scale - 1) * leaf) if path",
+        (f"{ADAPTERS}::test_gradients_are_those_of_the_merged_weights_by_the_chain_rule",),
+    ),
+    Mutant(
+        "B begins at random too",
+        LORA,
+        '"lora_b": jnp.zeros((count, lora.rank, fan_out), jnp.float32)',
+        '"lora_b": jnp.ones((count, lora.rank, fan_out), jnp.float32)',
+        (f"{ADAPTERS}::test_the_policy_begins_as_its_base",),
+    ),
+    Mutant(
+        "all matrices of one shape draw the same",
+        LORA,
+        "jax.random.fold_in(key, place), shape",
+        "key, shape",
+        (f"{ADAPTERS}::test_what_a_matrix_draws_does_not_depend_on_the_others",),
+    ),
+    Mutant(
+        "merged weights stay in the dtype of the base",
+        LORA,
+        "return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), whole)",
+        "return whole",
+        (f"{ADAPTERS}::test_a_rounded_base_is_the_policy_of_its_compute_dtype",),
+    ),
+    Mutant(
+        "a digest does not see the signs",
+        LORA,
+        "bits = (bits ^ (bits >> 15)) * jnp.uint32(0x2C1B3C6D)\n    total = bits ^ (bits >> 12)",
+        "total = bits",
+        (f"{ADAPTERS}::test_digests_tell_bases_apart",),
+    ),
+    Mutant(
+        "a digest does not see the order of layers",
+        LORA,
+        "weight = place * jnp.uint32(0x9E3779B2) + 1",
+        "weight = jnp.uint32(1)",
+        (f"{ADAPTERS}::test_digests_tell_bases_apart",),
+    ),
+    Mutant(
+        "experts are taken for an MLP",
+        LORA,
+        "if experts:",
+        "if False:",
+        (f"{ADAPTERS}::test_experts_are_refused_by_name",),
+    ),
+    Mutant(
+        "a rank may be as large as the larger side",
+        LORA,
+        "rank <= min(sides)",
+        "rank <= max(sides)",
+        (f"{ADAPTERS}::test_what_cannot_be_is_refused",),
+    ),
+    Mutant(
+        "adapters are written as they lie here",
+        "fiberjax/policy/weights.py",
+        'np.ascontiguousarray(one.T)\n    described = {\n        "peft_type"',
+        'np.ascontiguousarray(one)\n    described = {\n        "peft_type"',
+        (f"{ADAPTERS}::test_what_is_written_is_what_peft_wrote",),
+    ),
+    Mutant(
+        "Muon leaves adapters to Adam",
+        "fiberjax/optimizers.py",
+        'names[-1] in ("kernel", "lora_a", "lora_b")',
+        'names[-1] == "kernel"',
+        ("tests/test_optimizers.py::test_muon_turns_both_matrices_of_an_adapter_by_themselves",),
+    ),
+    Mutant(
+        "the sampler reads the base alone",
+        "fiberjax/run/trainer.py",
+        "params = self.experiment.whole(params, self._reference)",
+        "params = self._reference if self.experiment.lora else params",
+        (f"{RUNS}::test_adapters_learn", f"{RUNS}::test_a_run_trains_and_keeps_adapters_alone"),
+    ),
+    Mutant(
+        "the reference moves with the adapters",
+        "fiberjax/run/trainer.py",
+        "self._log_probs(self._reference, rows",
+        "self._log_probs(params, rows",
+        (f"{RUNS}::test_a_run_trains_and_keeps_adapters_alone",),
+    ),
+    Mutant(
+        "the base is loaded twice where there is a reference",
+        "fiberjax/run/loop.py",
+        "if experiment.lora is None and experiment.training.kl_coefficient > 0:",
+        "if experiment.training.kl_coefficient > 0:",
+        (f"{RUNS}::test_a_run_trains_and_keeps_adapters_alone",),
+    ),
+    Mutant(
+        "adapters go on with whatever base there is",
+        "fiberjax/run/base.py",
+        "if saved != self.digest:",
+        "if False:",
+        (f"{RUNS}::test_a_run_trains_and_keeps_adapters_alone",),
+    ),
+    Mutant(
+        "a warm-started base is taken for the published one",
+        PUBLISH,
+        "if not experiment.model.folder or experiment.warm_start.steps > 0:",
+        "if not experiment.model.folder:",
+        (f"{RUNS}::test_supervised_steps_make_a_base_of_their_own",),
+    ),
+    Mutant(
+        "the plan keeps a second copy for the reference",
+        "fiberjax/plans/programs.py",
+        "if experiment.training.kl_coefficient == 0 or experiment.lora is not None:",
+        "if experiment.training.kl_coefficient == 0:",
+        ("tests/plans/test_programs.py::test_memory_with_adapters_is_of_one_base",),
+    ),
+    Mutant(
+        "the gradient of an adapter's wide side is of one part of the mesh",
+        "fiberjax/parallel/shardings.py",
+        '"in lora_a": (P("tensor"), P("tensor")),',
+        '"in lora_a": (P("fsdp"), P()),',
+        ("tests/parallel/test_mesh.py::test_adapters_on_a_mesh_agree_with_one_device",),
     ),
 )

@@ -8,8 +8,8 @@ from configs import gates as presets
 from fiberjax import gates, optimizers
 from fiberjax.layout import make_layout
 from fiberjax.parallel import mesh
-from fiberjax.parallel.shardings import state_shardings
-from fiberjax.policy import TransformerConfig, init
+from fiberjax.parallel.shardings import param_shardings, state_shardings
+from fiberjax.policy import TransformerConfig, init, lora
 from fiberjax.train.batch import Batch, batch_specs
 from fiberjax.train.update import Knobs, StepOptions, TrainState, make_step
 
@@ -74,16 +74,26 @@ OPTIONS = StepOptions(kl_estimator="k3", entropy_bonus=True, chunk=4)
 
 
 def build(shape, options=OPTIONS, config=CONFIG):
-    """The step, its state and its batch on a mesh of this shape."""
+    """The step, its state and its batch on a mesh of this shape.
+
+    With adapters the state is of these, and the step is of all parameters as its base.
+    """
     count = int(np.prod(shape))
     device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
 
     def fresh() -> TrainState:
         params = init(config, jax.random.key(0))
+        if options.lora is not None:
+            params = lora.init(options.lora, params, jax.random.key(1))
         return TrainState(params, OPTIMIZER.init(params), jnp.zeros((), jnp.int32))
 
     shardings = state_shardings(device_mesh, jax.eval_shape(fresh))
     state = jax.jit(fresh, out_shardings=shardings)()
     batch = make_batch()
     placed = mesh.place(device_mesh, batch, batch_specs(batch))
-    return make_step(config, device_mesh, GATE, OPTIMIZER, options, shardings), state, placed
+    step = make_step(config, device_mesh, GATE, OPTIMIZER, options, shardings)
+    if options.lora is not None:
+        base = init(config, jax.random.key(0))
+        base = jax.device_put(base, param_shardings(device_mesh, base))
+        return lambda *given: step(*given, base), state, placed
+    return step, state, placed

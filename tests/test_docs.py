@@ -117,7 +117,7 @@ def test_files_that_are_named_exist(page):
 
 # Guides speak of this code's metrics and options; the others of another program's too.
 GUIDES = [page for page in PAGES if page.startswith("docs/") and page not in OF_OTHERS]
-WORD = re.compile(r"`(?:--)?(?:config\.)?([a-z][\w./<>]*)")
+WORD = re.compile(r"`(?:--)?(?:config\.)?([a-z][\w./<>@]*)")
 
 
 def unknown_metrics(text: str) -> list[str]:

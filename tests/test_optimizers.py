@@ -11,7 +11,7 @@ import pytest
 
 from fiberjax import optimizers
 from fiberjax.optimizers import OPTIMIZERS, make_optimizer, make_schedule
-from fiberjax.policy import TransformerConfig, init
+from fiberjax.policy import TransformerConfig, init, lora
 
 SHAPE = TransformerConfig(
     vocab_size=8,
@@ -160,6 +160,28 @@ def test_muon_turns_the_matrix_of_each_expert_by_itself():
     # Orthogonal: the singular values of a step are nearly one number.
     values = np.linalg.svd(np.asarray(whole[0, 0]), compute_uv=False)
     assert values.max() < 2 * values.min()
+
+
+def test_muon_turns_both_matrices_of_an_adapter_by_themselves():
+    """Each of as many directions as the rank, all of one length; and both decay."""
+    base = jax.eval_shape(lambda: init(SHAPE, jax.random.key(0)))
+    chosen = lora.make_lora(
+        SHAPE, rank=2, alpha=2.0, targets=("q_proj", "down_proj"), base_dtype="float32"
+    )
+    adapters = lora.init(chosen, base, jax.random.key(0))
+    noise = np.random.default_rng(0)
+    gradient = jax.tree.map(lambda x: jnp.asarray(noise.normal(size=x.shape), x.dtype), adapters)
+    turned, decayed = (
+        by_path(trained(make("muon", weight_decay=decay), adapters, [gradient])[0])
+        for decay in (0.0, DECAY)
+    )
+    for path, start in by_path(adapters).items():
+        (update,) = (turned[path] - start) / RATES[0]
+        lengths = np.linalg.svd(update, compute_uv=False)
+        assert lengths.shape == (2,) and 0.3 < lengths.min() and lengths.max() < 0.8, path
+        np.testing.assert_allclose(
+            decayed[path], turned[path] - RATES[0] * DECAY * start, 1e-5, 1e-6
+        )
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.evaluation.prompts = 4
     config.evaluation.samples = 2
     config.evaluation.batch = 4
+    config.evaluation.every = 0
+    config.evaluation.curve_prompts = 2
+    config.keep.show_every = 2
     config.checkpoint.every = 1
     config.mesh.data = 1
     return config

@@ -30,7 +30,10 @@ WARNINGS = 8
 
 OURS = SIX[5].method
 
-GRID = ("tuned", "rates", "updates", "staleness", "noise", "length", "domains", "low_entropy")
+GRID = (
+    *("tuned", "rates", "own_rates", "updates", "staleness"),
+    *("noise", "length", "domains", "low_entropy"),
+)
 """The figures that are axes: every method with tuned budgets at each place."""
 
 HEAD = """# The runs of the study

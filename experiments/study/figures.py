@@ -266,6 +266,51 @@ def rates(stage: int, find: Find) -> tuple[Setting, ...]:
     )
 
 
+def rate_trials(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Learning rate and budgets tuned together, six trials a method; both stages alike."""
+    return tuple(trial for trials in _rate_trials().values() for trial in trials)
+
+
+def own_rates(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Every method at a learning rate of its own, the best of its `rate_trials`."""
+    best = {name: halving.best(trials, find) for name, trials in _rate_trials().items()}
+    return _over(
+        [
+            dataclasses.replace(trial, method=name, axis={})
+            for name, trial in best.items()
+            if trial is not None
+        ],
+        stage,
+    )
+
+
+def _rate_trials() -> dict[str, list[Setting]]:
+    whole = {k: v for k, v in SIX[5].overrides.items() if k != "training.step_share"}
+    ours = Setting("silent sequence, whole steps", SIX[5].gate, whole)
+    return {
+        method.method: [
+            tried.on({"η": rate}, optimizer__learning_rate=rate).at(TUNING_SEEDS[0])
+            for tried in (method, _wider(method, 3))
+            for rate in (2e-4, 3e-4, 5e-4)
+        ]
+        for method in (SIX[5], ours, SIX[1], SIX[2], SIX[0], *MORE, SIX[3])
+    }
+
+
+def _wider(method: Setting, factor: float) -> Setting:
+    """A method with all its budgets so much wider."""
+    budgets = {
+        path: factor * value
+        for path, value in method.overrides.items()
+        if path.startswith("gate.") and isinstance(value, float)
+    }
+    return dataclasses.replace(
+        method,
+        method=f"{method.method}, budgets × {factor:g}",
+        overrides={**method.overrides, **budgets},
+    )
+
+
 def peers(stage: int, find: Find) -> tuple[Setting, ...]:
     """All methods with the budgets they are shipped with."""
     return _over(PEERS, stage)
@@ -459,6 +504,8 @@ FIGURES: Mapping[str, Callable[[int, Find], tuple[Setting, ...]]] = {
         scales,
         tuned,
         rates,
+        rate_trials,
+        own_rates,
         peers,
         suspects,
         updates,

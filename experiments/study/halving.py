@@ -73,6 +73,15 @@ def chosen(find: Find) -> dict[str, Setting]:
     return best
 
 
+def best(trials: Sequence[Setting], find: Find) -> Setting | None:
+    """The best of some trials, each run once; None before all were."""
+    scored = [(_score(find(trial)), trial) for trial in trials]
+    found = [(score, trial) for score, trial in scored if score is not None]
+    if len(found) < len(trials):
+        return None
+    return max(found, key=lambda pair: pair[0])[1]
+
+
 def _short(trial: Setting) -> Setting:
     return trial.at(TUNING_SEEDS[0], iterations=SHORT)
 

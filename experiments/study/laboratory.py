@@ -151,6 +151,11 @@ class Laboratory:
                 "config.training.kl_coefficient must be 0: no reference policy is kept; got "
                 f"{config.training.kl_coefficient}"
             )
+        if config.lora.rank != 0:
+            raise ValueError(
+                "config.lora.rank must be 0: all parameters are trained, from one start; got "
+                f"{config.lora.rank}"
+            )
         rate = float(chosen.learning_rate)
         config = config.copy_and_resolve_references()
         config.optimizer.learning_rate = 1.0

@@ -23,12 +23,17 @@ from fiberjax.policy import Placement, TransformerConfig, attention
 
 # Path of a parameter (and of its moments in the optimizer state) -> how its axes are split. The
 # leading axis of `layers/...` is the layer, which is scanned over and never split. Experts are
-# split by `tensor`, whole experts to a device.
+# split by `tensor`, whole experts to a device. Adapters are split as the sides of their matrices
+# are; their rank is not.
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
     (r"(embed|head)/kernel$", P("tensor", "fsdp")),
     (r"layers/attention/[qkv]/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/attention/[qkv]/bias$", P(None, "tensor")),
     (r"layers/attention/o/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/(attention/[qkv]|mlp/(gate|up))/lora_a$", P(None, "fsdp")),
+    (r"layers/(attention/[qkv]|mlp/(gate|up))/lora_b$", P(None, None, "tensor")),
+    (r"layers/(attention/o|mlp/down)/lora_a$", P(None, "tensor")),
+    (r"layers/(attention/o|mlp/down)/lora_b$", P(None, None, "fsdp")),
     (r"layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/experts/router/kernel$", P(None, "fsdp")),
@@ -45,10 +50,14 @@ ACTIVATION_SPECS: Mapping[str, P] = {
 }
 
 # A layer's matrix by the axis that `tensor` splits (of experts, it is their first: by the axis that
-# `fsdp` does not) -> as it is stored, and as its product reads it.
+# `fsdp` does not), or one of its adapter -> as it is stored, and as its product reads it.
 KERNEL_SPECS: Mapping[str, tuple[P, P]] = {
     "out": (P("fsdp", "tensor"), P(None, "tensor")),
     "in": (P("tensor", "fsdp"), P("tensor", None)),
+    "out lora_a": (P("fsdp"), P()),
+    "out lora_b": (P(None, "tensor"), P(None, "tensor")),
+    "in lora_a": (P("tensor"), P("tensor")),
+    "in lora_b": (P(None, "fsdp"), P()),
     "expert out": (P("tensor", "fsdp"), P("tensor")),
     "expert in": (P("tensor", None, "fsdp"), P("tensor")),
 }
@@ -126,27 +135,40 @@ def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
     """Where a policy's arrays lie on this mesh, and its attention, as `config.attention` has it.
 
     Raises:
-      ValueError: splash attention on a GPU, or query heads that do not divide for it.
+      ValueError: a kernel that these devices do not have, or that does not take these heads.
     """
     platform = mesh.devices.flat[0].platform
     tensor = mesh.shape["tensor"]
     divides = config.num_heads % math.lcm(config.num_kv_heads, tensor) == 0
-    if config.attention == "dense":
-        return MeshPlacement(mesh, splash=False, window=config.sliding_window)
-    if config.attention == "auto" and not (platform == "tpu" and divides):
-        return MeshPlacement(mesh, splash=False, window=config.sliding_window)
-    if platform not in ("tpu", "cpu"):
+    takes = attention.takes_cudnn(config.dtype, config.head_dim)
+    chosen = config.attention
+    if chosen == "auto":
+        chosen = "dense"
+        if platform == "tpu" and divides:
+            chosen = "splash"
+        # Over several it has not run.
+        elif platform == "gpu" and takes and mesh.devices.size == 1:
+            chosen = "cudnn"
+    where = {"dense": (platform,), "splash": ("tpu", "cpu"), "cudnn": ("gpu",)}[chosen]
+    if platform not in where:
+        runs = {"splash": "TPUs, and on CPUs for tests", "cudnn": "GPUs"}[chosen]
         raise ValueError(
-            "config.policy.attention = 'splash' runs on TPUs, and on CPUs for tests; the mesh is "
-            f"of {platform} devices: choose 'dense' or 'auto'"
+            f"config.policy.attention = {chosen!r} runs on {runs}; the mesh is of {platform} "
+            "devices: choose 'dense' or 'auto'"
         )
-    if not divides:
+    if chosen != "dense" and not divides:
         raise ValueError(
-            f"config.policy.attention = 'splash' splits heads over mesh tensor={tensor}: num_heads "
-            f"= {config.num_heads} must divide by lcm(num_kv_heads = {config.num_kv_heads}, "
-            f"{tensor}); choose 'dense', 'auto' or another size"
+            f"config.policy.attention = {chosen!r} splits heads over mesh tensor={tensor}: "
+            f"num_heads = {config.num_heads} must divide by lcm(num_kv_heads = "
+            f"{config.num_kv_heads}, {tensor}); choose 'dense', 'auto' or another size"
         )
-    return MeshPlacement(mesh, splash=True, window=config.sliding_window)
+    if chosen == "cudnn" and not takes:
+        raise ValueError(
+            "config.policy.attention = 'cudnn' takes compute_dtype 'bfloat16' and a head_dim that "
+            f"is a multiple of 8 and at most 128; got {config.compute_dtype!r} and "
+            f"{config.head_dim}: choose 'dense' or 'auto'"
+        )
+    return MeshPlacement(mesh, attention=chosen, window=config.sliding_window)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,12 +177,12 @@ class MeshPlacement(Placement):
 
     Attributes:
       mesh: the mesh.
-      splash: whether each device runs the attention kernel over its rows and heads.
+      attention: "dense", or the kernel that each device runs over its rows and heads.
       window: of the policy's sliding layers, 0 for none: the kernel's masks are static.
     """
 
     mesh: Mesh
-    splash: bool
+    attention: str
     window: int = 0
 
     @property
@@ -210,12 +232,16 @@ class MeshPlacement(Placement):
         window: jax.Array | int | None = None,
     ) -> jax.Array:
         """Attention of whole rows, each device its rows and heads."""
-        if not self.splash:
+        if self.attention == "dense":
             return super().attend(query, key, value, segment_ids, scale=scale, window=window)
         # Fewer key-value heads than parts: several parts read the same one.
         copies = math.lcm(key.shape[1], self.mesh.shape["tensor"]) // key.shape[1]
         key, value = (jnp.repeat(part, copies, axis=1) for part in (key, value))
         parts = (query, key, value, segment_ids)
+        if self.attention == "cudnn":
+            # Its mask is an array, and so may its window be.
+            seen = attention.EVERYTHING if window is None else window
+            return self._by_device(functools.partial(_cudnn, scale), *parts, jnp.int32(seen))
         if window is None or isinstance(window, int):
             return self._splash(window, scale, *parts)
         # Layers of both kinds: a kernel for each, of which one runs.
@@ -228,18 +254,21 @@ class MeshPlacement(Placement):
 
     def _splash(self, window: int | None, scale: float | None, *parts: jax.Array) -> jax.Array:
         """The kernel over query, key, value and segment ids."""
+        interpret = self.platform == "cpu"
+        kernel = functools.partial(
+            attention.splash, scale=scale, window=window, interpret=interpret
+        )
+        return self._by_device(kernel, *parts)
 
-        def local(*parts: jax.Array) -> jax.Array:
-            interpret = self.platform == "cpu"
-            return attention.splash(*parts, scale=scale, window=window, interpret=interpret)
-
+    def _by_device(self, kernel: Callable[..., jax.Array], *parts: jax.Array) -> jax.Array:
+        """A kernel of query, key, value, segment ids and a window or none; each device its part."""
         if self.mesh.size == 1:
-            return local(*parts)
+            return kernel(*parts)
         heads, narrow = ACTIVATION_SPECS["heads"], ACTIVATION_SPECS["column"]
         return jax.shard_map(
-            local,
+            kernel,
             mesh=self.mesh,
-            in_specs=(heads, narrow, narrow, ROWS),
+            in_specs=(heads, narrow, narrow, ROWS, REPLICATED)[: len(parts)],
             out_specs=heads,
             # The kernel does not say over which axes its result varies.
             check_vma=False,
@@ -272,6 +301,11 @@ class MeshPlacement(Placement):
             # Checked, the permutations' own gradients would have to say over which axes they vary.
             check_vma=False,
         )(x, share, expert, *kernels)
+
+
+def _cudnn(scale: float | None, *parts: jax.Array) -> jax.Array:
+    *rows, window = parts
+    return attention.cudnn(*rows, scale=scale, window=window)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

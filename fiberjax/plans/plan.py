@@ -95,7 +95,9 @@ def advise(experiment: Experiment, program: Program) -> list[str]:
         return []
     training, policy = experiment.training, experiment.policy
     shape = experiment.mesh.shape
-    kept = sum(program.memory.get(name, 0) for name in ("parameters", "optimizer"))
+    kept = sum(
+        program.memory.get(name, 0) for name in ("parameters", "frozen parameters", "optimizer")
+    )
     advice = []
     if program.name == "sampler":
         rows = drawn_rows(experiment) // mesh.row_shards(experiment.mesh)

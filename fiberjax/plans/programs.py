@@ -168,12 +168,15 @@ def lower_step(experiment: Experiment, packed: int | None = None) -> Any:
         experiment.step,
         jax.tree.map(lambda leaf: leaf.sharding, state),
     )
-    return step.lower(state, abstract_batch(experiment, packed), experiment.knobs)
+    base = () if experiment.lora is None else (experiment.abstract_base(),)
+    return step.lower(state, abstract_batch(experiment, packed), experiment.knobs, *base)
 
 
 def sampling_params(experiment: Experiment) -> Any:
     """Shapes of the parameters that the sampler reads, on the mesh."""
-    params = experiment.abstract_state().params
+    trained, base = experiment.abstract_state().params, experiment.abstract_base()
+    params = jax.eval_shape(experiment.whole, trained, base)
+    params = abstract(params, shardings.param_shardings(experiment.mesh, params))
     if experiment.mesh.shape["fsdp"] == 1:
         return params
     cast = jax.eval_shape(lambda params: cast_kernels(params, experiment.policy), params)
@@ -199,6 +202,7 @@ def plan_step(experiment: Experiment, chip: Chip, packed: int | None = None) -> 
     batch = abstract_batch(experiment, packed)
     memory = {
         "parameters": device_bytes(state.params),
+        **base_bytes(experiment),
         "optimizer": device_bytes(state.opt_state),
         "batch": device_bytes(batch),
     }
@@ -233,7 +237,10 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
     }
     state = experiment.abstract_state()
     resident = reference_bytes(experiment) | {"optimizer": device_bytes(state.opt_state)}
-    if experiment.mesh.shape["fsdp"] > 1:  # What is read is a copy.
+    copied = experiment.mesh.shape["fsdp"] > 1
+    if copied:
+        resident |= base_bytes(experiment)
+    if copied or experiment.lora is not None:  # Of adapters, one of two matrices at least.
         resident["trained parameters"] = device_bytes(state.params)
     return read_program(
         "sampler",
@@ -245,9 +252,16 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
     )
 
 
+def base_bytes(experiment: Experiment) -> dict[str, int]:
+    """What the parameters that adapters adapt take of a device, if there are any."""
+    if experiment.lora is None:
+        return {}
+    return {"frozen parameters": device_bytes(experiment.abstract_base())}
+
+
 def reference_bytes(experiment: Experiment) -> dict[str, int]:
-    """What the policy that a KL penalty holds to takes of a device, if there is one."""
-    if experiment.training.kl_coefficient == 0:
+    """What the policy that a KL penalty holds to takes of a device, if it is one of its own."""
+    if experiment.training.kl_coefficient == 0 or experiment.lora is not None:
         return {}
     return {"reference policy": device_bytes(experiment.abstract_state().params)}
 

@@ -2,14 +2,16 @@
 
 Rows hold one or several segments; a token attends to itself and to the tokens before it that share
 its segment id, under a window to no more than that many of them; a segment's tokens stand side by
-side. Two implementations agree to rounding:
+side. Three implementations agree to rounding:
 
     dense     plain products; the scores of a layer, float32[B, H, T, T], exist. Runs everywhere.
     splash    JAX's own TPU kernel: scores exist one block at a time and blocks after the diagonal
               are left out, in the backward pass too. Interpreted, slowly, on a CPU.
+    cudnn     cuDNN's flash attention, for GPUs: scores exist one block at a time, beside a mask of
+              the compute dtype, [B, 1, T, T], one for all heads.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +106,52 @@ def splash(
     )
     out = jax.vmap(kernel)(query, key, value, splash_attention.SegmentIds(segment_ids, segment_ids))
     return out[:, :, :length].swapaxes(1, 2)
+
+
+def takes_cudnn(dtype: Any, head_dim: int) -> bool:
+    """Whether cuDNN's flash attention, forward and backward, is made for such heads on every GPU.
+
+    Newer ones take wider heads as well; this is what all take that bfloat16 is computed on.
+    """
+    return dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+
+
+def cudnn(
+    query: Array,
+    key: Array,
+    value: Array,
+    segment_ids: Array,
+    *,
+    scale: float | None = None,
+    window: Array | int | None = None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Array:
+    """What `dense` computes, by `jax.nn.dot_product_attention`; differentiable in all three.
+
+    Args:
+      query: dtype[B, T, H, K], of a dtype and a K that `takes_cudnn`.
+      key: dtype[B, G, T, K]; G divides H.
+      value: dtype[B, G, T, K].
+      segment_ids: int32[B, T].
+      scale: scores are multiplied by it; None is 1/√K; static.
+      window: tokens that a token sees, itself included; None for all.
+      implementation: "xla" computes the same call without cuDNN, for tests; static.
+    """
+    length = query.shape[1]
+    # Under a mask its backward pass takes even lengths only.
+    padding = -length % 2
+    query = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    key, value = (
+        jnp.pad(part, ((0, 0), (0, 0), (0, padding), (0, 0))).swapaxes(1, 2)
+        for part in (key, value)
+    )
+    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
+    column = jnp.arange(length + padding)
+    mask = causal_mask(segment_ids, column, segment_ids, column, window=window)
+    out = jax.nn.dot_product_attention(
+        query, key, value, mask=mask[:, None], scale=scale, implementation=implementation
+    )
+    return out[:, :length]
 
 
 def masked(

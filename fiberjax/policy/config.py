@@ -11,7 +11,7 @@ from fiberjax.policy.rope import canonical_scaling
 
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "full", "dots")
-ATTENTION = ("auto", "dense", "splash")
+ATTENTION = ("auto", "dense", "splash", "cudnn")
 LAYERS = ("full", "sliding")
 ACTIVATIONS = ("silu", "gelu_tanh")
 
@@ -55,7 +55,8 @@ class TransformerConfig:
       remat: what the backward pass recomputes in a layer: `"none"`, `"full"` (everything), or
         `"dots"` (everything but the outputs of the projections).
       attention: `"dense"`, `"splash"` (a TPU kernel that keeps no scores; interpreted on a CPU),
-        or `"auto"`: splash on TPUs where the query heads divide over the mesh, else dense.
+        `"cudnn"` (the same on GPUs, for bfloat16), or `"auto"`: splash on TPUs where the query
+        heads divide over the mesh, cudnn on one GPU where it takes the heads, else dense.
 
     Raises:
       ValueError: if a size is not positive, heads do not divide, or a choice is unknown.

@@ -50,14 +50,27 @@ class Linear(nnx.Module):
         if bias:
             self.bias = nnx.Param(jnp.zeros((layers, fan_out), jnp.float32))
         self.use_bias = bias
+        self.use_adapter = False
         self.split = split
         self.placement = placement
 
+    def adapt(self) -> None:
+        """Makes place for an adapter, of any rank; see `lora`."""
+        layers, fan_in, fan_out = self.kernel.shape
+        self.lora_a = nnx.Param(jnp.zeros((layers, fan_in, 1), jnp.float32))
+        self.lora_b = nnx.Param(jnp.zeros((layers, 1, fan_out), jnp.float32))
+        self.use_adapter = True
+
     def __call__(self, x: Array) -> Array:
         """Maps [..., fan_in] to [..., fan_out]."""
-        kernel = self.placement.kernel(self.kernel[...].astype(x.dtype), self.split)
-        out = _matmul(x, kernel)
+        out = _matmul(x, self._read(self.kernel, self.split, x))
+        if self.use_adapter:
+            narrow = _matmul(x, self._read(self.lora_a, f"{self.split} lora_a", x))
+            out = out + _matmul(narrow, self._read(self.lora_b, f"{self.split} lora_b", x))
         return out + self.bias[...].astype(x.dtype) if self.use_bias else out
+
+    def _read(self, matrix: nnx.Param, split: str, x: Array) -> Array:
+        return self.placement.kernel(matrix[...].astype(x.dtype), split)
 
 
 class RMSNorm(nnx.Module):

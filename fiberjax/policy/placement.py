@@ -32,8 +32,9 @@ class Placement:
 
         Args:
           kernel: the matrix, or those of all experts [E, in, out].
-          split: `"out"` or `"in"`, the axis that may stay in parts; of experts, which stay in parts
-            by themselves, `"expert out"` or `"expert in"`: the one that does not.
+          split: `"out"` or `"in"`, the axis that may stay in parts; `"out lora_a"` and the like of
+            the two matrices of its adapter; of experts, which stay in parts by themselves,
+            `"expert out"` or `"expert in"`: the one that does not.
         """
         del split
         return kernel

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from fiberjax.policy import attention, layers, rope
+from fiberjax.policy import attention, layers, lora, rope
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.placement import ONE_DEVICE, Placement
 
@@ -295,8 +295,11 @@ def bind(
     *,
     placement: Placement = ONE_DEVICE,
 ) -> Transformer:
-    """The module with `params` in it, for calling its methods inside a traced function."""
-    graphdef, state, expected = _structure(config, placement)
+    """The module with `params` in it, for calling its methods inside a traced function.
+
+    They may hold adapters, as `lora.attached` puts them there.
+    """
+    graphdef, state, expected = _structure(config, placement, lora.adapted(params))
     leaves, found = jax.tree.flatten(params)
     if found != expected:
         raise ValueError(f"params do not fit the config: expected {expected}, got {found}")
@@ -304,9 +307,15 @@ def bind(
 
 
 @functools.lru_cache(maxsize=64)
-def _structure(config: TransformerConfig, placement: Placement) -> tuple[Any, Any, Any]:
+def _structure(
+    config: TransformerConfig, placement: Placement, adapted: tuple[str, ...]
+) -> tuple[Any, Any, Any]:
     def make() -> Transformer:
-        return Transformer(config, rngs=nnx.Rngs(params=0), placement=placement)
+        model = Transformer(config, rngs=nnx.Rngs(params=0), placement=placement)
+        for path in adapted:
+            part, name = path.split("/")
+            getattr(getattr(model.layers, part), name).adapt()
+        return model
 
     graphdef, state = nnx.split(nnx.eval_shape(make))
     return graphdef, jax.tree.structure(state), jax.tree.structure(nnx.to_pure_dict(state))

@@ -20,6 +20,7 @@ import numpy as np
 
 from fiberjax.policy import families, transformer
 from fiberjax.policy.config import TransformerConfig
+from fiberjax.policy.lora import LoRA
 
 # Tensors that say nothing that the config does not: the tied head, tables of rotary angles.
 _IGNORED = ("lm_head.weight", ".rotary_emb.inv_freq")
@@ -259,6 +260,58 @@ def save(
         tensors, directory / "model.safetensors", metadata={"format": "pt"}
     )
     (directory / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def save_adapter(
+    directory: str | Path,
+    config: TransformerConfig,
+    adapters: transformer.Params,
+    *,
+    lora: LoRA,
+    base: str,
+    dtype: str = "float32",
+) -> None:
+    """Writes adapters as PEFT has them: `adapter_config.json` and `adapter_model.safetensors`.
+
+    Args:
+      directory: made if missing; an adapter in it is replaced.
+      config: shape of the policy.
+      adapters: as `lora.init` makes them, all on this process.
+      lora: which they are.
+      base: what the model that they adapt is called: a folder, or a name on a hub.
+      dtype: "float32" or "bfloat16", of the tensors.
+
+    Raises:
+      ValueError: no published family has a policy of this shape.
+    """
+    names = families.FAMILIES[families.family_of(config)[0]].tensors
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, np.ndarray] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(adapters)[0]:
+        *where, side = (key.key for key in path)
+        theirs = {"lora_a": "lora_A", "lora_b": "lora_B"}[side]
+        matrix = names["/".join([*where, "kernel"])][0].removesuffix(".weight")
+        values = np.asarray(leaf).astype(jax.numpy.dtype(dtype))
+        for layer, one in enumerate(values):
+            name = f"base_model.model.{matrix}.{theirs}.weight".format(layer)
+            tensors[name] = np.ascontiguousarray(one.T)
+    described = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        "target_modules": list(lora.targets),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    _safetensors().numpy.save_file(
+        tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"}
+    )
+    (directory / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
 def fingerprint(directory: str | Path) -> str:

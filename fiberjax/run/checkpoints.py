@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -10,6 +11,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
+
+BEST = "best"
+"""In what the host remembers: iterations finished in the best checkpoint."""
 
 
 class Restored(NamedTuple):
@@ -26,6 +31,17 @@ class Restored(NamedTuple):
     host: dict[str, Any]
 
 
+class _Best:
+    """Preserves the best checkpoint, for Orbax: the one of `iteration`."""
+
+    iteration: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Which ones are preserved."""
+        del context
+        return [checkpoint.step == self.iteration for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """Saves and restores in one directory; a context manager that waits for the last save.
 
@@ -38,14 +54,16 @@ class Checkpoints:
 
         Args:
           directory: where the checkpoints lie, one folder each.
-          keep: how many of the latest to keep.
+          keep: how many of the latest to keep, beside the best one that `save` names.
         """
         if keep < 1:
             raise ValueError(f"checkpoint.keep must be at least 1; got {keep}")
         self._directory = Path(directory).absolute()
+        self._best = _Best()
+        policy = AnyPreservationPolicy([LatestN(keep), self._best])
         self._manager = ocp.CheckpointManager(
             self._directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+            options=ocp.CheckpointManagerOptions(preservation_policy=policy),
             item_names=("state", "host"),
         )
 
@@ -53,8 +71,38 @@ class Checkpoints:
         """Iterations finished in the newest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, iteration: int, state: Any, host: dict[str, Any]) -> None:
-        """Saves; the state may be donated as soon as this returns."""
+    def best(self) -> int:
+        """Iterations finished in the best checkpoint, as the newest one names it.
+
+        Raises:
+          ValueError: there is none.
+        """
+        newest, found = self.latest(), None
+        if newest is not None:
+            only_host = ocp.args.Composite(host=ocp.args.JsonRestore())
+            found = self._manager.restore(newest, args=only_host)["host"].get(BEST)
+        if found is None:
+            raise ValueError(
+                f"{self._directory} holds no best checkpoint: config.checkpoint.best named no "
+                "metric, or the run has not measured it yet"
+            )
+        return int(found)
+
+    def save(
+        self, iteration: int, state: Any, host: dict[str, Any], best: int | None = None
+    ) -> None:
+        """Saves; the state may be donated as soon as this returns.
+
+        Args:
+          iteration: iterations finished.
+          state: the train state.
+          host: what else is restored, a JSON-like dictionary.
+          best: iterations finished in the best checkpoint, which is kept; this one or an earlier
+            one. None for none.
+        """
+        self._best.iteration = best
+        if best is not None:
+            host = host | {BEST: best}
         self._manager.save(
             iteration,
             args=ocp.args.Composite(

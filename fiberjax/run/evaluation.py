@@ -1,16 +1,18 @@
-"""Held-out prompts, before and after training: sampled, rewarded, compared.
+"""Held-out prompts, before, while and after training: sampled, rewarded, compared.
 
 The k samples of a prompt become one number: their mean reward (`mean@k`), and the chance that one
 of them passes (`pass@k`). Prompts are the independent units. The overall figure is the unweighted
 mean over domains, whatever their numbers of prompts.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,11 +21,12 @@ from rich.text import Text
 from fiberjax import seeds
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
-from fiberjax.run import statistics
+from fiberjax.run import rollouts, statistics
 from fiberjax.run.progress import Progress
+from fiberjax.run.shown import visible
 from fiberjax.run.statistics import Interval, difference, interval, mean_of, real_interval
 from fiberjax.tasks import PromptStream, prompt_batch
-from fiberjax.tasks.verifiers import passes
+from fiberjax.tasks.rewards import passes
 
 OVERALL = "overall"
 """The name of the rows that hold the unweighted mean over domains."""
@@ -36,10 +39,17 @@ class Measures:
     Attributes:
       by_name: name, such as "mean@4", -> float[prompts].
       domain: int[prompts].
+      samples: completions that were asked for, by `rollouts.SCHEMA`; not part of its JSON.
     """
 
     by_name: dict[str, np.ndarray]
     domain: np.ndarray
+    samples: pa.Table | None = None
+
+    def first(self, prompts: int) -> "Measures":
+        """The same of the first prompts of each domain, so many at most; without samples."""
+        kept = rollouts.rank(self.domain) < prompts
+        return Measures({name: of[kept] for name, of in self.by_name.items()}, self.domain[kept])
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-like values."""
@@ -53,48 +63,98 @@ class Measures:
         return cls(measures, np.array(values["domain"]))
 
 
-def evaluate(experiment: Experiment, params: Any, description: str) -> Measures:
+def evaluate(
+    experiment: Experiment,
+    params: Any,
+    description: str | None,
+    *,
+    prompts: int | None = None,
+    samples: int = 0,
+    iteration: int = 0,
+) -> Measures:
     """Samples held-out prompts and rewards them; the same prompts and keys at every call.
 
     Args:
-      experiment: its `evaluation` section says how many.
+      experiment: its `evaluation` section says how many, and how they are drawn.
       params: of the policy, on the mesh.
-      description: shown with the progress.
+      description: shown with the progress; None shows none.
+      prompts: of each domain, the first; `evaluation.prompts` where None.
+      samples: completions of each domain that `Measures.samples` holds, those of its first prompts.
+      iteration: that the policy has finished, for these.
     """
     wanted = experiment.evaluation
     examples = experiment.held_out
+    most = wanted.prompts if prompts is None else prompts
     chosen = np.concatenate(
         [
-            offset + np.arange(min(size, wanted.prompts))
+            offset + np.arange(min(size, most))
             for offset, size in zip(examples.offsets, examples.sizes, strict=True)
         ]
     )
     domain = np.array([examples.domain_of(int(index)) for index in chosen])
+    kept = np.flatnonzero(rollouts.rank(domain) < samples)
     # One static shape: the last batch is filled up with the first prompts again.
     num_batches = -(-len(chosen) // wanted.batch)
     filled = np.resize(chosen, num_batches * wanted.batch).reshape(num_batches, -1)
     index, count = mesh.process_share(experiment.mesh, wanted.batch)
     share = slice(index * wanted.batch // count, (index + 1) * wanted.batch // count)
-    sampler = experiment.sampler(experiment.test)
+    sampler = experiment.evaluation_sampler()
     params = sampler.read(params)
-    rewards = []
-    with Progress(num_batches, description, log_every=0) as progress:
+    rewards, tables = [], []
+    bar: contextlib.AbstractContextManager[Progress | None] = contextlib.nullcontext()
+    if description is not None:
+        bar = Progress(num_batches, description, log_every=0)
+    with bar as progress:
         for step, rows in enumerate(filled):
-            prompts = prompt_batch(examples, rows[share], experiment.window.prompt)
-            rollouts = sampler(
-                params, prompts, samples=wanted.samples, stream=seeds.EVALUATION, step=step
+            batch = prompt_batch(examples, rows[share], experiment.window.prompt)
+            drawn = sampler(
+                params, batch, samples=wanted.samples, stream=seeds.EVALUATION, step=step
             )
-            rewards.append(
-                mesh.gather(experiment.mesh, rollouts.reward).reshape(-1, wanted.samples)
-            )
-            progress.update(step + 1, reward=float(np.mean(rewards[-1])))
+            rewards.append(mesh.gather(experiment.mesh, drawn.reward).reshape(-1, wanted.samples))
+            if samples > 0:
+                here = kept[kept // wanted.batch == step] % wanted.batch
+                tables.append(
+                    rollouts.table(
+                        experiment,
+                        drawn,
+                        here * wanted.samples,
+                        iteration=iteration,
+                        split=rollouts.HELD_OUT,
+                    )
+                )
+            if progress is not None:
+                progress.update(step + 1, reward=float(np.mean(rewards[-1])))
     by_prompt = np.concatenate(rewards)[: len(chosen)]
-    k = wanted.samples
-    measures = {f"mean@{k}": statistics.mean_at_k(by_prompt)}
-    if k > 1:
-        passed = passes(by_prompt, experiment.tasks.pass_threshold)
-        measures[f"pass@{k}"] = statistics.pass_at_k(passed, k)
-    return Measures(measures, domain)
+    passed = passes(by_prompt, experiment.tasks.pass_threshold)
+    values = [statistics.mean_at_k(by_prompt), statistics.pass_at_k(passed, wanted.samples)]
+    measures = dict(zip(wanted.measures, values, strict=False))  # pass@1 is none of its own.
+    return Measures(measures, domain, pa.concat_tables(tables) if tables else None)
+
+
+def curve_point(measured: Measures, names: Sequence[str]) -> dict[str, float]:
+    """An evaluation as metrics: `evaluation/<measure>/<domain>` with its 95 % limits, by name.
+
+    Args:
+      measured: the evaluation.
+      names: the domains' names; one without prompts has no metrics.
+
+    Returns:
+      For each measure and domain, and the unweighted mean over domains as `overall`: the value, and
+      under its name with `/low` and `/high` the limits, by the rules of `compare`.
+    """
+    scalars: dict[str, float] = {}
+    for measure, values in measured.by_name.items():
+        bounded = bool(((values >= 0) & (values <= 1)).all())
+        estimate = interval if bounded else real_interval
+        parts = {name: estimate(values[of]) for name, of in _by_domain(measured.domain, names)}
+        for name, found in (parts | {OVERALL: mean_of(list(parts.values()))}).items():
+            metric = f"evaluation/{measure}/{name}"
+            scalars |= {
+                metric: found.value,
+                f"{metric}/low": found.low,
+                f"{metric}/high": found.high,
+            }
+    return scalars
 
 
 def profile(experiment: Experiment, params: Any, stream: PromptStream) -> None:
@@ -117,8 +177,8 @@ def profile(experiment: Experiment, params: Any, stream: PromptStream) -> None:
     with Progress(num_batches, "profiling prompts", log_every=0) as progress:
         for step, rows in enumerate(filled):
             prompts = prompt_batch(examples, rows[share], experiment.window.prompt)
-            rollouts = sampler(params, prompts, samples=samples, stream=seeds.PROFILE, step=step)
-            stream.observe(rows, mesh.gather(experiment.mesh, rollouts.reward).reshape(-1, samples))
+            drawn = sampler(params, prompts, samples=samples, stream=seeds.PROFILE, step=step)
+            stream.observe(rows, mesh.gather(experiment.mesh, drawn.reward).reshape(-1, samples))
             progress.update(step + 1)
 
 
@@ -179,14 +239,8 @@ class EvaluationTable:
         for row in self.rows:
             change = _signed(row.difference)
             change = f"**{change}**" if row.difference.excludes_zero else change
-            cells = (
-                row.domain.replace("|", "\\|"),
-                row.measure,
-                row.prompts,
-                row.before,
-                row.after,
-                change,
-            )
+            domain = visible(row.domain).replace("|", r"\|")
+            cells = (domain, row.measure, row.prompts, row.before, row.after, change)
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         return "\n".join(lines) + "\n"
 
@@ -200,8 +254,8 @@ class EvaluationTable:
         for row, following in zip(self.rows, [*self.rows[1:], None], strict=True):
             colour = "green" if row.difference.low > 0 else "red" if row.difference.high < 0 else ""
             table.add_row(
-                Text(row.domain),
-                Text(row.measure),
+                Text(visible(row.domain)),
+                row.measure,
                 str(row.prompts),
                 f"{row.before.value:.3f}",
                 f"{row.after.value:.3f}",

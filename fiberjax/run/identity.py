@@ -2,7 +2,8 @@
 
 `config.json` in a run folder is the config, with two keys more: the `version` of the program's
 options (see `migrations`) and the `plugin_digests`. A folder is resumed with the very config and
-plugins that it was begun with; anything else is refused, by its path and both values.
+plugins that it was begun with; anything else is refused, by its path and both values. Only what
+changes nothing that is drawn or trained may be changed: `FREE`.
 
 A run of an earlier version goes on as it was begun. Options that its version did not have are taken
 from the migrations and not from the config given, whose values there are those of today; which ones
@@ -20,6 +21,8 @@ from fiberjax.experiment import Experiment
 from fiberjax.run import migrations, writers
 
 FILE = "config.json"
+FREE = ("keep", "stop")
+"""Sections that may differ from what a run was begun with; the newest are kept."""
 ELSE = "Choose another --workdir, or give the same config to resume."
 
 
@@ -76,6 +79,8 @@ def settle(directory: str | Path, config: ConfigDict) -> ConfigDict:
 def claim(directory: str | Path, experiment: Experiment, config_json: str) -> None:
     """Writes the config into a new run folder; a folder with this very config is resumed.
 
+    What of `FREE` differs in a folder's config is said in one line, and written there.
+
     Args:
       directory: the run folder.
       experiment: what the config describes.
@@ -88,15 +93,20 @@ def claim(directory: str | Path, experiment: Experiment, config_json: str) -> No
     writers.check_installed(experiment.writers)
     path = Path(directory) / FILE
     saved, given = _read(path.parent), json.loads(config_json)
+    changed = {} if saved is None else _differences(saved.config, given)
     if saved is not None:
-        _refuse(directory, _differences(saved.config, given))
+        _refuse(
+            directory, {path: told for path, told in changed.items() if not _within(path, FREE)}
+        )
         for name, digest in experiment.plugin_digests.items():
             if saved.plugin_digests[name] != digest:
                 raise ValueError(
                     f"{directory} holds a run with another {name}: the file has changed since "
                     f"(digest {saved.plugin_digests[name]} there, {digest} here). {ELSE}"
                 )
-    elif jax.process_index() == 0:
+    if jax.process_index() == 0 and (saved is None or changed):
+        if changed:
+            print(f"{directory} goes on with {_listed(changed)}")
         identity = {
             "version": migrations.VERSION,
             "plugin_digests": dict(experiment.plugin_digests),

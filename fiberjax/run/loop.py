@@ -7,21 +7,26 @@ seed and the iteration, and the checkpoint holds the rest (policy, optimizer, pr
 
 import contextlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
-from fiberjax.run import evaluation, identity, metrics, plots, writers
+from fiberjax.policy import lora
+from fiberjax.run import evaluation, identity, metrics, plots, rollouts, writers
+from fiberjax.run.base import Base, make_base
+from fiberjax.run.best import Best, EarlyStop
 from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, evaluate, profile
 from fiberjax.run.interrupts import Interrupts
+from fiberjax.run.payless import Payless
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.warm_start import starting_params
+from fiberjax.run.watching import Watch
 from fiberjax.tasks import PromptStream
 from fiberjax.train.update import TrainState
 
@@ -42,7 +47,7 @@ def run(
     Args:
       experiment: from `experiment.from_config`.
       directory: the run folder: `config.json`, `metrics.jsonl` and what other writers make,
-        `checkpoints/`, `evaluation.{json,md}` and `plots/`.
+        `samples/`, `checkpoints/`, `evaluation.{json,md}` and `plots/`.
       config_json: the config as JSON; a directory with another one is refused. See `identity`.
       trace_iteration: an iteration, counted from 1, that is traced into `trace/` for TensorBoard's
         profiler, on every host; None traces none.
@@ -58,8 +63,8 @@ def run(
     primary = jax.process_index() == 0
     barrier("run folder claimed")
     identity.claim(directory, experiment, config_json)
-    before, state = train(experiment, directory, trace_iteration)
-    after = evaluate(experiment, state.params, "evaluation after")
+    before, state, base = train(experiment, directory, trace_iteration)
+    after = evaluate_after(experiment, directory, experiment.whole(state.params, base.params))
     table = evaluation.compare(
         before.by_name,
         after.by_name,
@@ -71,43 +76,89 @@ def run(
     return table
 
 
-def saved_params(
-    experiment: Experiment, directory: Path, iteration: int | None = None
-) -> tuple[int, Any]:
-    """Iteration and parameters of a run's checkpoint, on the experiment's mesh.
+def evaluate_after(experiment: Experiment, directory: Path, params: Any) -> Measures:
+    """The evaluation after the last iteration; its samples are kept as of that iteration."""
+    with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
+        iteration = saved.latest() or 0
+    samples = rollouts.kept_of_evaluations(experiment)
+    after = evaluate(experiment, params, "evaluation after", samples=samples, iteration=iteration)
+    folder = rollouts.open_folder(experiment, directory, iteration)
+    if folder is not None and after.samples is not None:
+        folder.write(after.samples)
+    return after
+
+
+class SavedPolicy(NamedTuple):
+    """What a run's checkpoint holds of the policy.
+
+    Attributes:
+      iteration: that it was saved after.
+      trained: all parameters, or the adapters.
+      base: of the adapters.
+    """
+
+    iteration: int
+    trained: Any
+    base: Base
+
+
+Wanted = int | Literal["best"] | None
+"""Which checkpoint: its iteration, the best one by `config.checkpoint.best`, or the newest."""
+
+
+def saved_policy(experiment: Experiment, directory: Path, iteration: Wanted = None) -> SavedPolicy:
+    """The policy of a run's checkpoint, on the experiment's mesh.
 
     Args:
       experiment: of the run.
       directory: its folder.
-      iteration: of the checkpoint; None for the newest.
+      iteration: of the checkpoint; "best" for the best one by `config.checkpoint.best`; None for
+        the newest.
 
     Raises:
-      ValueError: there is none, or it is not of this experiment.
+      ValueError: there is none, or it is not of this experiment, or adapts another base.
     """
     if not (directory / "checkpoints").is_dir():
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
-        found = saved.restore(experiment.abstract_state(), iteration)
+        wanted = saved.best() if iteration == "best" else iteration
+        found = saved.restore(experiment.abstract_state(), wanted)
     if found is None:
         raise ValueError(f"{str(directory)!r} holds no checkpoint of a run")
-    return found.iteration, found.state.params
+    base = make_base(experiment)
+    base.check(found.host)
+    return SavedPolicy(found.iteration, found.state.params, base)
+
+
+def saved_params(
+    experiment: Experiment, directory: Path, iteration: Wanted = None
+) -> tuple[int, Any]:
+    """Iteration and parameters of a checkpoint, adapters merged into them; as `saved_policy`."""
+    found = saved_policy(experiment, directory, iteration)
+    return found.iteration, lora.merged(experiment.lora, found.base.params, found.trained)
 
 
 class Begun(NamedTuple):
     """Where a run stands when its next iteration begins.
 
     Attributes:
+      base: what adapters adapt.
       state: the train state.
       done: iterations finished.
       stream: of the prompts.
       control: of the gate's budgets.
+      best: of the checkpoints.
+      stop: whether to stop early.
       before: the evaluation before the first iteration.
     """
 
+    base: Base
     state: TrainState
     done: int
     stream: PromptStream
     control: Controller
+    best: Best
+    stop: EarlyStop
     before: Measures
 
 
@@ -115,80 +166,118 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     """The newest checkpoint, or what a run starts from: warm-started, evaluated and profiled."""
     stream = experiment.prompt_stream()
     control = Controller(experiment.budget_control, experiment.iterations)
+    best = Best(experiment.checkpoint.best, experiment.checkpoint.best_mode)
+    stop = EarlyStop(experiment.stop)
     shapes = experiment.abstract_state()
+    base = make_base(experiment)
     found = saved.restore(shapes)
     if found is not None:
+        base.check(found.host)
         stream.set_state(found.host["stream"])
         control.set_state(found.host.get("budget_control"))
-        return Begun(
-            found.state, found.iteration, stream, control, Measures.of(found.host["before"])
-        )
-    start = starting_params(experiment)
-    before = evaluate(experiment, start, "evaluation before")
-    profile(experiment, start, stream)
-    # Donated: nothing but the state is kept on the devices.
+        best.set_state(found.host.get("best_value"))
+        stop.set_state(found.host.get("stop"))
+        before = Measures.of(found.host["before"])
+        return Begun(base, found.state, found.iteration, stream, control, best, stop, before)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    make = jax.jit(experiment.fresh_state, out_shardings=shardings, donate_argnums=0)
-    return Begun(make(start), 0, stream, control, before)
+    if experiment.lora is None:
+        # Donated: nothing but the state is kept on the devices.
+        make = jax.jit(experiment.fresh_state, out_shardings=shardings, donate_argnums=0)
+        state = make(starting_params(experiment))
+    else:
+        state = jax.jit(experiment.fresh_state, out_shardings=shardings)(base.params)
+    params = experiment.whole(state.params, base.params)
+    samples = rollouts.kept_of_evaluations(experiment)
+    before = evaluate(experiment, params, "evaluation before", samples=samples)
+    profile(experiment, params, stream)
+    return Begun(base, state, 0, stream, control, best, stop, before)
 
 
 def train(
     experiment: Experiment, directory: Path, trace_iteration: int | None = None
-) -> tuple[Measures, TrainState]:
+) -> tuple[Measures, TrainState, Base]:
     """Runs the iterations that the directory's newest checkpoint has not seen yet.
 
     Arguments as `run`.
 
     Returns:
-      The evaluation before the first iteration, and the state after the last.
+      The evaluation before the first iteration; the state after the last, or after the one that
+      `config.stop` stopped at; and the base of its adapters.
 
     Raises:
-      SystemExit: a host was asked to end; the run is saved.
+      SystemExit: a host was asked to end, or nothing is paid (`payless`); the run is saved.
       KeyboardInterrupt: a host alone was interrupted; the iteration is finished and saved.
     """
     primary = jax.process_index() == 0
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
-        state, done, stream, control, before = begin(experiment, saved)
-        if done == experiment.iterations:
-            return before, state
-        # The start, a second time: only a KL penalty needs it beside the state.
-        reference = starting_params(experiment) if experiment.training.kl_coefficient > 0 else None
-        trainer = Trainer(experiment, reference)
+        base, state, done, stream, control, best, stop, before = begin(experiment, saved)
+        if stop.reached and primary:
+            print(f"{directory} stopped early after iteration {done}: {stop}")
+        if done == experiment.iterations or stop.reached:
+            return before, state, base
+        reference, payless = base.params, Payless(experiment)
+        if experiment.lora is None and experiment.training.kl_coefficient > 0:
+            # The start, a second time: only a KL penalty needs it beside the state.
+            reference = starting_params(experiment)
         with (
             writers.open_writers(
-                directory, resume_step=done, names=experiment.writers, enabled=primary
+                directory, resume_step=done or None, names=experiment.writers, enabled=primary
             ) as writer,
             Progress(experiment.iterations, "training", start=done) as progress,
             Interrupts(INTERRUPTED) as interrupts,
         ):
+            folder = rollouts.open_folder(experiment, directory, done)
+            watch = Watch(experiment, folder, writer, progress)
+            trainer = Trainer(experiment, reference, watch=watch.rollouts)
+            if done == 0:
+                stop.observe(0, watch.start(before))
             for iteration in range(done, experiment.iterations):
                 with traced(directory / "trace", iteration + 1 == trace_iteration):
                     state, scalars = trainer.iterate(state, stream, iteration, control.factor)
                 control.observe(iteration, scalars)
-                writer.write(iteration + 1, scalars)
-                metrics.finite_or_raise(iteration + 1, scalars)
+                try:
+                    metrics.finite_or_raise(iteration + 1, scalars)
+                    scalars |= watch.evaluation(
+                        iteration + 1, experiment.whole(state.params, base.params)
+                    )
+                    scalars["timing/watching_s"] = watch.seconds()
+                finally:
+                    writer.write(iteration + 1, scalars)
                 progress.update(
                     iteration + 1, **{name: scalars[key] for name, key in SHOWN.items()}
                 )
+                improved = best.observe(iteration + 1, scalars)
+                stop.observe(iteration + 1, scalars)
                 last = iteration + 1 == experiment.iterations
-                ending = distributed.asked_to_end(iteration + 1) and not last
+                stopping = stop.reached and not last
+                ending = distributed.asked_to_end(iteration + 1) and not (last or stopping)
                 due = (iteration + 1) % experiment.checkpoint.every == 0
                 interrupted = interrupts.asked
-                if last or ending or due or interrupted:
-                    host = {
+                unpaid = payless.observe(iteration, scalars)
+                if last or stopping or ending or due or interrupted or improved or unpaid:
+                    host: dict[str, Any] = {
                         "stream": stream.get_state(),
                         "budget_control": control.get_state(),
+                        "best_value": best.get_state(),
+                        "stop": stop.get_state(),
                         "before": before.to_json(),
                     }
-                    saved.save(iteration + 1, state, host)
+                    if base.digest:
+                        host["base"] = base.digest
+                    saved.save(iteration + 1, state, host, best.iteration)
+                if stopping:
+                    progress.print(f"stops early after iteration {iteration + 1}: {stop}")
+                    break
                 if ending:
                     raise SystemExit(
                         f"asked to end; iteration {iteration + 1} is saved, and the same command "
                         "on every host goes on from there"
                     )
+                if unpaid:
+                    raise SystemExit(f"stopped: {unpaid}")
                 if interrupted:
                     break  # Raised as `interrupts` is left.
-    return before, state
+    return before, state, base
 
 
 def traced(directory: Path, wanted: bool) -> contextlib.AbstractContextManager:

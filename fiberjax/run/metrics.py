@@ -81,9 +81,20 @@ METRICS: Mapping[str, Metric] = {
     "rollout/kept_mass/mean": Metric("probability", "mass kept by top-k and top-p, mean"),
     "rollout/kept_mass/min": Metric("probability", "mass kept by top-k and top-p, smallest"),
     "curriculum/target": Metric("probability", "pass rate the curriculum aims at"),
+    "curriculum/share/<name>": Metric(
+        "fraction", "training prompts by their last known pass rate, untried ones among them"
+    ),
+    "evaluation/<measure>/<domain>": Metric(
+        "reward or probability", "held-out prompts while training, mean over prompts or domains"
+    ),
+    "evaluation/<measure>/<domain>/low": Metric("as the value", "lower limit of its 95 % interval"),
+    "evaluation/<measure>/<domain>/high": Metric(
+        "as the value", "upper limit of its 95 % interval"
+    ),
     "timing/rollout_s": Metric("s", "time to sample and verify a rollout batch"),
     "timing/update_s": Metric("s", "time of the updates on a rollout batch"),
     "timing/total_s": Metric("s", "time of the whole step"),
+    "timing/watching_s": Metric("s", "time to evaluate after a step, and to keep and show samples"),
     "perf/tokens_per_s": Metric("tokens/s", "response tokens sampled a second of the whole step"),
 }
 """Every metric the framework writes; `<...>` stands for a domain, level, sign, quadrant or

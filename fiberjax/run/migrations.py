@@ -60,6 +60,12 @@ def _columns_by_name(config: dict[str, Any]) -> None:
     config["tasks"]["columns"] = dict.fromkeys(names, "") | config["tasks"]["columns"]
 
 
+def _evaluated_as_sampled(config: dict[str, Any]) -> None:
+    """Held-out prompts were sampled as those of training were."""
+    for name in ("temperature", "top_k", "top_p"):
+        config["evaluation"][name] = config["rollout"][name]
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(
         added={
@@ -111,6 +117,35 @@ MIGRATIONS: tuple[Migration, ...] = (
         renamed={},
         rewrite=_model_of_its_own,
         rewritten=("model.overrides", "model.tokenizer", "model.warm_start"),
+    ),
+    # Of one strict form until then.
+    Migration(
+        added={"training.unpaid_iterations": 0},
+        renamed={"tasks.verifier": {"numeric": "strict_number"}},
+    ),
+    Migration(
+        added={
+            "lora": {
+                "rank": 0,
+                "alpha": 32.0,
+                "targets": ["all-linear"],
+                "base_dtype": "float32",
+            },
+        },
+        renamed={},
+    ),
+    Migration(
+        added={
+            "checkpoint.best": "",
+            "checkpoint.best_mode": "max",
+            "evaluation.curve_prompts": 1,
+            "evaluation.every": 0,
+            "keep": {"samples": 2, "every": 0, "show_every": 0, "megabytes": 100.0},
+            "stop": {"metric": "", "patience": 3, "min_delta": 0.0, "mode": "max"},
+        },
+        renamed={},
+        rewrite=_evaluated_as_sampled,
+        rewritten=("evaluation.temperature", "evaluation.top_k", "evaluation.top_p"),
     ),
     Migration(
         added={

@@ -4,6 +4,7 @@ Only matplotlib's objects are used, no pyplot, so nothing global is touched. Met
 left out of its panels, and panels without any are not drawn.
 """
 
+import fnmatch
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from fiberjax.diagnostics import GLOBAL_REGIMES, LOCAL_REGIMES
 from fiberjax.run.evaluation import OVERALL, EvaluationTable
 from fiberjax.run.metrics import describe, read_metrics
+from fiberjax.run.shown import visible
 from fiberjax.run.statistics import Interval
 
 # Okabe and Ito's colours, told apart with every common colour blindness; yellow, too pale for
@@ -31,6 +33,10 @@ _REGIME_COLOURS = dict(zip(GLOBAL_REGIMES, _ORDERED, strict=True)) | dict(
     zip(LOCAL_REGIMES, _ORDERED[::2], strict=True)
 )
 _GREY = "#6F6F6F"
+_SHARE_COLOURS = {"untried": "#D9D9D9"} | dict(
+    zip(("never", "seldom", "often", "always"), _ORDERED[::-1], strict=False)
+)
+_STACKED = _REGIME_COLOURS | _SHARE_COLOURS
 HEADING: dict[str, Any] = {"fontsize": 10.5, "fontweight": "bold"}
 _DPI = 130
 
@@ -42,8 +48,9 @@ class Panel(NamedTuple):
       file: name of the PNG, without its ending.
       title: heading.
       unit: label of the vertical axis.
-      names: metrics in order; one that ends in `/*` stands for all of its prefix.
-      kind: lines; a range, whose names are (middle, low, high); or areas stacked on each other.
+      names: metrics in order; `*` stands for anything.
+      kind: lines; a range, whose names are (middle, low, high); areas stacked on each other; or a
+        curve of few points, each with the interval from `<name>/low` to `<name>/high`.
       scale: of the vertical axis.
       without: metrics that a pattern leaves out.
       guide: a metric drawn as a thin dashed line for orientation.
@@ -53,7 +60,7 @@ class Panel(NamedTuple):
     title: str
     unit: str
     names: tuple[str, ...]
-    kind: Literal["lines", "range", "stack"] = "lines"
+    kind: Literal["lines", "range", "stack", "curve"] = "lines"
     scale: Literal["linear", "log"] = "linear"
     without: tuple[str, ...] = ()
     guide: str | None = None
@@ -68,6 +75,15 @@ PANELS = (
         ("reward/*",),
         without=("reward/mean", "reward/std"),
         guide="curriculum/target",
+    ),
+    Panel("curve_mean", "Held-out, mean@k", "mean reward", ("evaluation/mean@*/*",), kind="curve"),
+    Panel("curve_pass", "Held-out, pass@k", "probability", ("evaluation/pass@*/*",), kind="curve"),
+    Panel(
+        "curriculum",
+        "Prompts by last pass rate",
+        "fraction of prompts",
+        tuple(f"curriculum/share/{name}" for name in _SHARE_COLOURS),
+        kind="stack",
     ),
     Panel(
         "response_length",
@@ -161,6 +177,7 @@ NOT_DRAWN: Mapping[str, str] = {
     "timing/rollout_s": "of the machine, not of the policy",
     "timing/update_s": "of the machine, not of the policy",
     "timing/total_s": "of the machine, not of the policy",
+    "timing/watching_s": "of the machine, not of the policy",
     "perf/tokens_per_s": "of the machine, not of the policy",
 }
 """The metrics without a panel, and why."""
@@ -290,7 +307,9 @@ def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path
             axes.axvline(len(rows) - 1.5, color=_GREY, linewidth=0.8, linestyle=":")
         finish(axes, f"{measure} on held-out prompts", "mean over prompts", "linear")
         axes.set_xlabel("")
-        axes.set_xticks(np.arange(len(rows)), [f"{r.domain}\nn = {r.prompts}" for r in rows])
+        axes.set_xticks(
+            np.arange(len(rows)), [f"{literal(r.domain)}\nn = {r.prompts}" for r in rows]
+        )
         if all(0 <= bar.low and bar.high <= 1 for row in rows for bar in (row.before, row.after)):
             axes.set_ylim(0, 1.1)
             axes.set_yticks(np.linspace(0, 1, 6))
@@ -324,12 +343,9 @@ def _drawable(values: np.ndarray, scale: str) -> np.ndarray:
 
 def _series(panel: Panel, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns of a panel that can be drawn, by name."""
-    names: list[str] = []
-    for name in panel.names:
-        if name.endswith("/*"):
-            names += [key for key in columns if key.startswith(name[:-1])]
-        else:
-            names += [name] if name in columns else []
+    names = [key for name in panel.names for key in columns if fnmatch.fnmatchcase(key, name)]
+    if panel.kind == "curve":
+        names = [name for name in names if f"{name}/low" in columns]
     return {
         name: columns[name]
         for name in names
@@ -341,6 +357,8 @@ def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
     series, step = _series(panel, columns), columns["step"]
     if panel.kind == "stack":
         _stack(axes, step, series)
+    elif panel.kind == "curve":
+        _curve(axes, columns, tuple(series))
     elif panel.kind == "range":
         middle, low, high = (series.get(name) for name in panel.names)
         if low is not None and high is not None:
@@ -353,7 +371,7 @@ def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
         axes.axhline(1.0, color=_GREY, linewidth=0.8, linestyle="--")
     else:
         for index, (name, values) in enumerate(series.items()):
-            label = name.rpartition("/")[2].replace("log_prob_abs_", "")
+            label = literal(name.rpartition("/")[2].replace("log_prob_abs_", ""))
             _line(axes, step, values, label, index, panel.scale, pale=len(series) <= 2)
     if panel.guide is not None and panel.guide in columns:
         use = np.isfinite(columns[panel.guide])
@@ -364,8 +382,9 @@ def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
     finish(axes, panel.title, panel.unit, panel.scale)
     if panel.kind == "stack":
         axes.set_ylim(0, 1)
-        axes.set_xlim(step[0], max(step[-1], step[0] + 1))
-    elif panel.kind == "lines" and panel.scale == "linear":
+        drawn = step[_complete(series)]
+        axes.set_xlim(drawn[0], max(drawn[-1], drawn[0] + 1))
+    elif panel.kind in ("lines", "curve") and panel.scale == "linear":
         _from_zero(axes, list(series.values()))
     if len(axes.get_legend_handles_labels()[1]) > 1:
         _legend(axes)
@@ -408,13 +427,49 @@ def _running_mean(values: np.ndarray, scale: str) -> np.ndarray:
 
 def _stack(axes: Axes, step: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
     """Draws fractions as areas on top of each other (running means), light to dark."""
-    rows = np.nan_to_num(np.stack(list(series.values())), posinf=0.0, neginf=0.0)
+    use = _complete(series)
+    rows = np.nan_to_num(np.stack(list(series.values()))[:, use], posinf=0.0, neginf=0.0)
     rows = np.stack([_running_mean(row, "linear") for row in rows])
     names = [name.rpartition("/")[2] for name in series]
     # The colour belongs to the name: a regime that is missing must not shift the others'.
     axes.stackplot(
-        step, rows, labels=names, colors=[_REGIME_COLOURS[name] for name in names], linewidth=0
+        step[use], rows, labels=names, colors=[_STACKED[name] for name in names], linewidth=0
     )
+
+
+def _complete(series: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The steps that have any of the series; bool[steps]."""
+    return np.any([np.isfinite(values) for values in series.values()], axis=0)
+
+
+def _curve(axes: Axes, columns: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
+    """Draws points joined by lines, each with its interval; the mean over domains thick."""
+    for index, name in enumerate(names):
+        use = np.isfinite(columns[name])
+        x, y = columns["step"][use], columns[name][use]
+        low, high = (columns[f"{name}/{end}"][use] for end in ("low", "high"))
+        # Infinite limits, of a single prompt, are not drawn.
+        low, high = np.where(np.isfinite(low), low, y), np.where(np.isfinite(high), high, y)
+        label = name.rpartition("/")[2]
+        whole = label == OVERALL
+        colour = "#000000" if whole else _COLOURS[index % (len(_COLOURS) - 1)]
+        axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(
+            x,
+            y,
+            color=colour,
+            linewidth=2.4 if whole else 1.2,
+            linestyle=_DASHES[0 if whole else index // (len(_COLOURS) - 1) % len(_DASHES)],
+            marker="o",
+            markersize=4 if whole else 2.5,
+            label=literal(label),
+        )
+
+
+def literal(text: str) -> str:
+    """A name out of a file as matplotlib draws it: no formula, and in the legend whatever it is."""
+    escaped = visible(text).replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def _from_zero(axes: Axes, series: Sequence[np.ndarray]) -> None:

@@ -2,10 +2,11 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -71,7 +72,7 @@ class Progress:
         self._stream = sys.stdout if stream is None else stream
         self._began = time.monotonic()
         self._bar: RichProgress | None = None
-        console = Console(file=self._stream)
+        self._console = console = Console(file=self._stream)
         if console.is_terminal:
             self._bar = RichProgress(
                 TextColumn("[bold]{task.description}"),
@@ -100,10 +101,16 @@ class Progress:
         elif self._log_every and (step % self._log_every == 0 or step == self._total):
             rate = (step - self._start) / max(time.monotonic() - self._began, 1e-9)
             line = f"{self._description} {step}/{self._total}  {rate:.2f} steps/s  {text}"
-            self._print(line.rstrip())
+            self.print(line.rstrip())
 
-    def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+    def print(self, shown: str | Callable[[Console], RenderableType]) -> None:
+        """Prints a line as it is, or what is made for the console; above a bar, if there is one."""
+        if callable(shown):
+            self._console.print(shown(self._console))
+        elif self._bar is not None:
+            self._console.print(Text(shown))
+        else:
+            print(shown, file=self._stream, flush=True)
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()

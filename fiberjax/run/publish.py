@@ -72,6 +72,47 @@ def publish(
     split(output, shard_bytes)
 
 
+def publish_adapter(
+    experiment: Experiment, adapters: Any, base: Any, output: str | Path, *, dtype: str = "float32"
+) -> Path:
+    """Writes adapters as PEFT has them, to be served beside the model that they adapt.
+
+    That is the folder that the run began with. A run that began with none, or whose supervised
+    steps have changed it, has its base written too, float32, to `base` in the output.
+
+    Args:
+      experiment: of the run.
+      adapters: of its checkpoint, all on this process.
+      base: what they adapt, all on this process.
+      output: made if missing; an adapter in it is replaced.
+      dtype: "float32" or "bfloat16", of the adapters.
+
+    Returns:
+      Where the model is that they adapt.
+
+    Raises:
+      ValueError: the run has none, the output is the source, or the policy is of no published
+        family.
+    """
+    if experiment.lora is None:
+        raise ValueError(
+            "the run has no adapters: it trained all parameters (config.lora.rank = 0)"
+        )
+    output, source = Path(output), Path(experiment.model.folder)
+    if not experiment.model.folder or experiment.warm_start.steps > 0:
+        source = output / "base"
+        whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base)
+        publish(experiment, whole, source, dtype="float32")
+    elif output.resolve() == source.resolve():
+        raise ValueError(f"the output {str(output)!r} is the folder that the run began with")
+    weights.save_adapter(
+        output, experiment.policy, adapters, lora=experiment.lora, base=str(source), dtype=dtype
+    )
+    # It is written for its owner alone.
+    shutil.copymode(output / "adapter_config.json", output / "adapter_model.safetensors")
+    return source
+
+
 def _as_the_source(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """A source's config, with the type that the tensors have now."""
     # Code that is not copied, and a quantisation that was undone.

@@ -14,6 +14,7 @@ from fiberjax import mismatch, objective, seeds
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.tasks import PromptStream
+from fiberjax.tasks.curriculum import pass_rate_shares
 from fiberjax.train.batch import Batch
 from fiberjax.train.forward import make_log_probs
 from fiberjax.train.minibatches import make_batches
@@ -39,14 +40,23 @@ class Collected(NamedTuple):
 class Trainer:
     """One iteration after the other: rollouts, then epochs × minibatches updates on them."""
 
-    def __init__(self, experiment: Experiment, reference: Any):
+    def __init__(
+        self,
+        experiment: Experiment,
+        reference: Any,
+        *,
+        watch: Callable[[int, Rollouts], None] | None = None,
+    ):
         """Prepares the compiled functions.
 
         Args:
           experiment: what to run.
-          reference: parameters of the policy that a KL penalty holds to; None without one.
+          reference: parameters of the policy that a KL penalty holds to, which with adapters are
+            their base; None with neither.
+          watch: is given every iteration, counted from 1, and this process's rollouts of it.
         """
         self.experiment = experiment
+        self._watch = watch
         self._reference = reference
         self._sampler = experiment.sampler(experiment.train)
         self._step: Step = make_step(
@@ -87,7 +97,7 @@ class Trainer:
         if (mine.minibatches, mine.micro_batches) != (others.minibatches, others.micro_batches):
             raise ValueError("the experiments differ in their minibatches, which are compiled")
         other = copy.copy(self)
-        other.experiment, other._reference = experiment, reference
+        other.experiment, other._reference, other._watch = experiment, reference, None
         other._sampler = experiment.sampler(experiment.train, logit_noise=logit_noise)
         other._learning_rate = jax.jit(jax.vmap(experiment.schedule))
         return other
@@ -110,12 +120,13 @@ class Trainer:
         """The rollouts that an iteration trains on; see `iterate`.
 
         Args:
-          params: of the policy that samples.
+          params: what is trained of the policy that samples.
           stream: gives the prompts and learns their pass rates.
           iteration: that will train on them; decides every random draw.
         """
         began = time.monotonic()
         target = stream.target
+        params = self.experiment.whole(params, self._reference)
         rollouts = self._sampler(
             self._sampler.read(params),
             next(stream),
@@ -128,6 +139,8 @@ class Trainer:
             mesh.gather(self.experiment.mesh, rollouts.prompts.prompt_index),
             rewards.reshape(-1, rollouts.group_size),
         )
+        if self._watch is not None:
+            self._watch(iteration + 1, rollouts)
         credited = rewards
         if self.experiment.rollout.shuffle_rewards:
             credited = shuffled(rewards, self.experiment.seed, iteration)
@@ -135,6 +148,8 @@ class Trainer:
         names = self.experiment.domain_names
         metrics = rollout_metrics(self.experiment.mesh, rollouts, rewards, names)
         metrics |= gaps | {"curriculum/target": target}
+        shares = pass_rate_shares(stream.pass_rate)
+        metrics |= {f"curriculum/share/{name}": share for name, share in shares.items()}
         return Collected(batches, metrics, time.monotonic() - began)
 
     def update(
@@ -153,10 +168,11 @@ class Trainer:
         if self.experiment.budget_control.kind != "none":
             knobs = knobs._replace(budgets=self.experiment.gate.widened(knobs.budgets, factor))
         batches, pending = collected.batches, []
+        base = () if self.experiment.lora is None else (self._reference,)
         order = np.random.default_rng((self.experiment.seed, iteration))
         for _ in range(self.experiment.training.epochs):
             for j in order.permutation(len(batches)):
-                state, step_metrics = self._step(state, batches[j], knobs)
+                state, step_metrics = self._step(state, batches[j], knobs, *base)
                 pending.append(step_metrics)
         scalars = joined(pending) | collected.metrics
         updated = time.monotonic() - began

@@ -30,6 +30,9 @@ class MetricWriter(Protocol):
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Takes one step's scalars, plain floats by name; steps never go back."""
 
+    def write_text(self, step: int, name: str, text: str) -> None:
+        """Takes a text in Markdown, of a step; a writer may have no place for it."""
+
     def close(self) -> None:
         """Writes out what is left; no call follows."""
 
@@ -54,6 +57,9 @@ class JsonlWriter:
         self._lines.write(json.dumps(row, allow_nan=False) + "\n")
         self._lines.flush()
 
+    def write_text(self, step: int, name: str, text: str) -> None:
+        """Writes nothing: the file holds numbers alone."""
+
     def close(self) -> None:
         """Closes the file."""
         self._lines.close()
@@ -74,6 +80,10 @@ class TensorBoardWriter:
         for name, value in scalars.items():
             if math.isfinite(value):
                 self._events.add_scalar(name, value, step)
+
+    def write_text(self, step: int, name: str, text: str) -> None:
+        """Adds it to the tab of texts."""
+        self._events.add_text(name, text, step)
 
     def close(self) -> None:
         """Flushes and closes the events."""
@@ -107,6 +117,9 @@ class WandbWriter:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Logs one row."""
         self._run.log(dict(scalars), step=step)
+
+    def write_text(self, step: int, name: str, text: str) -> None:
+        """Logs nothing: numbers alone may leave the machine."""
 
     def close(self) -> None:
         """Ends the run."""
@@ -165,6 +178,11 @@ class CheckedWriter:
         self._last_step = step
         for writer in self._writers:
             writer.write(int(step), values)
+
+    def write_text(self, step: int, name: str, text: str) -> None:
+        """Writes a text of a step, in Markdown, to the writers that have a place for it."""
+        for writer in self._writers:
+            writer.write_text(int(step), name, text)
 
     def close(self) -> None:
         """Closes all writers; further writes are an error of the caller."""

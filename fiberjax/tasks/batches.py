@@ -7,7 +7,7 @@ import numpy as np
 
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.encoded import EncodedExamples
-from fiberjax.tasks.verifiers import reward_of
+from fiberjax.tasks.rewards import reward_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,6 +121,29 @@ def domain_probabilities(
     return probability / probability.sum()
 
 
+def pass_rate_shares(pass_rate: np.ndarray) -> dict[str, float]:
+    """Returns how the prompts stand, as fractions of all that sum to 1, by name.
+
+    ``untried``; ``never``, a pass rate of 0; ``seldom``, below ½; ``often``, below 1; ``always``.
+
+    Args:
+      pass_rate: float[N], probability; NaN where not tried.
+
+    Example:
+      >>> pass_rate_shares(np.array([np.nan, 0.0, 0.5, 1.0]))
+      {'untried': 0.25, 'never': 0.25, 'seldom': 0.0, 'often': 0.25, 'always': 0.25}
+    """
+    p = np.asarray(pass_rate, np.float64)
+    members = {
+        "untried": np.isnan(p),
+        "never": p == 0,
+        "seldom": (p > 0) & (p < 0.5),
+        "often": (p >= 0.5) & (p < 1),
+        "always": p == 1,
+    }
+    return {name: float(np.mean(member)) for name, member in members.items()}
+
+
 def updated_pass_rate(
     pass_rate: np.ndarray, prompt_index: np.ndarray, passed: np.ndarray, *, rate: float = 0.5
 ) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, SupportsIndex
 
 from fiberjax.tasks.examples import Example
-from fiberjax.tasks.verifiers import Verifier
+from fiberjax.tasks.rewards import Verifier
 
 
 class ExampleSource(Protocol):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fiberjax.tasks import verifiers
+from fiberjax.tasks import rewards
 from fiberjax.tasks.countdown import Countdown
 from fiberjax.tasks.examples import Example, Family, draw_size
 from fiberjax.tasks.worked import Addition, RunningSum, Selection
@@ -142,9 +142,8 @@ FAMILIES: dict[str, type[Family]] = {
     )
 }
 
-VERIFIERS: dict[str, verifiers.Verifier] = {
-    "exact": verifiers.exact,
-    "numeric": verifiers.numeric,
+VERIFIERS: dict[str, rewards.Verifier] = {
+    **rewards.SHIPPED,
     **{name: family().verify for name, family in FAMILIES.items()},
 }
 

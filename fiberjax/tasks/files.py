@@ -26,7 +26,7 @@ from fiberjax.tasks.reading.formats import (
     without_split,
 )
 from fiberjax.tasks.reading.layouts import LAYOUTS, Layout
-from fiberjax.tasks.verifiers import Verifier, numeric, numeric_answer, passes, reward_of
+from fiberjax.tasks.rewards import READERS, Verifier, combine, names_of, passes, reward_of
 
 AUTO = "auto"
 """The verifier of the layout; `exact` where there is none."""
@@ -49,8 +49,8 @@ class Reader:
         ``("Body", "Question")``.
       layout: names of ``LAYOUTS``, one for all paths or one for each; "" for none. ``columns``
         goes before it.
-      verifier: a name of ``verifiers``, for all domains or by domain (``"auto"`` for the rest);
-        ``"auto"`` is the layout's, and ``"exact"`` without one.
+      verifier: a name of ``verifiers`` or a sum of them, for all domains or by domain (``"auto"``
+        for the rest); ``"auto"`` is the layout's, and ``"exact"`` without one.
       keep: columns kept as ``Example.columns``: texts, whole numbers or truth values.
       row: columns kept as ``Example.row``, whatever they hold.
       verifiers: the table of names; ``tasks.VERIFIERS`` by default.
@@ -68,6 +68,7 @@ class Reader:
     pass_threshold: float = 1.0
     distinct: bool = True
     tell: Tell = ignore
+    _made: dict[str, Verifier] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         fields_of(self.columns)
@@ -76,9 +77,8 @@ class Reader:
                 raise ValueError(f"layout is {name!r}, expected one of {', '.join(LAYOUTS)}, or ''")
         # Before any file is read; by domain, as each is met.
         for name in [self.verifier] if isinstance(self.verifier, str) else self.verifier.values():
-            if name != AUTO and name not in self.verifiers:
-                known = ", ".join(self.verifiers)
-                raise ValueError(f"unknown verifier {name!r}, expected one of {known}")
+            if name != AUTO:
+                combine(name, self.verifiers)
 
     @property
     def _layouts(self) -> tuple[str, ...]:
@@ -228,20 +228,23 @@ class Reader:
                 messages=record.messages,
                 row={column: value_at(row, column) for column in self.row},
             )
-            verify = self._verify(domain, layout)
+            expression = self._expression(domain, layout)
+            if expression not in self._made:
+                self._made[expression] = combine(expression, self.verifiers)
+            verify = self._made[expression]
             if verify_of.setdefault(domain, verify) is not verify:
                 raise ValueError(
                     f"{where}: domain {domain!r} has rows of two layouts, and these have different "
                     "verifiers"
                 )
-            _check_answers(example, verify, self.pass_threshold)
+            _check_answers(example, verify, names_of(expression), self.pass_threshold)
             yield example
 
-    def _verify(self, domain: str, layout: Layout | None) -> Verifier:
+    def _expression(self, domain: str, layout: Layout | None) -> str:
         name = self.verifier if isinstance(self.verifier, str) else self.verifier.get(domain, AUTO)
         if name == AUTO:
             name = layout.verifier if layout else "exact"
-        return self.verifiers[name]
+        return name
 
     def _once(
         self, examples: list[Example], verify_of: Mapping[str, Verifier], whose: str
@@ -381,13 +384,18 @@ def _accepts(verify: Verifier, example: Example, completion: str, pass_threshold
     return bool(passes(max(rewards), pass_threshold))
 
 
-def _check_answers(example: Example, verify: Verifier, pass_threshold: float) -> None:
+def _check_answers(
+    example: Example, verify: Verifier, names: Sequence[str], pass_threshold: float
+) -> None:
     """Refuses a row that no completion, or not its own solution, could solve."""
-    for answer in example.answers:
-        if verify is numeric and numeric_answer(answer) is None:
-            raise ValueError(
-                f"{example.where}: the answer {shown(answer)} does not end in a number"
-            )
+    for name in names:
+        what, read = READERS.get(name, ("", None))
+        for answer in example.answers:
+            if read is not None and read(answer) is None:
+                raise ValueError(
+                    f"{example.where}: the answer {shown(answer)} does not {what}, as the verifier "
+                    f"{name!r} needs it"
+                )
     if example.solution in example.answers:
         return
     if not _accepts(verify, example, example.solution, pass_threshold):

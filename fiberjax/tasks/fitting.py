@@ -10,7 +10,7 @@ from fiberjax.tasks.encoded import EncodedExamples, encode_prompt
 from fiberjax.tasks.examples import Example
 from fiberjax.tasks.reading.checks import Tell
 from fiberjax.tasks.reading.formats import shown
-from fiberjax.tasks.verifiers import passes, reward_of
+from fiberjax.tasks.rewards import passes, reward_of
 from fiberjax.tasks.vocabulary import Vocabulary
 
 

@@ -11,7 +11,7 @@ from fiberjax.tasks.families import VERIFIERS
 from fiberjax.tasks.files import Reader, ignore
 from fiberjax.tasks.published import read_vocabulary
 from fiberjax.tasks.reading.checks import Tell
-from fiberjax.tasks.verifiers import Verifier
+from fiberjax.tasks.rewards import Verifier
 from fiberjax.tasks.vocabulary import CharVocabulary, Vocabulary
 
 

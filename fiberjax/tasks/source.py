@@ -15,7 +15,7 @@ from fiberjax.tasks import curriculum
 from fiberjax.tasks.batches import PromptBatch, process_rows, prompt_batch
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.encoded import EncodedExamples
-from fiberjax.tasks.verifiers import passes
+from fiberjax.tasks.rewards import passes
 
 
 class PromptStream(grain.DatasetIterator[PromptBatch]):

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from fiberjax.tasks.examples import Example, Family, draw_size
-from fiberjax.tasks.verifiers import WORKED_DELIMITER, final_answer
+from fiberjax.tasks.rewards import WORKED_DELIMITER, final_answer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,6 +70,7 @@ class Sampler:
       logit_noise: standard deviation of the noise on the logits; see `policy.sample`.
       max_rows: drawn at a time on each row shard; 0 for all.
       seed: of every draw.
+      greedy: takes the likeliest token, whatever temperature, top_k and top_p are.
     """
 
     config: TransformerConfig
@@ -83,6 +84,7 @@ class Sampler:
     logit_noise: float
     max_rows: int
     seed: int
+    greedy: bool = False
 
     def read(self, params: Any) -> Any:
         """Parameters as the sampler reads them; made once for all calls with the same parameters.
@@ -166,6 +168,7 @@ class Sampler:
             top_k=self.top_k,
             top_p=self.top_p,
             logit_noise=self.logit_noise,
+            greedy=self.greedy,
             placement=shardings.placement(self.mesh, self.config),
         )
 

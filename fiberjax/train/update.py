@@ -20,9 +20,10 @@ from fiberjax import diagnostics, kl, objective, optimizers, step_share
 from fiberjax.gates import Gate
 from fiberjax.objective import Mean, Reduction
 from fiberjax.parallel import mesh
-from fiberjax.policy import TokenOutputs, TransformerConfig
+from fiberjax.policy import TokenOutputs, TransformerConfig, lora
+from fiberjax.policy.lora import LoRA
 from fiberjax.train.batch import Batch, batch_specs
-from fiberjax.train.forward import make_forward, outputs_and_pullback
+from fiberjax.train.forward import Rows, make_forward, outputs_and_pullback
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +32,8 @@ class TrainState:
     """What an update changes, and what a checkpoint holds of the policy.
 
     Attributes:
-      params: nested dict of float32 arrays.
+      params: what is trained, a nested dict of float32 arrays: all parameters of the policy, or
+        its adapters.
       opt_state: the Optax state.
       step: int32[], updates made.
     """
@@ -71,6 +73,7 @@ class StepOptions:
         optimizer's step is to be as long as what the gate leaves open; None leaves it whole.
       num_micro_batches: splits of the policy's passes; divides the rows of a shard.
       chunk: columns whose logits exist at a time.
+      lora: the adapters that are trained; None trains all parameters.
     """
 
     weighting: str = "trajectory"
@@ -81,12 +84,13 @@ class StepOptions:
     step_share: str | None = None
     num_micro_batches: int = 1
     chunk: int = 128
+    lora: LoRA | None = None
 
 
 Metrics = dict[str, Reduction]
 """By name, joined over micro-batches and devices; `objective.add` joins those of several steps."""
 
-Step = Callable[[TrainState, Batch, Knobs], tuple[TrainState, Metrics]]
+Step = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -97,7 +101,7 @@ def make_step(
     options: StepOptions,
     shardings: TrainState,
 ) -> Step:
-    """Compiles one update of the policy; returns `(state, batch, knobs) -> (state, metrics)`.
+    """Compiles one update of the policy.
 
     Args:
       config: shape of the policy.
@@ -109,15 +113,18 @@ def make_step(
       shardings: of the state, from `shardings.state_shardings`.
 
     Returns:
-      The jitted step. It donates the state: never read the one passed in again. Metrics are on
-      devices; read them while the next step runs.
+      The jitted `(state, batch, knobs, base) -> (state, metrics)`; the base is what adapters adapt,
+      and is left out without them. It donates the state: never read the one passed in again.
+      Metrics are on devices; read them while the next step runs.
     """
     sized = optax.with_extra_args_support(optimizer)
     if options.step_share is not None:
         sized = step_share.scale_by_share(optimizer)
 
-    def step(state: TrainState, batch: Batch, knobs: Knobs) -> tuple[TrainState, Metrics]:
-        forward = make_forward(
+    def step(
+        state: TrainState, batch: Batch, knobs: Knobs, base: Any = None
+    ) -> tuple[TrainState, Metrics]:
+        whole = make_forward(
             config,
             device_mesh,
             batch.layout,
@@ -125,6 +132,10 @@ def make_step(
             options.chunk,
             entropy_gradient=options.entropy_bonus,
         )
+
+        def forward(trained: Any, rows: Rows) -> TokenOutputs:
+            return whole(lora.attached(options.lora, base, trained), rows)
+
         rows = (batch.tokens, batch.positions, batch.segment_ids)
         # A packed batch has fewer rows than trajectories, and micro-batches of as many rows.
         num_trajectories = batch.layout.sizes[0].shape[0]

@@ -158,6 +158,7 @@ def test_processes_that_share_rows_agree_with_one(tmp_path, single):
 def test_two_processes_compile_every_program_once(tmp_path):
     options = (
         "--config.iterations=3",
+        "--config.evaluation.every=2",
         "--config.evaluation.batch=2",
         "--config.warm_start.steps=2",
     )
@@ -165,10 +166,11 @@ def test_two_processes_compile_every_program_once(tmp_path):
     for output in finish(started):
         told = re.findall(r"before (\w+): (\d+) compiled", output)
         kinds, counts = [kind for kind, _ in told], [int(count) for _, count in told]
-        evaluation, iterations = ["draw"] * 3, ["iteration", "draw"] * 3
-        assert kinds == [*evaluation, *iterations, *evaluation, "end"], output
+        evaluation, iteration = ["draw"] * 3, ["iteration", "draw"]
+        watched = [*iteration, *evaluation]  # The second iteration, and the last.
+        assert kinds == [*evaluation, *iteration, *watched, *watched, *evaluation, "end"], output
         assert counts[1] > 0 and counts[5] > 0  # By the first batch, and the first iteration.
-        assert counts[2] == 0 and counts[6:] == [0] * 7, output
+        assert counts[2] == 0 and counts[6:] == [0] * 13, output
 
 
 @pytest.mark.slow

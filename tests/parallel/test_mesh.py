@@ -28,7 +28,7 @@ from fiberjax.parallel.shardings import (
     sampling_shardings,
 )
 from fiberjax.plans import costs, hlo
-from fiberjax.policy import TokenOutputs, init, sample
+from fiberjax.policy import TokenOutputs, init, lora, sample
 from fiberjax.train.batch import batch_specs
 from fiberjax.train.update import objective_gradient
 
@@ -75,6 +75,19 @@ def test_micro_batches_on_a_mesh_agree_with_one_device(single, parts):
     assert_agrees(run((2, 2, 2), options), single)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "parts"), [((2, 2, 2), 2), ((1, 8, 1), 1)], ids=str)
+def test_adapters_on_a_mesh_agree_with_one_device(shape, parts):
+    """Both sides of each: split by `fsdp` and by `tensor`."""
+    chosen = lora.make_lora(CONFIG, rank=3, alpha=6.0, targets=(lora.ALL,), base_dtype="float32")
+    options = dataclasses.replace(OPTIONS, lora=chosen)
+    split = dataclasses.replace(options, num_micro_batches=parts)
+    found, expected = run(shape, split), run((1, 1, 1), options)
+    assert_agrees(found, expected)
+    moved = jax.tree.leaves(found[0].opt_state[1][0].mu)
+    assert len(moved) == 2 * 7 and all(np.abs(leaf).max() > 1e-6 for leaf in moved)
+
+
 @pytest.mark.parametrize(
     ("shape", "kv_heads"),
     [((2, 2, 2), 4), pytest.param((1, 2, 4), 2, marks=pytest.mark.slow)],
@@ -94,27 +107,43 @@ class Device:
         self.platform = platform
 
 
-def takes_kernel(platform: str, tensor: int, **changes) -> bool:
+def taken(platform: str, tensor: int = 1, **changes) -> str:
     config = dataclasses.replace(CONFIG, **changes)
     devices = np.array([Device(platform) for _ in range(tensor)]).reshape(1, 1, tensor)
     stub = type("Mesh", (), {"devices": devices, "shape": {"tensor": tensor}})()
-    return placement(stub, config).splash
+    return placement(stub, config).attention
 
 
 def test_auto_takes_the_kernel_on_tpus_where_heads_divide():
-    assert takes_kernel("tpu", 1)
-    assert takes_kernel("tpu", 4, num_kv_heads=2)
-    assert not takes_kernel("tpu", 8)
-    assert not takes_kernel("tpu", 4, attention="dense")
-    assert not takes_kernel("cpu", 1) and not takes_kernel("gpu", 1)
-    assert takes_kernel("cpu", 1, attention="splash")
+    assert taken("tpu") == "splash"
+    assert taken("tpu", 4, num_kv_heads=2) == "splash"
+    assert taken("tpu", 8) == "dense"
+    assert taken("tpu", 4, attention="dense") == "dense"
+    assert taken("cpu") == "dense"
+    assert taken("cpu", attention="splash") == "splash"
+
+
+def test_auto_takes_cudnn_on_one_gpu_that_has_it_for_these_heads():
+    half = {"compute_dtype": "bfloat16", "head_dim": 64}
+    assert taken("gpu", **half) == "cudnn"
+    assert taken("gpu", **half | {"compute_dtype": "float32"}) == "dense"
+    assert taken("gpu", **half | {"head_dim": 256}) == "dense"
+    assert taken("gpu", **half | {"head_dim": 12}) == "dense"
+    assert taken("gpu", 2, **half) == "dense"
+    assert taken("gpu", 2, **half, attention="cudnn") == "cudnn"
+    assert taken("gpu", **half, attention="dense") == "dense"
+    assert taken("cpu", **half) == "dense"
 
 
 def test_kernels_that_cannot_run_are_refused():
     with pytest.raises(ValueError, match=r"'splash' runs on TPUs.*the mesh is of gpu"):
-        takes_kernel("gpu", 1, attention="splash")
+        taken("gpu", attention="splash")
+    with pytest.raises(ValueError, match=r"'cudnn' runs on GPUs; the mesh is of tpu"):
+        taken("tpu", attention="cudnn")
+    with pytest.raises(ValueError, match=r"'cudnn' takes compute_dtype 'bfloat16'.*'float32' and"):
+        taken("gpu", attention="cudnn")
     with pytest.raises(ValueError, match=r"tensor=8: num_heads = 4 must divide by lcm.* = 4, 8\)"):
-        takes_kernel("tpu", 8, attention="splash")
+        taken("tpu", 8, attention="splash")
 
 
 def test_gate_exchanges_tables_only():

@@ -117,6 +117,26 @@ def test_memory_has_what_a_run_keeps_beside_a_program(build):
     assert programs.plan_sampler(build(), dataclasses.replace(small, hbm=sampler.peak_bytes)).fits
 
 
+@pytest.mark.slow
+def test_memory_with_adapters_is_of_one_base(build):
+    lora = {"lora__rank": 2, "lora__base_dtype": "bfloat16", "training__kl_coefficient": 0.1}
+    built, whole = build(**lora), build().abstract_state()
+    state, all_bytes = built.abstract_state(), programs.device_bytes(whole.params)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    step, sampler = programs.plan_step(built, CHIP), programs.plan_sampler(built, CHIP)
+    assert step.fits and sampler.fits
+    for program in (step, sampler):
+        assert "reference policy" not in program.memory
+        # Half of all parameters, but for norms.
+        assert all_bytes / 2 < program.memory["frozen parameters"] < all_bytes / 2 + 200
+        assert program.memory["optimizer"] <= 2 * 4 * kept + 100 < all_bytes
+        assert program.peak_bytes == sum(program.memory.values())
+    assert step.memory["parameters"] == programs.device_bytes(state.params) < all_bytes / 2
+    # A step makes no gradient of the base.
+    full = programs.plan_step(build(training__kl_coefficient=0.1), CHIP)
+    assert step.flops < 0.85 * full.flops
+
+
 def test_refusals_of_the_compiler_are_read():
     gib = 2**30
     full = "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G."

@@ -66,6 +66,26 @@ def test_splash_shares_keys_between_heads(heads):
     np.testing.assert_allclose(splash(*parts, ids), attention.dense(*parts, ids), atol=2e-5)
 
 
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize(("kind", "length"), [("packed", 70), ("left", 71), ("right", 30)])
+def test_what_cudnn_is_asked_for_is_dense(kind, length, window):
+    """The same call, computed without cuDNN: values and all three gradients, odd lengths too."""
+    parts, weight = inputs(length)
+    ids = segments(kind, length)
+
+    def value_and_gradients(attend):
+        def weighted(*parts):
+            out = attend(*parts, ids, window=window, scale=0.3)
+            return jnp.sum(out * weight), out
+
+        return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))(*parts)
+
+    asked = functools.partial(attention.cudnn, implementation="xla")
+    chex.assert_trees_all_close(
+        value_and_gradients(asked), value_and_gradients(attention.dense), atol=5e-5
+    )
+
+
 def windowed(ids, window):
     """Who sees whom, by a loop."""
     rows, columns = ids.shape

@@ -163,7 +163,7 @@ def test_the_kernel_takes_layers_of_both_kinds():
     splash = published.config("qwen2_window", attention="splash")
     device_mesh = published.make_mesh((2, 1, 2))
     placement = shardings.placement(device_mesh, splash)
-    assert placement.splash
+    assert placement.attention == "splash"
     split = jax.device_put(params, published.placed(config, (2, 1, 2)))
 
     def gradient(config, params, rows, positions, ids, placement):

@@ -36,6 +36,7 @@ def command(folder, scratch, *arguments, config="tests/tiny.py", budget=BUDGET):
             *(sys.executable, "experiments/train.py", f"--config={config}"),
             f"--config.tasks.data_dir={scratch / 'data'}",
             f"--config.warm_start.directory={scratch / 'warm_starts'}",
+            "--config.evaluation.every=2",
             *budget,
             f"--workdir={folder}",
             *arguments,
@@ -78,6 +79,8 @@ def assert_same_run(a, b):
     for name, values in first.items():
         np.testing.assert_array_equal(values, second[name], err_msg=name)
     assert (a / "evaluation.json").read_text() == (b / "evaluation.json").read_text()
+    samples = [{p.name: p.read_bytes() for p in of.glob("samples/*")} for of in (a, b)]
+    assert samples[0] == samples[1]
     built = experiment.from_config(identity.read_config(a), jax.devices()[:1])
     last = [newest(built, folder) for folder in (a, b)]
     assert last[0].iteration == last[1].iteration == ITERATIONS
@@ -100,14 +103,17 @@ def assert_equal(a, b):
 def test_what_a_run_leaves(finished):
     folder, printed = finished
     rows = untimed(folder)
-    np.testing.assert_array_equal(rows["step"], np.arange(1, ITERATIONS + 1))
+    np.testing.assert_array_equal(rows["step"], np.arange(ITERATIONS + 1))
+    trained = {name: values[1:] for name, values in rows.items()}
     for name in ("reward/mean", "actor/grad_norm", "actor/entropy", "mismatch/log_prob_abs_max"):
-        assert np.isfinite(rows[name]).all(), name
-    assert (rows["mismatch/log_prob_abs_max"] < 1e-4).all()
-    assert rows["reward/mean"].max() > 0 and rows["actor/grad_norm"].max() > 0
+        assert np.isfinite(trained[name]).all(), name
+    assert (trained["mismatch/log_prob_abs_max"] < 1e-4).all()
+    assert trained["reward/mean"].max() > 0 and trained["actor/grad_norm"].max() > 0
     for level in ("trajectory", "group", "domain", "token"):
         assert f"gate/clip_fraction/{level}" in rows
     assert list(folder.glob("events.out.tfevents.*"))
+    assert len(list(folder.glob("samples/*.parquet"))) == 4 + 3  # Of iterations and evaluations.
+    assert "samples, iteration 2" in printed
     assert len(list(folder.glob("trace/plugins/profile/*/*.xplane.pb"))) == 1
     assert len(list((folder / "plots").glob("*.png"))) > 5
     table = (folder / "evaluation.md").read_text()
@@ -189,6 +195,7 @@ def test_the_guides_own_gate_is_trained_from_the_command_line(scratch, tmp_path)
         f"--config.plugins=('{file}',)",
         "--config.gate.name=log_clip",
         "--config.iterations=2",
+        "--config.evaluation.every=0",
         "--config.writers=('jsonl',)",
     )
     finish(command(folder, scratch, *options, config="tests/tiny.py:importance", budget=()))
@@ -228,7 +235,7 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
 
     monkeypatch.setattr("fiberjax.run.trainer.make_step", recorded)
     built = build(curriculum__profile_samples=2)
-    before, whole = loop.train(built, tmp_path / "whole")
+    before, whole, _ = loop.train(built, tmp_path / "whole")
 
     iterate = Trainer.iterate
 
@@ -245,7 +252,7 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
     # What is in the checkpoint is not made again.
     for name in ("starting_params", "evaluate", "profile"):
         monkeypatch.setattr(loop, name, None)
-    remembered, parts = loop.train(built, tmp_path / "parts")
+    remembered, parts, _ = loop.train(built, tmp_path / "parts")
     np.testing.assert_equal(remembered.by_name, before.by_name)
     np.testing.assert_array_equal(remembered.domain, before.domain)
 

@@ -6,6 +6,7 @@ import pytest
 
 from fiberjax import diagnostics
 from fiberjax.run import evaluation, metrics, plots, writers
+from fiberjax.tasks import curriculum
 
 
 def _write(folder, rows):
@@ -23,6 +24,9 @@ def _rows(steps, seed=0):
     names += [f"is_ratio/effective_sample_size/{level}" for level in ("token", "trajectory")]
     names += [f"gate/quadrant/{name}" for name in diagnostics.QUADRANTS]
     names += [f"gate/regime/{r}" for r in diagnostics.GLOBAL_REGIMES + diagnostics.LOCAL_REGIMES]
+    names += [f"curriculum/share/{n}" for n in curriculum.pass_rate_shares(np.zeros(1))]
+    curves = [f"evaluation/{at}@4/{of}" for at in ("mean", "pass") for of in ("sort", "overall")]
+    names += [f"{name}{end}" for name in curves for end in ("/low", "", "/high")]
     return [{name: rng.random() for name in names} for _ in range(steps)]
 
 
@@ -42,6 +46,8 @@ def test_a_full_run_gives_every_panel_and_the_overview(tmp_path):
 
 def test_every_metric_is_drawn_or_has_a_reason_not_to_be():
     drawn = {name for panel in plots.PANELS for name in (*panel.names, panel.guide) if name}
+    curves = {name for panel in plots.PANELS for name in panel.names if panel.kind == "curve"}
+    drawn |= {f"{name}/{end}" for name in curves for end in ("low", "high")}
     drawn = {metrics.describe(name.replace("*", "any")) for name in drawn}
     for name, metric in metrics.METRICS.items():
         assert (metric in drawn) != (name in plots.NOT_DRAWN), name
@@ -127,3 +133,34 @@ def test_evaluation_bars(tmp_path):
     assert _is_picture(plots.plot_evaluation(table, tmp_path / "real.png"))
     with pytest.raises(ValueError, match="no rows"):
         plots.plot_evaluation(evaluation.EvaluationTable(()), tmp_path / "no.png")
+
+
+def test_a_curve_is_drawn_at_its_points_alone(tmp_path):
+    panel = next(panel for panel in plots.PANELS if panel.file == "curve_mean")
+    rows = _rows(4)
+    for row in (rows[0], rows[2]):
+        for name in [name for name in row if name.startswith("evaluation/")]:
+            del row[name]
+    rows[1]["evaluation/mean@4/sort/low"] = -math.inf  # Of a single prompt.
+    columns = metrics.read_metrics(_write(tmp_path, rows))
+    assert list(plots._series(panel, columns)) == [
+        *("evaluation/mean@4/sort", "evaluation/mean@4/overall")
+    ]
+    _, (axes,) = plots._grid(1, 1)
+    plots._draw(axes, panel, columns)
+    for line, name in zip(axes.lines, plots._series(panel, columns), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), [2, 4])
+        np.testing.assert_array_equal(line.get_ydata(), columns[name][[1, 3]])
+    band = axes.collections[0].get_paths()[0].vertices
+    low, high = (columns[f"evaluation/mean@4/sort/{end}"] for end in ("low", "high"))
+    expected = [rows[1]["evaluation/mean@4/sort"], low[3], high[1], high[3]]
+    assert set(expected) <= set(band[:, 1])
+
+
+def test_shares_are_stacked_where_there_are_any(tmp_path):
+    panel = next(panel for panel in plots.PANELS if panel.file == "curriculum")
+    rows = [{"reward/mean": 0.5}, *_rows(3)]  # As the row of before the first iteration.
+    columns = metrics.read_metrics(_write(tmp_path, rows))
+    _, (axes,) = plots._grid(1, 1)
+    plots._draw(axes, panel, columns)
+    assert axes.get_xlim() == (2, 4) and len(axes.collections) == 5

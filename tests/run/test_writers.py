@@ -91,10 +91,23 @@ def test_events_hold_the_values_and_a_resume_purges_later_ones(tmp_path):
     assert (2, "purge", 0.0) in _events(tmp_path)
 
 
+def test_a_text_goes_to_tensorboard_as_it_is(tmp_path):
+    with writers.open_writers(tmp_path, resume_step=None) as writer:
+        writer.write(1, {"a": 1.0})
+        writer.write_text(2, "samples/train", "    <b>\n    é")
+    (path,) = tmp_path.glob("events*")
+    assert "    <b>\n    é".encode() in path.read_bytes()
+    assert [(step, name.partition("/text")[0]) for step, name, _ in _events(tmp_path)][-1] == (
+        *(2, "samples/train"),
+    )
+    np.testing.assert_array_equal(metrics.read_metrics(tmp_path)["step"], [1])
+
+
 def test_disabled_writer_leaves_no_trace(tmp_path):
     folder = tmp_path / "run"
     with writers.open_writers(folder, resume_step=None, enabled=False) as writer:
         writer.write(1, {"a": 1.0})
+        writer.write_text(1, "samples/train", "text")
     assert not folder.exists()
 
 

@@ -171,6 +171,7 @@ def test_a_run_that_is_not_finite_is_recorded(laboratory, monkeypatch):
         ({"overrides": {"gate.levels.turn.budget": 1}}, "config.gate.levels.turn.budget does not"),
         ({"overrides": SMALL | {"optimizer.schedule": "linear"}}, "must have a constant schedule"),
         ({"overrides": SMALL | {"training.kl_coefficient": 0.1}}, "no reference policy is kept"),
+        ({"overrides": SMALL | {"lora.rank": 2}}, "all parameters are trained, from one start"),
     ],
 )
 def test_what_cannot_be_run_is_refused(laboratory, changes, message):

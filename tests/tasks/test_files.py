@@ -166,7 +166,7 @@ def test_a_solution_must_pass(tmp_path, monkeypatch):
 
 def test_bad_options_are_named(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", [GOOD])
-    with pytest.raises(ValueError, match="unknown verifier 'fuzzy', expected one of exact, numer"):
+    with pytest.raises(ValueError, match="unknown verifier 'fuzzy', expected one of exact, number"):
         read_file(path, verifier="fuzzy")
     with pytest.raises(ValueError, match=r"verifier names domain 'x', .*rows\.jsonl has rows"):
         read_file(path, verifier={"x": "exact"})
@@ -180,5 +180,5 @@ def test_bad_options_are_named(tmp_path):
         read_file(path, split="dev")
     with pytest.raises(ValueError, match="none of its 1 rows falls into split 'test'"):
         read_file(path, split="test")
-    with pytest.raises(ValueError, match="the answer str 'a' does not end in a number"):
+    with pytest.raises(ValueError, match="the answer str 'a' does not name one number"):
         read_file(path, verifier="numeric")

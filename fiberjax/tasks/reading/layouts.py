@@ -10,8 +10,8 @@ from typing import Any
 
 from fiberjax.tasks.reading.columns import Columns
 from fiberjax.tasks.reading.formats import shown
-from fiberjax.tasks.verifiers import NUMERIC_DELIMITER
 
+_DELIMITER = "####"
 _COUNTDOWN = (
     "Write an expression that equals the target, with the given numbers, each exactly once, and "
     "+ - * / ( ). Answer with the expression alone.\nNumbers and target:"
@@ -65,7 +65,7 @@ def _after_delimiter(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     whole = row.get("answer")
     if not isinstance(whole, str):
         return dict(row)
-    _, delimiter, answer = whole.rpartition(NUMERIC_DELIMITER)
+    _, delimiter, answer = whole.rpartition(_DELIMITER)
     if not delimiter or not answer.strip():
         raise ValueError(f"{where}: answer is {shown(whole)}, expected one after ####")
     return {**row, "answer": answer.strip(), "solution": whole}
@@ -100,13 +100,13 @@ LAYOUTS: Mapping[str, Layout] = {
     "gsm8k": Layout(
         "GSM8K, openai/gsm8k: the answer stands after ####",
         {"prompt": "question", "answer": "answer", "solution": "solution"},
-        "numeric",
+        "number",
         _after_delimiter,
     ),
     "svamp": Layout(
         "SVAMP, ChilleD/SVAMP: a body and a question, the answer a number",
         {"prompt": ("Body", "Question"), "answer": "Answer"},
-        "numeric",
+        "number",
     ),
     "math": Layout(
         "MATH, EleutherAI/hendrycks_math: the answer stands in the solution's last box",
@@ -123,12 +123,12 @@ LAYOUTS: Mapping[str, Layout] = {
     "dapo": Layout(
         "DAPO-Math-17k, BytedTsinghua-SIA/DAPO-Math-17k: a chat, the answer within reward_model",
         {"prompt": "prompt", "answer": "reward_model.ground_truth"},
-        "numeric",
+        "number",
     ),
     "aime": Layout(
         "AIME, HuggingFaceH4/aime_2024 and Maxwell-Jia/AIME_2024: whole numbers",
         {"prompt": "problem", "answer": "answer"},
-        "numeric",
+        "number",
         spelling={"prompt": "Problem", "answer": "Answer"},
     ),
     "open_r1": Layout(

@@ -1,0 +1,89 @@
+"""Texts that a model or a file wrote, as they are shown: nothing in them is obeyed.
+
+Control characters, marks that turn the direction of writing, and whatever else has no glyph of its
+own stand as signs; markup stays text. Where samples are shown, on the terminal and as TensorBoard's
+Markdown, is decided here; what is kept of them is in `rollouts`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+ROWS = 6
+"""Samples of a showing."""
+
+CHARACTERS = 240
+"""Of a text on the terminal: its beginning and its end."""
+
+
+def visible(text: str) -> str:
+    r"""The text with a sign for every character that is not printed as itself.
+
+    Control characters become their pictures (U+2400 to U+2421), others their code point: bidi
+    marks, zero widths, spaces that are no space, halves of surrogates, what is not assigned.
+
+    >>> visible("a\x1b[1m\tb\u202ec\n")
+    'a␛[1m␉b⟨U+202E⟩c␊'
+    """
+    return "".join(each if each.isprintable() else _sign(ord(each)) for each in text)
+
+
+def shortened(text: str, characters: int = CHARACTERS) -> str:
+    """The text, or its beginning and its end where it is longer.
+
+    >>> shortened("0123456789", 6)
+    '012 ... 789'
+    """
+    if len(text) <= characters:
+        return text
+    half = characters // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def terminal(samples: pa.Table, console: Console) -> Table:
+    """The first samples as a table for a console; every text in it is one line, and shortened."""
+    first = samples.slice(0, ROWS).to_pylist()
+    found = samples["iteration"][0].as_py()
+    table = Table(title=f"samples, iteration {found}", title_justify="left", box=None)
+    for name in ("domain", "prompt", "completion"):
+        table.add_column(name, overflow="fold", ratio=1 if name == "domain" else 4)
+    table.add_column("reward", justify="right", no_wrap=True)
+    for row in first:
+        cells = (_encodable(shortened(visible(row[name])), console) for name in _TEXTS)
+        table.add_row(*(Text(cell) for cell in cells), f"{row['reward']:.3g}")
+    return table
+
+
+def markdown(samples: pa.Table) -> str:
+    """The first samples as Markdown: blocks of code by indentation, out of which no text leads."""
+    return "\n\n".join(
+        "\n".join(f"    {line}" for line in _lines(row))
+        for row in samples.slice(0, ROWS).to_pylist()
+    )
+
+
+_TEXTS = ("domain", "prompt", "completion")
+
+
+def _lines(row: dict[str, Any]) -> Iterator[str]:
+    end = "" if row["finished"] else ", cut off"
+    yield f"{visible(row['domain'])}: reward {row['reward']:.3g}, {row['length']} tokens{end}"
+    for name in ("prompt", "completion"):
+        first, *rest = (visible(line) for line in row[name].split("\n"))
+        yield f"{name:<12}{first}"
+        yield from (f"{'':<12}{line}" for line in rest)
+
+
+def _encodable(text: str, console: Console) -> str:
+    """The text with escapes for what the console's encoding lacks."""
+    return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
+
+
+def _sign(code: int) -> str:
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"

@@ -1,0 +1,209 @@
+r"""The one number that a text names, read exactly.
+
+    72   -72   −72   +72.   .5   007        signs, typographic ones too, and a closing full stop
+    1,250   1 000 000   1{,}000             thousands
+    1/3   \frac{1}{3}   1 1/2   1\frac12 ½  fractions and mixed numbers
+    1e6   2.5 × 10^3   3 million            powers of ten and their words
+    $18   18 €   50%   72 apples   5 km     currencies, percent signs, words and units
+    **5**   `5`   $5$   \text{5}   x = 5    Markdown, LaTeX, and what a name is said to equal
+
+A text with two numbers, a comparison, an operation or an alternative names none: neither
+`7 hours 30 minutes` nor `1, 2, 3`, `5 or 6`, `2x`, `5^2`, `more than 5`, `3:4`.
+"""
+
+import re
+from fractions import Fraction
+
+_LONGEST = 1_000  # Characters of a text that is read.
+_LONGEST_NUMBER = 64
+_LARGEST_EXPONENT = 64
+
+_SPACES = "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f"
+_CHARACTERS = str.maketrans(
+    {
+        **dict.fromkeys(_SPACES, " "),
+        **dict.fromkeys("\u2212\u2012\u2013\u2014\u2010\u2011\ufe63\uff0d", "-"),
+        **dict.fromkeys("\u00d7\u22c5\u00b7\u2217", "*"),
+        "\u2044": "/",
+        "\u2215": "/",
+        "\u2248": "=",
+        "\u200b": "",
+        "\ufeff": "",
+        "\u2019": "'",
+        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
+    }
+)
+_VULGAR = {
+    **{"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5"},
+    **{"⅗": "3/5", "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8"},
+    **{"⅞": "7/8", "⅐": "1/7", "⅑": "1/9", "⅒": "1/10"},
+}
+_VULGAR_FRACTION = re.compile(f"[{''.join(_VULGAR)}]")
+
+_LATEX = (
+    (re.compile(r"\\[dtc]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}"), r" \1/\2"),
+    (re.compile(r"\\[dtc]?frac\s*([0-9])\s*([0-9])(?![0-9])"), r" \1/\2"),
+    (re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit|textrm|emph|bm)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z])|displaystyle(?![A-Za-z])|[()\[\]])"), ""),
+    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
+    (re.compile(r"\\(?:approx|simeq)(?![A-Za-z])"), "="),
+    (re.compile(r"\\(?:circ|degree)(?![A-Za-z])|\^\s*\{?\s*\\circ\s*\}?"), "°"),
+    (re.compile(r"\\([$%#&_])"), r"\1"),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\^\{\s*([+-]?[0-9]+)\s*\}"), r"^\1"),
+)
+
+# ASCII digits only: `\d` and `int` accept the digits of every script.
+_WHOLE = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]{1,3}(?:'[0-9]{3})+|[0-9]+"
+_NUMBER = re.compile(
+    r"(?P<sign>(?<![0-9A-Za-z)])[+-] ?)?[$€£¥₹₩]? ?(?P<inner>[+-])?"
+    rf"(?:(?P<mixed>[0-9]+) (?=[0-9]+/[0-9]))?(?P<whole>{_WHOLE})?"
+    r"(?:[.](?P<decimals>[0-9]+)|(?P<point>[.](?![0-9]))| ?/ ?(?P<denominator>[0-9]+))?"
+    r"(?:[eE](?P<exponent>[+-]?[0-9]+)| ?\* ?10\^(?P<power>[+-]?[0-9]+))?"
+)
+_START = re.compile(r"[0-9]|[.][0-9]")
+
+_SCALES = {
+    **{"dozen": 12, "hundred": 100, "thousand": 1_000, "million": 10**6},
+    **{"billion": 10**9, "trillion": 10**12},
+}
+_NEGATIVE = ("minus", "negative")
+_REFUSED = frozenset(
+    "not no isn't never or nor between than least most up plus times over divided half halves "
+    "quarter quarters third thirds double twice triple squared cubed sqrt root if unless except "
+    "from nearly almost".split()
+)
+_UNITS = frozenset(
+    "km m cm mm kg g mg lb lbs oz l ml h hr hrs min mins s sec secs mph kph ft in yd mi am pm "
+    "cents c f usd eur gbp kb mb gb w kw kwh v a hz".split()
+)
+_WORD_OVER_WORD = re.compile(r"([^\W\d_]*)/([^\W\d_]+)")
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+# What is left of a text beside its number, its words and its marks of Markdown and LaTeX.
+_OPERATORS = re.compile(r"[*+/^<>≤≥≠±√∛!|~&\\÷]|(?<![^\W\d_])-|-(?![^\W\d_])|[:;,](?=\s*\S*[0-9])")
+_MARKS = re.compile(
+    r"(?<![0-9])[*`]{1,3}(?=\S)|(?<=\S)[*`]{1,3}(?![0-9])"
+    r"|(?<!\w)_{1,2}(?=\S)|(?<=[^\W_])_{1,2}(?!\w)"
+)
+
+
+def read_number(text: str) -> Fraction | None:
+    r"""The one number of a text; None where it names none, several, or more than a number.
+
+    Args:
+      text: a whole answer, such as what a mark holds.
+
+    Returns:
+      Its exact value. Percent signs, currencies and units are left out, not converted: `50%` is 50.
+
+    >>> read_number("$1,250.50"), read_number(r"-\frac{3}{6}"), read_number("12 apples")
+    (Fraction(2501, 2), Fraction(-1, 2), Fraction(12, 1))
+    >>> read_number("7 hours 30 minutes") is None
+    True
+    """
+    if len(text) > _LONGEST:
+        return None
+    text = _plain(text)
+    text = text.rpartition("=")[2].strip()
+    starts = _START.search(text)
+    if starts is None:
+        return None
+    found = next((match for match in _NUMBER.finditer(text) if match.end() > starts.start()), None)
+    if found is None or len(found.group()) > _LONGEST_NUMBER:
+        return None
+    value = _value(found)
+    begin = found.end() - len(found.group().lstrip())
+    before, after = text[:begin], text[found.end() :]
+    if value is None or not _stands_alone(before, after):
+        return None
+    return _in_words(value, before, after)
+
+
+def last_number_of(text: str) -> Fraction | None:
+    """The last number that stands in a text, whatever is around it; None without one.
+
+    >>> last_number_of("Half of 48 is 24, so 72.")
+    Fraction(72, 1)
+    """
+    text = _plain(text[-_LONGEST:])
+    matches = [match for match in _NUMBER.finditer(text) if _START.search(match.group())]
+    if not matches or len(matches[-1].group()) > _LONGEST_NUMBER:
+        return None
+    return _value(matches[-1])
+
+
+def _plain(text: str) -> str:
+    """A text without LaTeX, Markdown and typographic forms."""
+    text = text.translate(_CHARACTERS)
+    text = _VULGAR_FRACTION.sub(lambda match: " " + _VULGAR[match.group()], text)
+    for pattern, plain in _LATEX:
+        text = pattern.sub(plain, text)
+    text = text.strip()
+    if len(text) > 1 and text.startswith("$") and text.endswith("$"):
+        text = text.strip("$")
+    if "10^" not in text:  # There the star is a product's.
+        text = _MARKS.sub("", text)
+    return text.strip().removesuffix("$").strip()
+
+
+def _value(found: re.Match[str]) -> Fraction | None:
+    """The value of a matched number."""
+    whole, decimals = found["whole"], found["decimals"]
+    if whole is None and decimals is None:
+        return None
+    value = Fraction(int(re.sub(r"[ ,']", "", whole))) if whole is not None else Fraction(0)
+    if decimals is not None:
+        value += Fraction(int(decimals), 10 ** len(decimals))
+    if found["denominator"] is not None:
+        if whole is None or int(found["denominator"]) == 0:
+            return None
+        value /= int(found["denominator"])
+    if found["mixed"] is not None:
+        value += int(found["mixed"])
+    exponent = found["exponent"] or found["power"]
+    if exponent is not None:
+        if abs(int(exponent)) > _LARGEST_EXPONENT:
+            return None
+        value *= Fraction(10) ** int(exponent)
+    sign = (found["sign"] or "").strip()
+    if sign and found["inner"]:
+        return None
+    return -value if "-" in (sign, found["inner"]) else value
+
+
+def _stands_alone(before: str, after: str) -> bool:
+    """Whether what stands around a number leaves it one: words, units and marks alone."""
+    if any(character.isdecimal() for character in before + after) or "$" in before:
+        return False
+    if before and (before[-1].isalnum() or before[-1] in "_.,/^"):
+        return False
+    if after and (after[0].isdigit() or after[0] == "_"):  # Of digits, those that are raised.
+        return False
+    if after[:1] == "." and after[1:2].strip():
+        return False
+    unit = _WORD.match(after)
+    if unit is not None and unit.group().lower() not in _UNITS:
+        return False
+    if _OPERATORS.search(before) or _OPERATORS.search(after.replace("%", " ")):
+        return _unit_over_unit(before, after)
+    words = {word.lower() for word in _WORD.findall(before + " " + after)}
+    return not words & _REFUSED
+
+
+def _unit_over_unit(before: str, after: str) -> bool:
+    """Whether the only operation is a slash between two units, as in `5 km/h` or `$5/hour`."""
+    words = {word.lower() for word in _WORD.findall(before + " " + after)}
+    slash = _WORD_OVER_WORD.search(after)
+    if slash is None or not all(len(of) > 2 or of in _UNITS for of in slash.groups() if of):
+        return False
+    rest = after[: slash.start()] + after[slash.end() :]
+    return not (words & _REFUSED or _OPERATORS.search(before) or _OPERATORS.search(rest))
+
+
+def _in_words(value: Fraction, before: str, after: str) -> Fraction:
+    """The value with the words that change it: minus before it, thousand behind it."""
+    behind = _WORD.match(after.lstrip())
+    if behind is not None:
+        value *= _SCALES.get(behind.group().lower().removesuffix("s"), 1)
+    words = _WORD.findall(before)
+    return -value if words and words[-1].lower() in _NEGATIVE else value

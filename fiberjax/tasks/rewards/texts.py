@@ -1,0 +1,144 @@
+r"""Verifiers of texts: the same text, the same number, the letter of a choice, the same JSON.
+
+Texts are compared composed (Unicode NFC) and with line ends as `\n`. Where a completion marks its
+answer (`marked`), that is what is read; a gold answer may be marked as well, as GSM8K's are.
+"""
+
+import json
+import re
+import unicodedata
+from fractions import Fraction
+from typing import Any
+
+from fiberjax.tasks.rewards.marked import marked_answer
+from fiberjax.tasks.rewards.numbers import last_number_of, read_number
+
+_CHOICE = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+|$)(?:\s.*)?", re.DOTALL)
+_LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+_FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+
+
+def composed(text: str) -> str:
+    r"""A text in Unicode's composed form, its lines ended by `\n`, white space around it left off.
+
+    >>> composed("cafe\u0301\r\n") == "caf\u00e9"
+    True
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def exact(prompt: str, answer: str, completion: str) -> float:
+    """1.0 if completion and answer are the same text; see `composed`. Nothing is not an answer."""
+    del prompt
+    expected = composed(answer)
+    return float(expected != "" and composed(completion) == expected)
+
+
+def number(prompt: str, answer: str, completion: str) -> float:
+    r"""1.0 if both texts name the same number, compared exactly; see `numbers` and `marked`.
+
+    The completion marks its answer (`#### 72`, `\boxed{72}`, `<answer>72</answer>`, "the answer is
+    72") or is a number as a whole. The last mark counts, and may be followed by more text.
+
+    >>> number("", "#### 1,072", "So 1000+72: the answer is **1072** clips.")
+    1.0
+    >>> number("", "72", "#### 72 or 73"), number("", "72", "first 72, then 73")
+    (0.0, 0.0)
+    """
+    del prompt
+    return _same(number_of(answer), number_of(completion))
+
+
+def last_number(prompt: str, answer: str, completion: str) -> float:
+    """As `number`; where nothing is marked, the last number of the text is its answer.
+
+    >>> last_number("", "72", "Half is 24, so in all 72 clips.")
+    1.0
+    """
+    del prompt
+    found = marked_answer(completion)
+    value = last_number_of(completion) if found is None else read_number(found)
+    return _same(number_of(answer), value)
+
+
+def number_of(text: str) -> Fraction | None:
+    """The number of a text's marked answer, or of a text that is a number; None where it has none.
+
+    Args:
+      text: an answer of the data, or a completion.
+    """
+    found = marked_answer(text)
+    if found is not None:
+        return read_number(found)
+    text = text.strip()
+    # Without a mark, words that lead to a number are a sentence and no answer.
+    return None if "\n" in text or text[:1].isalpha() else read_number(text)
+
+
+def _same(expected: Fraction | None, found: Fraction | None) -> float:
+    return float(expected is not None and expected == found)
+
+
+def choice(prompt: str, answer: str, completion: str) -> float:
+    r"""1.0 if both name the same letter of a multiple choice: `B`, `(b)`, `B. Paris`, `\boxed{B}`.
+
+    >>> choice("", "(B)", "The answer is B."), choice("", "B", "A or B")
+    (1.0, 0.0)
+    """
+    del prompt
+    expected, found = choice_of(answer), choice_of(completion)
+    return float(expected is not None and expected == found)
+
+
+def choice_of(text: str) -> str | None:
+    """The capital letter that a text chooses; None where it chooses none."""
+    found = marked_answer(text)
+    text = (text if found is None else found)[:1_000]
+    text = _LATEX_TEXT.sub(r"\1", text).strip().strip("*`$_ ")
+    chosen = _CHOICE.fullmatch(text)
+    return None if chosen is None else chosen[1].upper()
+
+
+def same_json(prompt: str, answer: str, completion: str) -> float:
+    r"""1.0 if both are the same JSON value, whatever the order of its keys; a fenced block counts.
+
+    >>> same_json("", '{"a": 1, "b": [2]}', 'Here:\n```json\n{"b": [2], "a": 1.0}\n```')
+    1.0
+    """
+    del prompt
+    expected, found = json_of(answer), json_of(completion)
+    return float(expected is not None and found is not None and _equal(expected[0], found[0]))
+
+
+def json_of(text: str) -> tuple[Any] | None:
+    """The JSON value of a text, in a tuple; None where it is none."""
+    blocks = _FENCED.findall(text)
+    try:
+        return (json.loads(blocks[-1] if blocks else text, parse_constant=_refuse),)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two JSON values are the same; `true` is no number."""
+    pending = [(a, b)]
+    while pending:
+        a, b = pending.pop()
+        if isinstance(a, bool) != isinstance(b, bool):
+            return False
+        if isinstance(a, dict) and isinstance(b, dict):
+            if a.keys() != b.keys():
+                return False
+            pending += [(a[key], b[key]) for key in a]
+        elif isinstance(a, list) and isinstance(b, list):
+            if len(a) != len(b):
+                return False
+            pending += list(zip(a, b, strict=True))
+        elif a != b:
+            return False
+    return True

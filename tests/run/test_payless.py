@@ -1,0 +1,81 @@
+"""A run that nothing pays says so, and why."""
+
+import types
+
+import pytest
+import tiny
+
+from fiberjax.run import loop
+from fiberjax.run.payless import Payless
+from fiberjax.tasks import Domain, Example
+
+
+def watch(iterations=3, **tasks):
+    example = Example("1+1=", "#### " + "2" * 100, "2", "sums")
+    sums, words = (Domain(name, (example,), lambda *_: 0.0) for name in ("sums", "words"))
+    return Payless(
+        types.SimpleNamespace(
+            training=types.SimpleNamespace(unpaid_iterations=iterations),
+            domain_names=("sums", "words"),
+            tasks=types.SimpleNamespace(**{"file": "a.jsonl", "verifier": "exact"} | tasks),
+            window=types.SimpleNamespace(completion=8),
+            train=(sums, words),
+        )
+    )
+
+
+def scalars(equal=0.5, cut=0.0, **rewards):
+    found = {"frac_reward_zero_std": equal, "response_length/clip_ratio": cut}
+    return found | {f"reward/{name}": reward for name, reward in rewards.items()}
+
+
+def said(watched, *iterations):
+    return [watched.observe(number, row) for number, row in enumerate(iterations)]
+
+
+def test_a_domain_that_is_never_paid_is_named_with_its_verifier():
+    row = scalars(sums=0.0, words=0.5)
+    first, second, third, later = said(watch(), row, row, row, row)
+    assert first is second is later is None
+    assert "in the first 3 iterations no completion of 'sums' was paid anything" in third
+    assert "config.tasks.verifier = 'exact'" in third and "'#### 2222" in third
+    assert "words" not in third and "2" * 61 not in third
+    assert "the family's own" in said(watch(file=""), row, row, row)[2]
+
+
+def test_groups_without_a_spread_are_told():
+    row = scalars(equal=1.0, sums=1.0, words=0.5)
+    found = said(watch(), row, row, row)[2]
+    assert "the rewards of every prompt group were all equal" in found and "too easy" in found
+
+
+def test_answers_that_are_cut_are_the_likely_cause():
+    row = scalars(equal=1.0, cut=0.75, sums=0.0, words=0.0)
+    assert "75% of the answers were cut at config.window.completion = 8" in said(watch(1), row)[0]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [scalars(sums=0.0, words=0.0), scalars(sums=0.1), scalars(words=0.1)],
+        [scalars(equal=1.0, sums=1.0), scalars(equal=1.0, sums=1.0), scalars(equal=0.9, sums=1.0)],
+        [scalars(words=-1.0), scalars(), scalars()],
+    ],
+    ids=["one payment", "one spread", "a domain that was not drawn"],
+)
+def test_one_sign_of_life_is_enough(rows):
+    assert said(watch(), *rows) == [None] * 3
+
+
+def test_it_may_be_told_to_go_on():
+    assert said(watch(0), scalars(equal=1.0, sums=0.0)) == [None]
+
+
+def test_a_run_that_nothing_pays_stops_saved_and_may_go_on(build, tmp_path):
+    changed = {"warm_start__steps": 0, "iterations": 2, "training__unpaid_iterations": 1}
+    built, text = build(**changed), tiny.get_config().to_json_best_effort()
+    with pytest.raises(SystemExit, match="stopped: in the first 1 iterations"):
+        loop.run(built, tmp_path / "run", text)
+    assert (tmp_path / "run" / "checkpoints" / "1").is_dir()
+    loop.run(built, tmp_path / "run", text)
+    assert (tmp_path / "run" / "evaluation.json").is_file()

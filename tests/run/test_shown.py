@@ -1,0 +1,88 @@
+"""What a model or a file wrote is shown, whatever it is, and never obeyed."""
+
+import dataclasses
+import io
+import re
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from fiberjax.run import evaluation, plots, rollouts, shown
+from fiberjax.run.statistics import Interval
+
+HOSTILE = "[red]x[/red]\x1b[2J\x1b]0;owned\x07\r\u202egpj.exe\u200b\n:smile: ```\n<script>"
+
+
+def samples(**changed):
+    row = {
+        "iteration": 3,
+        "split": "train",
+        "domain": "sort",
+        "prompt": "S:31=",
+        "completion": "13",
+        "answer": "13",
+        "extracted": None,
+        "reward": 1.0,
+        "length": 3,
+        "finished": True,
+        "prompt_index": 0,
+        "sample": 0,
+    }
+    return pa.Table.from_pylist([row | changed], schema=rollouts.SCHEMA)
+
+
+def printed(table, *, encoding="utf-8", width=200, terminal=True):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    console = Console(file=stream, width=width, force_terminal=terminal, color_system=None)
+    console.print(shown.terminal(table, console))
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("name", ["domain", "prompt", "completion"])
+def test_the_terminal_obeys_no_text(name):
+    text = printed(samples(**{name: HOSTILE}))
+    for sign in ("\x1b]", "\x1b[2J", "\x07", "\r", "\u202e", "\u200b", "\x9b"):
+        assert sign not in text
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)  # Of rich's own heading.
+    assert "\x1b" not in text
+    assert "[red]x[/red]␛[2J␛]0;owned␇␍⟨U+202E⟩gpj.exe⟨U+200B⟩␊:smile: ```␊<script>" in text
+
+
+def test_a_console_that_lacks_a_sign_gets_its_escape():
+    assert r"caf\xe9 \u241b[2J" in printed(samples(completion="café \x1b[2J"), encoding="ascii")
+
+
+def test_long_texts_show_their_beginning_and_their_end():
+    text = "".join(printed(samples(completion="a" * 200 + "b" * 2000 + "#42"), width=600).split())
+    assert "a" * 120 + "..." + "b" * 117 + "#42" in text and "b" * 118 not in text
+
+
+def test_markdown_keeps_every_line_within_a_block_of_code():
+    text = shown.markdown(samples(completion=HOSTILE, prompt="\n# No heading", domain="**d**"))
+    assert all(line.startswith("    ") for line in text.split("\n"))
+    assert all(sign not in text for sign in ("\x1b", "\r", "\u202e"))
+    assert "<script>" in text and "**d**: reward 1, 3 tokens" in text
+    # Lines of a text stay lines.
+    assert "prompt      \n                # No heading\n" in text
+    assert "cut off" in shown.markdown(samples(finished=False)) and "cut off" not in text
+
+
+def test_a_few_samples_are_enough():
+    many = pa.concat_tables([samples(completion=f"number {index};") for index in range(9)])
+    for text in (printed(many), shown.markdown(many)):
+        assert re.findall(r"number (\d);", text) == [str(index) for index in range(shown.ROWS)]
+
+
+def test_names_of_domains_are_texts_of_a_file_too(tmp_path):
+    bar = Interval(0.5, 0.4, 0.6)
+    row = evaluation.EvaluationRow("[red]a|b$\\frac{$\x1b[2J", "mean@1", 4, bar, bar, bar)
+    table = evaluation.EvaluationTable((row,))
+    stream = io.StringIO()
+    table.print(Console(file=stream, width=120))
+    assert "[red]a|b$\\frac{$␛[2J" in stream.getvalue() and "\x1b" not in stream.getvalue()
+    assert r"| [red]a\|b$\frac{$␛[2J | mean@1" in table.to_markdown()
+    row = dataclasses.replace(row, domain="a$\\frac{$")  # As a formula it would be wrong.
+    plots.plot_evaluation(evaluation.EvaluationTable((row,)), tmp_path / "evaluation.png")
+    assert plots.literal("_hidden") == " _hidden" and plots.literal("a$b") == r"a\$b"

@@ -1,0 +1,188 @@
+from fractions import Fraction
+
+import pytest
+from tasks.answers import NEAR_MISSES, REWRITINGS, written
+
+from fiberjax.tasks.rewards import combine, final_answer, marked_answer
+from fiberjax.tasks.rewards.numbers import read_number
+from fiberjax.tasks.rewards.strict import parse_number, strict_number
+from fiberjax.tasks.rewards.texts import choice, exact, last_number, number, same_json
+
+
+def test_exact_ignores_surrounding_white_space_only():
+    assert exact("", "a b", " a b\n") == 1.0
+    assert exact("", "a b", "a  b") == 0.0
+    assert exact("", "a", "A") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("72", Fraction(72)),
+        ("-72", Fraction(-72)),
+        ("+72.", Fraction(72)),
+        ("$1,234.50", Fraction(2469, 2)),
+        ("-$5", Fraction(-5)),
+        ("$-5", Fraction(-5)),
+        (".5", Fraction(1, 2)),
+        ("1/3", Fraction(1, 3)),
+        ("1,000/10", Fraction(100)),
+        (" 007 ", Fraction(7)),
+    ],
+)
+def test_numbers_are_read_exactly(text, value):
+    assert parse_number(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "-", "$", "1,2", "1,23,456", ",1", "1/0", "1/2/3", "1e5", "0x1", "1_000", "--1",
+     "$1$", "1 2", "12 apples", "\u0661", "/2", "1.5/2", "9" * 65, "+", "1/", "1..", "$$1"],
+)  # fmt: skip
+def test_what_is_no_number(text):
+    assert parse_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "completion", "reward"),
+    [
+        ("So 48/2=24.\n#### 72", "48+24\n#### 72", 1.0),
+        ("#### 72", "72", 1.0),
+        ("#### 1,250", "####1250.0", 1.0),
+        ("145.0", "#### $145", 1.0),
+        ("0.5", "#### 1/2", 1.0),
+        ("#### 72", "#### 71\n#### 72", 1.0),
+        ("#### 72", "#### 72\n#### 71", 0.0),
+        ("#### 72", "#### 72 71", 0.0),
+        ("#### 72", "the answer is 72", 0.0),
+        ("#### 72", "#### ", 0.0),
+        ("#### 72", "### 72", 0.0),
+        ("0.1", "#### 0.1000000000000000055511151231257827", 0.0),
+        ("no number", "no number", 0.0),
+    ],
+)
+def test_strict_numbers_compare_the_number_after_the_last_marker(answer, completion, reward):
+    assert strict_number("", answer, completion) == reward
+
+
+def test_final_answer_wants_one_delimiter():
+    assert final_answer("a#b") == "b"
+    assert final_answer("#") == ""
+    assert final_answer("ab") is None
+    assert final_answer("a#b#b") is None
+
+
+@pytest.mark.parametrize(("answer", "completion"), written(REWRITINGS))
+def test_a_right_answer_is_paid_however_it_is_written(answer, completion):
+    assert number("", answer, completion) == 1.0
+
+
+@pytest.mark.parametrize(("answer", "completion"), written(NEAR_MISSES))
+def test_near_misses_are_not_paid(answer, completion):
+    assert number("", answer, completion) == 0.0
+
+
+READ = {
+    "72": 72, "-72": -72, "\u221272": -72, "+72.": 72, ".5": 0.5, "007": 7, "1,250": 1250,
+    "1 000 000": 1e6, "1\u2009000": 1000, "1{,}000": 1000, r"3\,000": 3000, "1'000": 1000,
+    r"\frac{1}{3}": "1/3", r"-\frac{3}{6}": -0.5, r"\dfrac{3}{4}": 0.75, "1 1/2": 1.5,
+    "-1 1/2": -1.5, r"1\frac12": 1.5, "\u00bd": 0.5, "1\u00bd": 1.5, "1e6": 1e6, "1.5e-3": 0.0015,
+    "2.5 \u00d7 10^3": 2500, r"2.5\times10^{3}": 2500, "3 million": 3e6, "12 dozen": 144,
+    "18 \u20ac": 18, "-$5": -5, "$-5": -5, r"\$18": 18, "USD 18": 18, "$12.50 per hour": 12.5,
+    "50 percent": 50, "5 km/h": 5, "$5/hour": 5, "5 cm\u00b2": 5, r"90^\circ": 90, "5km": 5,
+    "minus 5": -5, "negative 5": -5, "2+3=5": 5, "$x=5$": 5, "(5)": 5, "\uff15": 5, "5.0": 5,
+}  # fmt: skip
+UNREAD = (
+    "", ".", "-", "$", "1,2", "1,23,456", "1/0", "1/2/3", "0x1", "--1", "1 2", "\u0661", "/2", "+",
+    "1.5/2", "9" * 65, "1/", "7 hours 30 minutes", "1, 2, 3", "2x", "5\u00b2", "\u221a5", "x - 5",
+    "2020-01-02", "5th", "5 and a half", "<5", "2\u03c0", "3i", "1_000", "5 x 3", "\u00b15", "5/x",
+    "[1,2]", "1e99999", "1.2.3", r"\sqrt{5}", r"2^{5}", "5 mod 7", "7:30",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), READ.items())
+def test_numbers_are_read_in_all_their_forms(text, value):
+    assert read_number(text) == Fraction(str(value))
+
+
+@pytest.mark.parametrize("text", UNREAD)
+def test_what_names_no_number(text):
+    assert read_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("no mark: 5", None),
+        ("a #### 5\n\nmore 6", "5"),
+        ("####\n\n 5", "5"),
+        ("#### 5. Then 6 of them.", "5"),
+        ("#### 5 since 2 + 3", "5"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1} and then \boxed{2}", "2"),
+        (r"\boxed{1}, \boxed{2}", ""),
+        (r"\boxed{1", ""),
+        ("<answer>a<answer>b</answer>", "b"),
+        ("</answer> 5", None),
+        ("the answer is unclear. The answer is 5!", "5!"),
+        ("The answer is 5. Now the answer is clear.", "5"),
+        ("answer: (B)", "(B)"),
+        (r"the answer is 4, #### 5", "5"),
+    ],
+)
+def test_marks_are_found(text, answer):
+    assert marked_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("in all 72 clips.", 72), ("5 or 6", 6), ("", None), ("none", None)]
+)
+def test_the_last_number_is_an_answer_where_that_is_asked_for(text, value):
+    assert last_number("", "" if value is None else str(value), text) == float(value is not None)
+    assert number("", str(value), text) == 0.0
+
+
+def test_the_last_number_does_not_overrule_a_mark():
+    assert last_number("", "6", "#### 5\n6") == 0.0
+    assert last_number("", "5", "#### 5\n6") == 1.0
+
+
+def test_texts_compare_composed():
+    assert exact("", "caf\u00e9", "cafe\u0301") == 1.0
+    assert exact("", "a\nb", "a\r\nb\r") == 1.0
+    assert exact("", "", "") == 0.0 and exact("", "\u00b2", "2") == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("B", "(b)", "B.", "B) Paris", "#### B", "**B**", "The answer is (B).", "answer: B"),
+        *(r"\boxed{B}", r"\boxed{\text{B}}"),
+    ],
+)
+def test_a_choice_is_its_letter(text):
+    assert choice("", "B", text) == 1.0 and choice("", "C", text) == 0.0
+
+
+@pytest.mark.parametrize("text", ["", "A or B", "AB", "Because", "B, C", "1", "A B", "(A)(B)"])
+def test_what_chooses_nothing(text):
+    assert choice("", "B", text) == 0.0
+
+
+def test_json_is_compared_as_values():
+    gold = '{"a": [1, true], "b": null}'
+    assert same_json("", gold, '```json\n{"b": null, "a": [1.0, true]}\n```') == 1.0
+    for wrong in ('{"a": [1, 1], "b": null}', '{"a": [true, 1]}', "", "[" * 10**5, "NaN", "{}"):
+        assert same_json("", gold, wrong) == 0.0
+
+
+def test_rewards_are_added_by_weight():
+    table = {"one": lambda *_: 1.0, "half": lambda *_: 0.5}
+    assert combine("one", table) is table["one"]
+    assert combine("one + 0.1*half", table)("", "", "") == 1.05
+    assert combine("-2*half+0.5*one", table)("", "", "") == -0.5
+    for wrong in ("", "one +", "nan*one", "x*one", "one*2", "inf * one", "one-half"):
+        with pytest.raises(ValueError, match=r"expected a name, or a sum|unknown verifier"):
+            combine(wrong, table)
+    with pytest.raises(ValueError, match="unknown verifier 'two', expected one of one, half"):
+        combine("one + two", table)
