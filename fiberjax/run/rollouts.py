@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
-from fiberjax.tasks.verifiers import Verifier
+from fiberjax.tasks.rewards import Verifier
 from fiberjax.train.rollout import Rollouts
 
 FOLDER = "samples"
