@@ -19,7 +19,7 @@ def get_config(gate: str = DEFAULT) -> ConfigDict:
 
     config.tasks.file = "gsm8k/train.jsonl"
     config.tasks.test_file = "gsm8k/test.jsonl"
-    config.tasks.columns = ConfigDict({"prompt": "question"})
+    config.tasks.layout = "gsm8k"
     # The number behind ####, in the row's answer as in the completion.
     config.tasks.verifier = "number"
     config.model.system = SYSTEM

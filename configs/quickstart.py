@@ -33,8 +33,12 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.tasks.seed = 0
     config.tasks.file = ""
     config.tasks.test_file = ""
-    config.tasks.columns = ConfigDict()
-    config.tasks.verifier = "exact"
+    config.tasks.columns = ConfigDict({"prompt": "", "answer": "", "domain": "", "solution": ""})
+    config.tasks.layout = ""
+    config.tasks.keep = ()
+    config.tasks.verifier = "auto"
+    config.tasks.duplicates = "once"
+    config.tasks.too_long = "refuse"
     config.tasks.pass_threshold = 1.0
     config.tasks.vocabulary = "characters"
 

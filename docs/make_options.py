@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def _section(name: str, section: type, quickstart: Any, pods: Any) -> str:
     rows = []
     for field in dataclasses.fields(section):
         here, there = given[field.name], larger[field.name]
-        kind = "section" if field.type is Mapping else getattr(field.type, "__name__", "")
+        kinds = typing.get_args(field.type) or (field.type,)
+        kind = "section" if field.type is Mapping else " or ".join(k.__name__ for k in kinds)
         differs = "" if _plain(here) == _plain(there) else _shown(there)
         rows.append((f"`{field.name}`", kind, _shown(here), differs, told[field.name]))
     first = str(inspect.getdoc(section)).splitlines()[0]

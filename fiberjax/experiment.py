@@ -27,6 +27,7 @@ from fiberjax.tasks import (
     Vocabulary,
     supervised_batches,
 )
+from fiberjax.tasks.fitting import check_answers, fit_prompts
 from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels
 from fiberjax.tasks.loading import load_domains, make_vocabulary
 from fiberjax.tasks.rewards import Verifier
@@ -311,8 +312,10 @@ def from_config(
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if model.folder and load_data is None:
         check_weights(model.folder, policy)
-    load = functools.partial(load_domains, verifiers=tables.rewards)
+    load = functools.partial(load_domains, verifiers=tables.rewards, tell=_tell)
     train, test = (load_data or load)(tasks, columns_of(levels))
+    if load_data is None:
+        train, test = fit_data(tasks, window, vocabulary, train, test)
     built = Experiment(
         seed=run.seed,
         iterations=run.iterations,
@@ -477,6 +480,40 @@ def check_rows(
     for path, size in fed.items():
         if size % shards:
             raise ValueError(f"{path} = {size} does not divide over {shown}")
+
+
+def fit_data(
+    tasks: options.Tasks,
+    window: options.Window,
+    vocabulary: Vocabulary,
+    train: tuple[Domain, ...],
+    test: tuple[Domain, ...],
+) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+    """The domains as the window holds them; tells what is left out, and of lost answers.
+
+    Raises:
+      ValueError: a prompt that the vocabulary cannot hold, or none that the window does.
+    """
+    if tasks.too_long != "refuse":
+        fit = functools.partial(
+            fit_prompts,
+            vocabulary=vocabulary,
+            max_prompt_tokens=window.prompt,
+            too_long=tasks.too_long,
+            tell=_tell,
+        )
+        train, test = fit(train), fit(test, what="held-out prompts")
+        names = [domain.name for domain in train]
+        test = tuple(domain for domain in test if domain.name in names)
+    if tasks.file:
+        check_answers((*train, *test), vocabulary, tasks.pass_threshold, _tell)
+    return train, test
+
+
+def _tell(line: str) -> None:
+    """Says what a data set hides, once a run and not once a process."""
+    if jax.process_index() == 0:
+        print(line)
 
 
 def check_data(experiment: Experiment) -> None:

@@ -9,6 +9,7 @@ values; nothing else sees a ConfigDict.
 import dataclasses
 import difflib
 import math
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -73,10 +74,12 @@ def _typed(value: Any, kind: Any, path: str) -> Any:
         return value.to_dict() if hasattr(value, "to_dict") else dict(value)
     if kind is float and type(value) is int:
         return float(value)
-    if kind is tuple and isinstance(value, list):  # As JSON gives it.
+    kinds = typing.get_args(kind) or (kind,)
+    if tuple in kinds and isinstance(value, list):  # As JSON gives it.
         return tuple(value)
-    if type(value) is not kind:
-        raise ValueError(f"{path} must be {kind.__name__}; got {value!r}")
+    if type(value) not in kinds:
+        expected = " or ".join(each.__name__ for each in kinds)
+        raise ValueError(f"{path} must be {expected}; got {value!r}")
     return value
 
 
@@ -137,12 +140,22 @@ class Tasks:
       num_train: training examples a family.
       num_test: held-out examples a family.
       seed: of the draws.
-      file: a JSONL or Parquet file with `prompt`, `answer` and optionally `domain` and `solution`;
-        replaces the families. Empty for none.
-      test_file: the held-out rows; empty holds out a tenth of `file`, by the hash of the prompt.
-      columns: field -> column of `file`, where the names differ.
+      file: rows with `prompt`, `answer` and optionally `domain` and `solution`: a file (JSONL,
+        JSON, CSV, Parquet or Arrow, or gzip of these), a folder, a glob, or several with commas
+        between them, or as a tuple; replaces the families. Empty for none.
+      test_file: the held-out rows, alike; empty takes the files of a folder or a glob that are
+        called test, or validation; without any, a tenth of the prompts, by their hash.
+      columns: `prompt`, `answer`, `domain` and `solution` -> where each stands, if not under its
+        own name: a column, a dotted path into nested ones, or several, which are joined.
+      layout: how a published data set is read, a key of `tasks.LAYOUTS`; one for all of `file`, or
+        one for each, alike separated. Empty for none; `columns` goes before it.
+      keep: further columns that rewards read, as `Example.row`.
       verifier: how answers of `file` are checked, a key of `tasks.VERIFIERS` or a sum of them,
-        such as "number + 0.1*format".
+        such as "number + 0.1*format"; "auto" is the layout's, and "exact" without one.
+      duplicates: "once" counts a prompt of several rows once, and trains on none that is held out;
+        "keep" counts rows.
+      too_long: a prompt that the window does not hold: "refuse" ends, naming the longest; "drop"
+        leaves the row out; "truncate" leaves out the beginning of its text.
       pass_threshold: the least reward of a completion that passes. What passes is counted by pass@k
         and by the curriculum's pass rates; advantages and mean@k are of the rewards themselves.
       vocabulary: "characters" of the families, or printable "ascii"; a published model brings its
@@ -154,10 +167,14 @@ class Tasks:
     num_train: int
     num_test: int
     seed: int
-    file: str
-    test_file: str
+    file: str | tuple
+    test_file: str | tuple
     columns: Mapping
+    layout: str | tuple
+    keep: tuple
     verifier: str
+    duplicates: str
+    too_long: str
     pass_threshold: float
     vocabulary: str
 
@@ -167,6 +184,12 @@ class Tasks:
             raise ValueError(f"test_file {self.test_file!r} is given without a file")
         if not self.file and not self.domains:
             raise ValueError("domains is empty and there is no file")
+        for name in ("file", "test_file", "layout", "keep"):
+            value = getattr(self, name)
+            known = isinstance(value, str) or all(isinstance(each, str) for each in value)
+            _require(known, name, value, "texts")
+        _require_choice("duplicates", self.duplicates, ("once", "keep"))
+        _require_choice("too_long", self.too_long, ("refuse", "drop", "truncate"))
         _require(
             math.isfinite(self.pass_threshold), "pass_threshold", self.pass_threshold, "finite"
         )

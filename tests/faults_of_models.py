@@ -64,7 +64,7 @@ FAULTS = (
         "examples may hold control tokens",
         TOKENIZER,
         "self._split(piece.text) if piece.own else [piece]",
-        "[piece] if piece.row else self._split(piece.text)",
+        "[piece] if piece.row is not None else self._split(piece.text)",
         (f"{TOKENS}::test_system_prompts_and_examples_are_texts_too",),
     ),
     Mutant(
@@ -112,8 +112,8 @@ FAULTS = (
     Mutant(
         "an answer is taught in place of the solution",
         "fiberjax/tasks/files.py",
-        "pairs.append((example.prompt, example.solution))",
-        "pairs.append((example.prompt, example.answer))",
+        "pairs.append((record.prompt, record.solution or record.answers[0]))",
+        "pairs.append((record.prompt, record.answers[0]))",
         (f"{TOKENS}::test_examples_may_come_from_a_file",),
     ),
     Mutant(
@@ -141,7 +141,7 @@ FAULTS = (
     Mutant(
         "what a template does to a message is not tried",
         RENDER,
-        "if assembled(made, len(texts), probe) != chat([*texts, probe]):",
+        "if assembled(made, probe) != chat(filled(probe)):",
         "if False:",
         (f"{TOKENS}::test_a_template_that_cannot_be_followed_is_refused",),
     ),

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import faults_of_data
 import faults_of_families
 import faults_of_mathematics
 import faults_of_models
@@ -35,6 +36,7 @@ MUTANTS = (
     *faults_of_families.FAULTS,
     *faults_of_models.FAULTS,
     *faults_of_wiring.FAULTS,
+    *faults_of_data.FAULTS,
     *faults_of_watching.FAULTS,
 )
 

@@ -54,6 +54,12 @@ def _model_of_its_own(config: dict[str, Any]) -> None:
     }
 
 
+def _columns_by_name(config: dict[str, Any]) -> None:
+    """Every field's column, where those that differ stood alone."""
+    names = ("prompt", "answer", "domain", "solution")
+    config["tasks"]["columns"] = dict.fromkeys(names, "") | config["tasks"]["columns"]
+
+
 def _evaluated_as_sampled(config: dict[str, Any]) -> None:
     """Held-out prompts were sampled as those of training were."""
     for name in ("temperature", "top_k", "top_p"):
@@ -142,6 +148,16 @@ MIGRATIONS: tuple[Migration, ...] = (
         rewritten=("evaluation.temperature", "evaluation.top_k", "evaluation.top_p"),
     ),
     Migration(added={"rollout.resample": 0}, renamed={}),
+    Migration(
+        added={
+            "tasks.duplicates": "keep",
+            "tasks.keep": [],
+            "tasks.layout": "",
+            "tasks.too_long": "refuse",
+        },
+        renamed={"tasks.verifier": {"exact": "auto"}},
+        rewrite=_columns_by_name,
+    ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

@@ -7,6 +7,7 @@ from fiberjax.tasks.encoded import EncodedExamples
 from fiberjax.tasks.examples import Example, Family
 from fiberjax.tasks.families import FAMILIES, VERIFIERS, make_family
 from fiberjax.tasks.files import read_file
+from fiberjax.tasks.reading.layouts import LAYOUTS
 from fiberjax.tasks.source import PromptStream
 from fiberjax.tasks.supervised import supervised_batches
 from fiberjax.tasks.tokenizer import PublishedVocabulary
@@ -14,6 +15,7 @@ from fiberjax.tasks.vocabulary import CharVocabulary, Vocabulary
 
 __all__ = [
     "FAMILIES",
+    "LAYOUTS",
     "VERIFIERS",
     "CharVocabulary",
     "Domain",

@@ -21,6 +21,7 @@ class PromptBatch:
       domain: int64[B], the domain's place in the stream's ``domains``.
       prompts: B texts.
       answers: B final answers, for the verifier.
+      accepted: B tuples of all accepted answers; () where there is but the one of ``answers``.
     """
 
     tokens: np.ndarray
@@ -29,6 +30,7 @@ class PromptBatch:
     domain: np.ndarray
     prompts: list[str]
     answers: list[str]
+    accepted: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +83,14 @@ def prompt_batch(
         domain=np.array([examples.domain_of(int(i)) for i in prompt_index], np.int64),
         prompts=[example.prompt for example in chosen],
         answers=[example.answer for example in chosen],
+        accepted=[example.answers for example in chosen],
     )
 
 
 def reward_completions(
     domains: Sequence[Domain], batch: PromptBatch, completions: Sequence[str]
 ) -> np.ndarray:
-    """Returns the verifiers' rewards, float32[B, G].
+    """Returns the verifiers' rewards, float32[B, G]: of several accepted answers the best.
 
     Args:
       domains: the domains that ``batch.domain`` counts along.
@@ -104,10 +107,13 @@ def reward_completions(
         raise ValueError(f"{len(completions)} completions for {prompts} prompts")
     rewards = np.zeros((prompts, samples), np.float32)
     for row in range(prompts):
-        domain, prompt, answer = domains[batch.domain[row]], batch.prompts[row], batch.answers[row]
+        domain, prompt = domains[batch.domain[row]], batch.prompts[row]
+        answers = batch.accepted[row] if batch.accepted else (batch.answers[row],)
         for sample in range(samples):
             text = completions[row * samples + sample]
-            rewards[row, sample] = reward_of(domain.verify, domain.name, prompt, answer, text)
+            rewards[row, sample] = max(
+                reward_of(domain.verify, domain.name, prompt, answer, text) for answer in answers
+            )
     return rewards
 
 

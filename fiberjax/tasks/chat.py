@@ -24,20 +24,20 @@ class Piece(NamedTuple):
     Attributes:
       text: of it; "" where the row's prompt goes.
       own: whether the template wrote it; what people say has no control tokens.
-      row: whether the row's prompt goes here.
+      row: which of the row's messages goes here, from 0; None for none of them.
       trim_left: whether space at its beginning is dropped.
       trim_right: whether space at its end is dropped.
     """
 
     text: str
     own: bool = False
-    row: bool = False
+    row: int | None = None
     trim_left: bool = False
     trim_right: bool = False
 
-    def said(self, prompt: str) -> str:
-        """Its text, for a row's prompt."""
-        text = prompt if self.row else self.text
+    def said(self, messages: Sequence[str]) -> str:
+        """Its text, for what a row's messages say."""
+        text = self.text if self.row is None else messages[self.row]
         text = text.lstrip() if self.trim_left else text
         return text.rstrip() if self.trim_right else text
 
@@ -54,9 +54,9 @@ class Frame:
     pieces: tuple[Piece, ...]
     after_turn: str = ""
 
-    def text(self, prompt: str) -> str:
-        """The whole chat, as the template would write it."""
-        return "".join(piece.said(prompt) for piece in self.pieces)
+    def text(self, *messages: str) -> str:
+        """The whole chat, as the template would write it around a row's messages."""
+        return "".join(piece.said(messages) for piece in self.pieces)
 
 
 def make_frame(
@@ -66,6 +66,7 @@ def make_frame(
     system: str = "",
     examples: Sequence[tuple[str, str]] = (),
     thinking: str = "auto",
+    roles: Sequence[str] = ("user",),
 ) -> Frame:
     """Runs a template, in a process of its own.
 
@@ -75,6 +76,7 @@ def make_frame(
       system: the system prompt; "" for none.
       examples: pairs of what a user said and what the assistant answered, before the prompt.
       thinking: "on", "off", or "auto" for what the template does untold.
+      roles: who says the row's messages; its own system message stands in place of `system`.
 
     Raises:
       ValueError: it fails, takes longer than `SECONDS`, or does not do what is asked.
@@ -85,6 +87,7 @@ def make_frame(
         "system": system,
         "examples": [list(pair) for pair in examples],
         "thinking": thinking,
+        "roles": list(roles),
         "seconds": SECONDS,
     }
     script = Path(__file__).with_name("render.py")
@@ -108,14 +111,15 @@ def make_frame(
     answer = json.loads(done.stdout)
     if "error" in answer:
         raise ValueError(f"the chat template: {answer['error']}")
-    return frame_of(answer, len(examples) * 2 + bool(system))
+    return frame_of(answer)
 
 
-def frame_of(answer: Mapping[str, Any], row: int) -> Frame:
-    """The frame that `render.pieces` describes; `row` is the index of the row's message."""
+def frame_of(answer: Mapping[str, Any]) -> Frame:
+    """The frame that `render.pieces` describes."""
+    place = {index: number for number, index in enumerate(answer["rows"])}
     return Frame(
         tuple(
-            Piece(text, whose == -1, whose == row, left, right)
+            Piece(text, whose == -1, place.get(whose), left, right)
             for (text, whose), (left, right) in zip(
                 answer["pieces"], answer["trimmed"], strict=True
             )

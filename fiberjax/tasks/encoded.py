@@ -41,6 +41,13 @@ class TokenRows:
         return np.diff(self.ends, prepend=0)
 
 
+def encode_prompt(vocabulary: Vocabulary, example: Example) -> list[int]:
+    """Returns the ids of an example's prompt, a text or a chat, with all that stands around it."""
+    if example.messages:
+        return vocabulary.encode_chat(example.messages)
+    return vocabulary.encode_prompt(example.prompt)
+
+
 class EncodedExamples(Examples):
     """All domains' examples with their tokens, which streams and evaluations share.
 
@@ -63,7 +70,7 @@ class EncodedExamples(Examples):
         Raises:
           ValueError: the vocabulary cannot hold one; names its row.
         """
-        return self._encoded(lambda example: self.vocabulary.encode_prompt(example.prompt))
+        return self._encoded(lambda example: encode_prompt(self.vocabulary, example))
 
     @functools.cached_property
     def solutions(self) -> TokenRows:
@@ -96,10 +103,15 @@ class EncodedExamples(Examples):
         Raises:
           ValueError: names the row and its length, or the unknown character.
         """
-        for index in np.flatnonzero(self.prompts.lengths > max_prompt_tokens)[:1]:
+        lengths = self.prompts.lengths
+        longer = int(np.sum(lengths > max_prompt_tokens))
+        if longer:
+            index = int(np.argmax(lengths))
             raise ValueError(
-                f"{self.where(index)}: the prompt has {self.prompts.lengths[index]} tokens, the "
-                f"window holds max_prompt_tokens={max_prompt_tokens}"
+                f"{self.where(index)}: the prompt has {lengths[index]} tokens, the longest of "
+                f"{longer} of {len(self)} that are longer than config.window.prompt = "
+                f"{max_prompt_tokens}: raise it, or set config.tasks.too_long to 'drop' or "
+                "'truncate'"
             )
 
     def check_solutions(self, max_completion_tokens: int) -> None:

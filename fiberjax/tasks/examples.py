@@ -3,8 +3,9 @@
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -22,12 +23,16 @@ class Example:
     """One prompt with what is needed to check and to teach it.
 
     Attributes:
-      prompt: text given to the policy.
-      answer: final answer, what the verifier compares with.
+      prompt: text given to the policy; of a chat, what its last message says.
+      answer: final answer, what the verifier compares with; the first of `answers`.
       solution: worked completion that earns reward 1; the target of the supervised warm start.
       domain: name of the domain, e.g. ``"sort"``.
       columns: further columns of the data, name and text; what ``config.levels`` may read.
       where: names the row in errors, e.g. ``"train.jsonl, row 7"``; empty where none is known.
+      answers: all that are accepted; ``(answer,)`` where nothing else is given. A completion earns
+        the best of their rewards.
+      messages: pairs of a role and a text, where the prompt is a chat; the last says ``prompt``.
+      row: further columns of the data, as its file has them.
     """
 
     prompt: str
@@ -36,6 +41,19 @@ class Example:
     domain: str
     columns: tuple[tuple[str, str], ...] = ()
     where: str = dataclasses.field(default="", compare=False, repr=False)
+    answers: tuple[str, ...] = ()
+    messages: tuple[tuple[str, str], ...] = ()
+    row: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.answers:
+            object.__setattr__(self, "answers", (self.answer,))
+
+    @property
+    def identity(self) -> str:
+        """The same for rows that ask the same: the whole chat, space around a text aside."""
+        said = [part for message in self.messages for part in message] or [self.prompt]
+        return "\0".join(unicodedata.normalize("NFC", part).strip() for part in said)
 
 
 @dataclasses.dataclass(frozen=True)

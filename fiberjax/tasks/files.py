@@ -1,92 +1,298 @@
-"""A user's own prompts: one JSONL or Parquet file, checked row by row before anything compiles."""
+"""A user's own prompts, from files to domains: checked row by row before anything compiles."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import pyarrow
-import pyarrow.parquet
 
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import SPLITS, Example, Split, split_of_text
 from fiberjax.tasks.families import VERIFIERS
+from fiberjax.tasks.reading import checks
+from fiberjax.tasks.reading.checks import Tell
+from fiberjax.tasks.reading.columns import (
+    Columns,
+    check_row,
+    fields_of,
+    record_of,
+    top_columns,
+    value_at,
+)
+from fiberjax.tasks.reading.formats import (
+    Source,
+    find_sources,
+    read_rows,
+    shown,
+    shown_path,
+    without_split,
+)
+from fiberjax.tasks.reading.layouts import LAYOUTS, Layout
 from fiberjax.tasks.rewards import READERS, Verifier, combine, names_of, passes, reward_of
 
-_REQUIRED = ("prompt", "answer")
-_OPTIONAL = ("domain", "solution")
+AUTO = "auto"
+"""The verifier of the layout; `exact` where there is none."""
 
-Columns = Mapping[str, str | Sequence[str]]
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def ignore(line: str) -> None:
+    """Tells nobody."""
+    del line
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """How rows become examples.
+
+    Attributes:
+      columns: field -> column, where the names differ: ``{"prompt": "question"}``; a dotted path
+        into nested columns, ``"reward_model.ground_truth"``; or several, joined by a space:
+        ``("Body", "Question")``.
+      layout: names of ``LAYOUTS``, one for all paths or one for each; "" for none. ``columns``
+        goes before it.
+      verifier: a name of ``verifiers`` or a sum of them, for all domains or by domain (``"auto"``
+        for the rest); ``"auto"`` is the layout's, and ``"exact"`` without one.
+      keep: columns kept as ``Example.columns``: texts, whole numbers or truth values.
+      row: columns kept as ``Example.row``, whatever they hold.
+      verifiers: the table of names; ``tasks.VERIFIERS`` by default.
+      pass_threshold: the least reward that a row's own solution must earn.
+      distinct: whether a prompt that stands in several rows counts once.
+      tell: is told, a line each, what the data hides and what was done about it.
+    """
+
+    columns: Columns | None = None
+    layout: str | Sequence[str] = ""
+    verifier: str | Mapping[str, str] = AUTO
+    keep: Sequence[str] = ()
+    row: Sequence[str] = ()
+    verifiers: Mapping[str, Verifier] = dataclasses.field(default_factory=lambda: VERIFIERS)
+    pass_threshold: float = 1.0
+    distinct: bool = True
+    tell: Tell = ignore
+    _made: dict[str, Verifier] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        fields_of(self.columns)
+        for name in self._layouts:
+            if name and name not in LAYOUTS:
+                raise ValueError(f"layout is {name!r}, expected one of {', '.join(LAYOUTS)}, or ''")
+        # Before any file is read; by domain, as each is met.
+        for name in [self.verifier] if isinstance(self.verifier, str) else self.verifier.values():
+            if name != AUTO:
+                combine(name, self.verifiers)
+
+    @property
+    def _layouts(self) -> tuple[str, ...]:
+        return (self.layout,) if isinstance(self.layout, str) else tuple(self.layout)
+
+    def read(self, paths: Paths, split: Split | None = None) -> tuple[Domain, ...]:
+        """The domains of some paths, in order of first appearance.
+
+        Args:
+          paths: a file, a folder, a glob, or several of them.
+          split: keep one split only: a tenth of the prompts, chosen by their hash, is ``"test"``.
+            None keeps every row.
+
+        Raises:
+          ValueError: names the file, and the row (counted from 1) where there is one.
+        """
+        if split is not None and split not in SPLITS:
+            raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}, or None")
+        verify_of: dict[str, Verifier] = {}
+        examples: list[Example] = []
+        for sources, layout in self._entries(paths):
+            examples += self._examples(sources, layout, verify_of)
+        kept = self._once(examples, verify_of, _named(paths))
+        chosen = [e for e in kept if split is None or split_of_example(e) == split]
+        if not chosen:
+            raise ValueError(
+                f"{_named(paths)}: none of its {len(examples)} rows falls into split {split!r}"
+            )
+        return _domains(chosen, verify_of)
+
+    def read_splits(
+        self, file: Paths, test_file: Paths = ()
+    ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+        """The training and the held-out domains, in one order.
+
+        What is held out: the rows of ``test_file``; without one, those files of a folder or a glob
+        that are called test, or validation; without any, a tenth of the prompts, by their hash.
+        A prompt that is held out is not trained on. A domain without held-out rows is trained on
+        all the same.
+
+        Raises:
+          ValueError: names the file, and the row (counted from 1) where there is one.
+        """
+        verify_of: dict[str, Verifier] = {}
+        train: list[Example] = []
+        test: list[Example] = []
+        names: list[str] = []
+        for sources, layout in self._entries(file):
+            trained, held_out = self._parted(sources)
+            names += [source.name for source in trained]
+            rows = self._examples(trained, layout, verify_of)
+            if test_file:
+                train += rows
+            elif held_out:
+                train += rows
+                test += self._examples(_renamed(held_out, names), layout, verify_of)
+            else:
+                rows = self._once(rows, verify_of, _named([source.path for source in sources]))
+                train += [row for row in rows if split_of_example(row) == "train"]
+                test += [row for row in rows if split_of_example(row) == "test"]
+        if test_file:
+            for sources, layout in self._entries(test_file):
+                held_out = self._parted(sources)[1] or sources
+                test += self._examples(_renamed(held_out, names), layout, verify_of)
+        train = self._once(train, verify_of, _named(file))
+        test = self._once(test, verify_of, _named(test_file or file) + ", held out")
+        for rows, what in ((train, "to train on"), (test, "to hold out")):
+            if not rows:
+                raise ValueError(f"{_named(file)}: its rows leave none {what}")
+        if self.distinct:
+            train = list(checks.without(train, test, self.tell))
+        return _in_one_order(_domains(train, verify_of), _domains(test, verify_of), _named(file))
+
+    def _entries(self, paths: Paths) -> Iterator[tuple[tuple[Source, ...], str]]:
+        """The files of each path, and its layout."""
+        listed = _listed(paths)
+        layouts = self._layouts
+        if len(layouts) not in (1, len(listed)):
+            raise ValueError(
+                f"layout names {len(layouts)} layouts for {len(listed)} files or folders, expected "
+                "one for all, or one for each"
+            )
+        layouts = layouts * len(listed) if len(layouts) == 1 else layouts
+        for path, layout in zip(listed, layouts, strict=True):
+            yield find_sources(path), layout
+
+    def _parted(self, sources: Sequence[Source]) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+        """The files to train on and those held out, as far as their names say."""
+        by_split: dict[str, list[Source]] = {}
+        for source in sources:
+            by_split.setdefault(source.split, []).append(source)
+        train = tuple(by_split.get("train", []) + by_split.get("", []))
+        test = tuple(by_split.get("test", by_split.get("validation", [])))
+        if not train or not test:
+            return tuple(sources), ()
+        if len(by_split.keys() & {"test", "validation"}) == 2:
+            first = shown_path(by_split["validation"][0].path)
+            self.tell(f"{first} is not read: beside validation there is test, which is held out")
+        return train, test
+
+    def _examples(
+        self, sources: Sequence[Source], layout: str, verify_of: dict[str, Verifier]
+    ) -> list[Example]:
+        """The examples of some files; notes the verifier of each domain."""
+        examples: list[Example] = []
+        for source in sources:
+            found = list(self._of_file(source, LAYOUTS.get(layout), verify_of))
+            if not found:
+                raise ValueError(f"{shown_path(source.path)}: the file has no rows")
+            examples += found
+        if not isinstance(self.verifier, str):
+            for name in self.verifier:
+                if name not in verify_of:
+                    where = _named([source.path for source in sources])
+                    raise ValueError(
+                        f"verifier names domain {name!r}, {where} has {', '.join(verify_of)}"
+                    )
+        return examples
+
+    def _of_file(
+        self, source: Source, layout: Layout | None, verify_of: dict[str, Verifier]
+    ) -> Iterator[Example]:
+        spellings = [fields_of(self.columns, layout.columns if layout else None)]
+        if layout and layout.spelling:
+            spellings.append(fields_of(self.columns, layout.spelling))
+        wanted = [path for fields in spellings for paths in fields.values() for path in paths]
+        wanted += [*self.keep, *self.row, *(layout.reads if layout else ())]
+        fields: Mapping[str, tuple[str, ...]] | None = None
+        for number, row in read_rows(source.path, top_columns(wanted)):
+            where = f"{shown_path(source.path)}, row {number}"
+            check_row(row, where)
+            if layout and layout.prepare:
+                row = layout.prepare(row, where)
+            if fields is None:
+                told = (f for f in spellings if value_at(row, f["prompt"][0]) is not None)
+                fields = next(told, spellings[0])
+            record = record_of(row, fields, where)
+            domain = record.domain or source.name
+            example = Example(
+                record.prompt,
+                record.answers[0],
+                record.solution or record.answers[0],
+                domain,
+                columns=tuple((column, _label(row, column, where)) for column in self.keep),
+                where=where,
+                answers=record.answers,
+                messages=record.messages,
+                row={column: value_at(row, column) for column in self.row},
+            )
+            expression = self._expression(domain, layout)
+            if expression not in self._made:
+                self._made[expression] = combine(expression, self.verifiers)
+            verify = self._made[expression]
+            if verify_of.setdefault(domain, verify) is not verify:
+                raise ValueError(
+                    f"{where}: domain {domain!r} has rows of two layouts, and these have different "
+                    "verifiers"
+                )
+            _check_answers(example, verify, names_of(expression), self.pass_threshold)
+            yield example
+
+    def _expression(self, domain: str, layout: Layout | None) -> str:
+        name = self.verifier if isinstance(self.verifier, str) else self.verifier.get(domain, AUTO)
+        if name == AUTO:
+            name = layout.verifier if layout else "exact"
+        return name
+
+    def _once(
+        self, examples: list[Example], verify_of: Mapping[str, Verifier], whose: str
+    ) -> list[Example]:
+        """Every prompt once; as they are where that is asked for."""
+        if not self.distinct:
+            return examples
+
+        def agree(one: Example, other: Example) -> bool:
+            if checks.same_answers(one, other):
+                return True
+            verify = verify_of[one.domain]
+            return verify is verify_of[other.domain] and all(
+                _accepts(verify, a, b.answer, self.pass_threshold)
+                for a, b in ((one, other), (other, one))
+            )
+
+        return list(checks.distinct(examples, agree, self.tell, whose))
 
 
 def read_file(
-    path: str | os.PathLike[str],
+    path: Paths,
     *,
     split: Split | None = None,
     columns: Columns | None = None,
-    verifier: str | Mapping[str, str] = "exact",
+    layout: str | Sequence[str] = "",
+    verifier: str | Mapping[str, str] = AUTO,
     keep: Sequence[str] = (),
     verifiers: Mapping[str, Verifier] = VERIFIERS,
     pass_threshold: float = 1.0,
+    tell: Tell = ignore,
 ) -> tuple[Domain, ...]:
-    r"""Returns the domains of a file, in order of first appearance.
+    r"""Returns the domains of a file, a folder, a glob or several, in order of first appearance.
 
-    A row holds texts: ``prompt``, ``answer``, optionally ``domain`` (the file's stem where it is
-    missing) and ``solution`` (the answer where it is missing).
-
-    Args:
-      path: a ``.jsonl`` or ``.parquet`` file.
-      split: keep one split only: a tenth of the prompts, chosen by their hash, is ``"test"``.
-        None keeps every row.
-      columns: where a field is found if not under its own name, e.g. ``{"prompt": "question"}``;
-        several columns are joined by a space: ``{"prompt": ("Body", "Question")}``.
-      verifier: a name of ``verifiers`` or a sum of them, such as ``"number + 0.1*format"``, for all
-        domains or by domain (``"exact"`` for the rest). ``"number"`` reads GSM8K and SVAMP answers.
-      keep: columns kept as ``Example.columns``: texts, whole numbers or truth values.
-      verifiers: the table of names; ``tasks.VERIFIERS`` by default.
-      pass_threshold: the least reward that a row's own solution must earn.
-
-    Raises:
-      ValueError: names the file, and the row (counted from 1) where there is one.
+    A row holds ``prompt``, a text or a chat, and ``answer``, a text, a number or a list of all that
+    are accepted; optionally ``domain`` (the file's stem where it is missing) and ``solution`` (the
+    answer where it is missing). Arguments and errors are those of ``Reader``.
     """
-    path = Path(path)
-    fields = _fields(columns)
-    if split is not None and split not in SPLITS:
-        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}, or None")
-    by_domain: dict[str, list[Example]] = {}
-    verify_of: dict[str, Verifier] = {}
-    num_rows = 0
-    for number, row in _rows(path):
-        num_rows += 1
-        where = f"{path.name}, row {number}"
-        example = _example(row, fields, default_domain=path.stem, where=where)
-        kept = tuple((column, _label(row, column, where)) for column in keep)
-        example = dataclasses.replace(example, columns=kept, where=where)
-        if example.domain not in verify_of:
-            verify_of[example.domain] = _verifier(verifier, verifiers, example.domain)
-        _check_answer(
-            example,
-            verify_of[example.domain],
-            names_of(_expression(verifier, example.domain)),
-            pass_threshold,
-        )
-        if split is None or split_of_text(example.prompt) == split:
-            by_domain.setdefault(example.domain, []).append(example)
-    if num_rows == 0:
-        raise ValueError(f"{path}: the file has no rows")
-    if not by_domain:
-        raise ValueError(f"{path}: none of its {num_rows} rows falls into split {split!r}")
-    if not isinstance(verifier, str):
-        for name in verifier:
-            if name not in verify_of:
-                raise ValueError(
-                    f"verifier names domain {name!r}, {path.name} has {', '.join(verify_of)}"
-                )
-    return tuple(
-        Domain(name, tuple(examples), verify_of[name]) for name, examples in by_domain.items()
+    reader = Reader(
+        columns=columns,
+        layout=layout,
+        verifier=verifier,
+        keep=keep,
+        verifiers=verifiers,
+        pass_threshold=pass_threshold,
+        tell=tell,
     )
+    return reader.read(path, split)
 
 
 def read_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
@@ -95,138 +301,105 @@ def read_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     Raises:
       ValueError: names the file, and the row (counted from 1) where there is one.
     """
-    path = Path(path)
     pairs = []
-    for number, row in _rows(path):
-        where = f"{path.name}, row {number}"
-        example = _example(row, _fields(None), default_domain=path.stem, where=where)
-        pairs.append((example.prompt, example.solution))
+    for source in find_sources(path):
+        for number, row in read_rows(source.path):
+            where = f"{shown_path(source.path)}, row {number}"
+            record = record_of(row, fields_of(None), where)
+            pairs.append((record.prompt, record.solution or record.answers[0]))
     return pairs
 
 
-def _fields(columns: Columns | None) -> dict[str, tuple[str, ...]]:
-    """Returns the columns that each field is joined from."""
-    fields: dict[str, tuple[str, ...]] = {name: (name,) for name in _REQUIRED + _OPTIONAL}
-    for name, source in ({} if columns is None else columns).items():
-        if name not in fields:
-            raise ValueError(f"columns names {name!r}, expected one of {', '.join(fields)}")
-        fields[name] = (source,) if isinstance(source, str) else tuple(source)
-        if not fields[name]:
-            raise ValueError(f"columns gives no column for {name!r}")
-    return fields
+def split_of_example(example: Example) -> Split:
+    """The split of a row, by what it asks."""
+    return split_of_text(example.identity if example.messages else example.prompt)
 
 
-def _verifier(
-    verifier: str | Mapping[str, str], verifiers: Mapping[str, Verifier], domain: str
-) -> Verifier:
-    return combine(_expression(verifier, domain), verifiers)
+def _listed(paths: Paths) -> list[str]:
+    """Every path; a text that names no file may hold several, between commas."""
+    if isinstance(paths, os.PathLike):
+        return [os.fspath(paths)]
+    if isinstance(paths, str):
+        if "," in paths and not os.path.exists(paths):
+            return [path.strip() for path in paths.split(",") if path.strip()]
+        return [paths]
+    return [os.fspath(path) for path in paths]
 
 
-def _expression(verifier: str | Mapping[str, str], domain: str) -> str:
-    return verifier if isinstance(verifier, str) else verifier.get(domain, "exact")
+def _named(paths: Paths) -> str:
+    """Some paths in short, for errors."""
+    first, *rest = map(shown_path, _listed(paths))
+    return f"{first} and {len(rest)} more" if rest else first
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields (row number from 1, row); the number is the line of a JSONL file."""
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"{path}: the file ends in {path.suffix!r}, expected .jsonl or .parquet")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    return _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)
+def _renamed(held_out: Sequence[Source], names: Sequence[str]) -> list[Source]:
+    """Held-out files called as those trained on are: `gsm8k_test` as `gsm8k_train`."""
+    distinct = list(dict.fromkeys(names))
+
+    def called(name: str) -> str:
+        alike = [n for n in distinct if without_split(n) == without_split(name)]
+        found = [n for n in distinct if n == name] or alike or distinct
+        return found[0] if len(found) == 1 else name
+
+    return [dataclasses.replace(source, name=called(source.name)) for source in held_out]
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            # Editors leave a byte order mark at the start and empty lines at the end.
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode())
-            except UnicodeDecodeError:
-                raise ValueError(f"{path.name}, row {number}: not UTF-8 text") from None
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path.name}, row {number}: invalid JSON ({error})") from None
-            yield number, row
+def _domains(examples: Sequence[Example], verify_of: Mapping[str, Verifier]) -> tuple[Domain, ...]:
+    by_domain: dict[str, list[Example]] = {}
+    for example in examples:
+        by_domain.setdefault(example.domain, []).append(example)
+    return tuple(Domain(name, tuple(rows), verify_of[name]) for name, rows in by_domain.items())
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path.name}: not a readable Parquet file ({error})") from None
+def _in_one_order(
+    train: tuple[Domain, ...], test: tuple[Domain, ...], where: str
+) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+    """The held-out domains in the order of those trained on."""
+    names = [domain.name for domain in train]
+    by_name = {domain.name: domain for domain in test}
+    if set(by_name) - set(names):
+        raise ValueError(
+            f"held-out rows are of domains {sorted(set(by_name) - set(names))}, which {where} does "
+            f"not have; it has {', '.join(names)}"
+        )
+    return train, tuple(by_name[name] for name in names if name in by_name)
 
 
-def _example(
-    row: Any, fields: Mapping[str, tuple[str, ...]], *, default_domain: str, where: str
-) -> Example:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected an object of named fields, got {_shown(row)}")
-    values = {name: _text(row, name, sources, where) for name, sources in fields.items()}
-    for name in _REQUIRED:
-        if not values[name]:
-            found = ", ".join(map(str, row))
-            raise ValueError(
-                f"{where}: no {name} (looked for {' and '.join(fields[name])}; the row has {found})"
-            )
-    prompt, answer = str(values["prompt"]), str(values["answer"])
-    domain = values["domain"] if values["domain"] else default_domain
-    solution = values["solution"] if values["solution"] else answer
-    return Example(prompt, answer, solution, domain)
-
-
-def _text(row: dict, name: str, sources: tuple[str, ...], where: str) -> str | None:
-    """Returns a field's text, or None where a column is missing, null or blank."""
-    parts = []
-    for source in sources:
-        value = row.get(source)
-        if value is None:
-            return None
-        if not isinstance(value, str):
-            column = name if source == name else f"{name} (column {source!r})"
-            raise ValueError(f"{where}: {column} is {_shown(value)}, expected text")
-        parts.append(value)
-    text = " ".join(parts)
-    return text if text.strip() else None
-
-
-def _label(row: dict, column: str, where: str) -> str:
+def _label(row: Mapping, column: str, where: str) -> str:
     """Returns what a row says in a column that groups rows, as text."""
-    value = row.get(column)
+    value = value_at(row, column)
     if not isinstance(value, str | int) or value == "":
         raise ValueError(
-            f"{where}: column {column!r} is {_shown(value)}, expected a text or a whole number"
+            f"{where}: column {column!r} is {shown(value)}, expected a text or a whole number"
         )
     return str(value)
 
 
-def _check_answer(
+def _accepts(verify: Verifier, example: Example, completion: str, pass_threshold: float) -> bool:
+    """Whether a completion passes for one of the accepted answers."""
+    rewards = [
+        reward_of(verify, example.domain, example.prompt, answer, completion)
+        for answer in example.answers
+    ]
+    return bool(passes(max(rewards), pass_threshold))
+
+
+def _check_answers(
     example: Example, verify: Verifier, names: Sequence[str], pass_threshold: float
 ) -> None:
     """Refuses a row that no completion, or not its own solution, could solve."""
     for name in names:
         what, read = READERS.get(name, ("", None))
-        if read is not None and read(example.answer) is None:
-            raise ValueError(
-                f"{example.where}: the answer {_shown(example.answer)} does not {what}, as the "
-                f"verifier {name!r} needs it"
-            )
-    if example.solution == example.answer:
+        for answer in example.answers:
+            if read is not None and read(answer) is None:
+                raise ValueError(
+                    f"{example.where}: the answer {shown(answer)} does not {what}, as the verifier "
+                    f"{name!r} needs it"
+                )
+    if example.solution in example.answers:
         return
-    reward = reward_of(verify, example.domain, example.prompt, example.answer, example.solution)
-    if not passes(reward, pass_threshold):
+    if not _accepts(verify, example, example.solution, pass_threshold):
         raise ValueError(
             f"{example.where}: the verifier does not accept the row's own solution "
-            f"{_shown(example.solution)} for the answer {_shown(example.answer)}"
+            f"{shown(example.solution)} for the answer {shown(example.answer)}"
         )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:59] + '…'}"

@@ -8,8 +8,9 @@ from fiberjax.tasks.builders import load
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import Split
 from fiberjax.tasks.families import VERIFIERS
-from fiberjax.tasks.files import read_file
+from fiberjax.tasks.files import Reader, ignore
 from fiberjax.tasks.published import read_vocabulary
+from fiberjax.tasks.reading.checks import Tell
 from fiberjax.tasks.rewards import Verifier
 from fiberjax.tasks.vocabulary import CharVocabulary, Vocabulary
 
@@ -38,13 +39,29 @@ def load_domains(
     keep: Sequence[str] = (),
     *,
     verifiers: Mapping[str, Verifier] = VERIFIERS,
+    tell: Tell = ignore,
 ) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
     """The training and held-out domains, in one order.
 
-    Of a file, `keep` names further columns, and `verifiers` is what its verifier is a name of.
+    Of a file, `keep` names further columns, `verifiers` is what its verifier is a name of, and
+    `tell` is told, a line each, what the rows hide.
     """
     if tasks.file:
-        return _load_file(tasks, keep, verifiers)
+        layout = tasks.layout
+        if isinstance(layout, str) and "," in layout:
+            layout = tuple(name.strip() for name in layout.split(","))
+        reader = Reader(
+            columns=tasks.columns,
+            layout=layout,
+            verifier=tasks.verifier,
+            keep=keep,
+            row=tasks.keep,
+            verifiers=verifiers,
+            pass_threshold=tasks.pass_threshold,
+            distinct=tasks.duplicates == "once",
+            tell=tell,
+        )
+        return reader.read_splits(tasks.file, tasks.test_file)
     knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
     difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
     if not knobs:
@@ -85,33 +102,3 @@ def no_domains(
     """No domain at all, where the policy is all that matters; reads nothing."""
     del tasks, keep
     return (), ()
-
-
-def _load_file(
-    tasks: options.Tasks, keep: Sequence[str], verifiers: Mapping[str, Verifier]
-) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
-    """The domains of a user's file; those without held-out rows are trained on all the same."""
-
-    def read(path: str, split: Split | None) -> tuple[Domain, ...]:
-        return read_file(
-            path,
-            split=split,
-            columns=tasks.columns,
-            verifier=tasks.verifier,
-            keep=keep,
-            verifiers=verifiers,
-            pass_threshold=tasks.pass_threshold,
-        )
-
-    if tasks.test_file:
-        train, test = read(tasks.file, None), read(tasks.test_file, None)
-    else:
-        train, test = read(tasks.file, "train"), read(tasks.file, "test")
-    names = [domain.name for domain in train]
-    by_name = {domain.name: domain for domain in test}
-    if set(by_name) - set(names):
-        raise ValueError(
-            f"held-out rows are of domains {sorted(set(by_name) - set(names))}, which "
-            f"{tasks.file} does not have"
-        )
-    return train, tuple(by_name[name] for name in names if name in by_name)

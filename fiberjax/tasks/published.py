@@ -4,6 +4,7 @@ A folder is parsed and nothing in it is executed, but for the chat template, whi
 (`tasks.chat`).
 """
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiberjax import options
-from fiberjax.tasks.chat import Frame, make_frame
+from fiberjax.tasks.chat import make_frame
 from fiberjax.tasks.files import read_pairs
-from fiberjax.tasks.tokenizer import PublishedVocabulary
+from fiberjax.tasks.tokenizer import Frames, PublishedVocabulary
 from fiberjax.tasks.vocabulary import shorten
 
 # Any of these makes a tokenizer; without one, some classes would come up empty.
@@ -82,7 +83,7 @@ def _vocabulary(model: options.Model, path: Path) -> PublishedVocabulary:
         pad_id=pad_id,
         end_ids=end_ids,
         begin_ids=begin_ids,
-        frame=_frame(model, said.tokenizer),
+        frames=_frames(model, said.tokenizer),
         stop=model.stop,
         turn_ends="end" not in overrides,
     )
@@ -191,8 +192,8 @@ def _id(tokenizer: Any, token: str) -> int:
     return found
 
 
-def _frame(model: options.Model, tokenizer: Any) -> Frame | None:
-    """The chat around a prompt, as the options and the tokenizer's template have it."""
+def _frames(model: options.Model, tokenizer: Any) -> Frames | None:
+    """The chat around a row's messages, as the options and the tokenizer's template have it."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
@@ -216,13 +217,15 @@ def _frame(model: options.Model, tokenizer: Any) -> Frame | None:
         for name, token in tokenizer.special_tokens_map.items()
         if isinstance(token, str)
     }
-    return make_frame(
+    make = functools.partial(
+        make_frame,
         template,
         variables,
         system=model.system,
         examples=_examples(model),
         thinking=model.thinking,
     )
+    return functools.cache(lambda roles: make(roles=roles))
 
 
 def _examples(model: options.Model) -> list[tuple[str, str]]:

@@ -30,62 +30,79 @@ Render = Callable[..., str]
 
 
 def pieces(
-    render: Render, system: str, examples: Sequence[Sequence[str]], thinking: str
+    render: Render,
+    system: str,
+    examples: Sequence[Sequence[str]],
+    thinking: str,
+    roles: Sequence[str] = ("user",),
 ) -> dict[str, Any]:
-    """What stands around a row's prompt, as JSON-like values.
+    """What stands around a row's messages, as JSON-like values.
 
     Args:
       render: writes a chat, given `messages`, `add_generation_prompt` and the template's options.
       system: the system prompt; "" for none.
       examples: pairs of what a user said and what the assistant answered.
       thinking: "on", "off", or "auto" for what the template does untold.
+      roles: who says the row's messages; its own system message stands in place of `system`.
 
     Returns:
-      `pieces`: pairs of a text and whose it is: -1 the template's, else the index of the message;
-      the row's is the last. `trimmed`: for each piece, which sides of a message are (left, right).
-      `messages`: their texts but the row's. `after_turn`: what the template writes after an answer.
+      `pieces`: pairs of a text and whose it is: -1 the template's, else the index of the message.
+      `rows`: the indices of the row's messages. `trimmed`: for each piece, which sides of a message
+      are (left, right). `after_turn`: what the template writes after an answer.
 
     Raises:
       ValueError: the template does not do what is asked, or anything else than writing messages.
     """
-    texts = [system] * bool(system) + [text for pair in examples for text in pair]
+    own_system = roles[0] == "system"
+    before = [("system", None if own_system else system)] * bool(system or own_system)
+    for asked, answered in examples:
+        before += [("user", asked), ("assistant", answered)]
+    said = [*before, *((role, None) for role in roles[own_system:])]
+    rows = [index for index, (_, text) in enumerate(said) if text is None]
+    speakers = [role for role, _ in said]
 
     def chat(contents: Sequence[str], generation: bool = True, mode: str = thinking) -> str:
-        roles = ["system"] * bool(system) + ["user", "assistant"] * len(contents)
+        # One message more is an answer.
         messages = [
             {"role": role, "content": content}
-            for role, content in zip(roles, contents, strict=False)
+            for role, content in zip([*speakers, "assistant"], contents, strict=False)
         ]
         told = {} if mode == "auto" else {name: mode == "on" for name in _THINKING}
         return render(messages=messages, add_generation_prompt=generation, **told)
 
-    if thinking != "auto" and chat([*texts, "a"], mode="on") == chat([*texts, "a"], mode="off"):
+    def filled(text: str) -> list[str]:
+        return [text if own is None else own for _, own in said]
+
+    plainly = filled("a")
+    if thinking != "auto" and chat(plainly, mode="on") == chat(plainly, mode="off"):
         raise ValueError(f"it has no mode that config.model.thinking = {thinking!r} could choose")
     nonce = secrets.token_hex(8)
-    marks = [f"MESSAGE{nonce}N{index}E" for index in range(len(texts) + 1)]
+    marks = [f"MESSAGE{nonce}N{index}E" for index in range(len(said))]
     cut = re.compile(rf"({_SPACE})?MESSAGE{nonce}N(\d+)E({_SPACE})?")
     plain = cut.split(chat(marks))
     padded = cut.split(chat([_SPACE + mark + _SPACE for mark in marks]))
     shown = [int(index) for index in plain[2::4]]
-    for index in range(len(marks)):
+    for index, (role, own) in enumerate(said):
         if index not in shown:
-            whose = "the prompt" if index == len(texts) else f"the message {texts[index][:60]!r}"
-            raise ValueError(f"the template leaves out {whose}")
+            whose = f"the message {own[:60]!r}" if own is not None else f"the row's {role} message"
+            raise ValueError(
+                f"the template leaves out {'the prompt' if index == len(said) - 1 else whose}"
+            )
     if plain[2::4] != padded[2::4]:
         raise ValueError("the template writes a message with space around it in another way")
     found, trimmed = [(plain[0], -1)], [(False, False)]
     for index, left, right, own in zip(shown, padded[1::4], padded[3::4], plain[4::4], strict=True):
-        found += [("" if index == len(texts) else texts[index], index), (own, -1)]
+        found += [(said[index][1] or "", index), (own, -1)]
         trimmed += [(left is None, right is None), (False, False)]
-    made = {"pieces": found, "trimmed": trimmed}
+    made = {"pieces": found, "trimmed": trimmed, "rows": rows}
     for probe in _PROBES:
-        if assembled(made, len(texts), probe) != chat([*texts, probe]):
+        if assembled(made, probe) != chat(filled(probe)):
             raise ValueError(
                 "the template does more to a message than to write it, or trim it: its text would "
                 "not be known from its control tokens"
             )
     try:
-        after = cut.split(chat([*texts, marks[-1], marks[-1]], generation=False))[-1]
+        after = cut.split(chat([*marks, marks[-1]], generation=False))[-1]
     except Exception:  # A template that wants a question at the end says nothing of answers.
         after = ""
     return made | {"after_turn": after}
@@ -94,11 +111,11 @@ def pieces(
 _THINKING = ("enable_thinking", "thinking")  # Templates call it either.
 
 
-def assembled(made: dict[str, Any], row: int, prompt: str) -> str:
-    """The whole text with a row's prompt in its place."""
+def assembled(made: dict[str, Any], prompt: str) -> str:
+    """The whole text with the same prompt in the place of every message of a row."""
     parts = []
     for (text, whose), (left, right) in zip(made["pieces"], made["trimmed"], strict=True):
-        text = prompt if whose == row else text
+        text = prompt if whose in made["rows"] else text
         text = text.lstrip() if left else text
         parts.append(text.rstrip() if right else text)
     return "".join(parts)
@@ -126,7 +143,8 @@ def main() -> None:
         _limit(request["seconds"])
         # Constants of a template are computed as it is compiled.
         render = compiled(request["template"], request["variables"])
-        answer = pieces(render, request["system"], request["examples"], request["thinking"])
+        asked = (request[name] for name in ("system", "examples", "thinking", "roles"))
+        answer = pieces(render, *asked)
     except MemoryError:
         answer = {"error": "it needs more than 4 GiB"}
     except Exception as error:  # Whatever a template raises is told, and nothing of it is run on.

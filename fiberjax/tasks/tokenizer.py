@@ -7,11 +7,14 @@ knows none, and only what the chat template itself wrote is looked through for t
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fiberjax.tasks.chat import Frame, Piece
-from fiberjax.tasks.vocabulary import UNKNOWN, before_end, shorten
+from fiberjax.tasks.vocabulary import UNKNOWN, before_end, only_message, shorten
+
+Frames = Callable[[tuple[str, ...]], Frame]
+"""From who says the messages of a row to the chat around them."""
 
 # Continues a text: what follows it is encoded as no beginning is. Never part of a prompt.
 _ANCHOR = "\N{BLACK DIAMOND SUIT}fiberjax-anchor\N{BLACK DIAMOND SUIT}"
@@ -25,7 +28,8 @@ class PublishedVocabulary:
       pad_id: the padding.
       end_ids: what ends a completion, the one that solutions are taught with first.
       begin_ids: before a prompt that is not framed.
-      frame: the chat around a prompt; None encodes prompts as they are.
+      frames: from who says the messages of a row to the chat around them, which is made once; None
+        encodes prompts as they are.
       stop: texts that end a completion, which then ends before them.
       turn_ends: whether the token that the frame ends an answer with ends a completion too.
     """
@@ -37,7 +41,7 @@ class PublishedVocabulary:
         pad_id: int,
         end_ids: tuple[int, ...],
         begin_ids: tuple[int, ...] = (),
-        frame: Frame | None = None,
+        frames: Frames | None = None,
         stop: tuple[str, ...] = (),
         turn_ends: bool = True,
     ):
@@ -69,13 +73,15 @@ class PublishedVocabulary:
             if any(text in self._decode([token]) for text in stop)
         )
         self.end_ids = tuple(dict.fromkeys(end_ids))
-        self.frame = frame
+        self._frames = frames
+        # The most common: the row is what a user says.
+        self.frame = frame = None if frames is None else frames(("user",))
         if frame is not None:
             turn = self._split(frame.after_turn)
             if turn_ends and turn and isinstance(turn[0], int):
                 # What the template ends an answer with is what the model does.
                 self.end_ids = tuple(dict.fromkeys((turn[0], *end_ids)))
-            self._runs = self._encoded_runs(frame)
+        self._runs: dict[tuple[str, ...], list[tuple[list[int], list[Piece]]]] = {}
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text; what spells a control token is text like any other.
@@ -101,10 +107,27 @@ class PublishedVocabulary:
         """Returns the ids of a prompt, in its chat where there is one, else after its beginning."""
         if self.frame is None:
             return [*self.begin_ids, *self._encode(text, first=True)]
+        return self.encode_chat((("user", text),))
+
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Returns the ids of a chat; without a template, of the one message that there may be.
+
+        Args:
+          messages: pairs of a role and what it says; the last is the user's.
+
+        Raises:
+          ValueError: there are several and no template, or it cannot write them.
+        """
+        roles = tuple(role for role, _ in messages)
+        texts = [text for _, text in messages]
+        if self._frames is None:
+            return self.encode_prompt(only_message(messages))
+        if roles not in self._runs:
+            self._runs[roles] = self._encoded_runs(self._frames(roles))
         ids: list[int] = []
-        for encoded, pieces in self._runs:
+        for encoded, pieces in self._runs[roles]:
             ids += encoded
-            run = "".join(piece.said(text) for piece in pieces)
+            run = "".join(piece.said(texts) for piece in pieces)
             ids += self._encode(run, first=not ids) if run else []
         return ids
 
@@ -120,11 +143,11 @@ class PublishedVocabulary:
 
         def close() -> None:
             nonlocal ids, run
-            if any(piece.row for piece in run):
+            if any(piece.row is not None for piece in run):
                 runs.append((ids, run))
                 ids = []
             elif run:
-                said = "".join(piece.said("") for piece in run)
+                said = "".join(piece.said(()) for piece in run)
                 ids = ids + self._encode(said, first=not ids and not runs) if said else ids
             run = []
 

@@ -47,6 +47,9 @@ class Vocabulary(Protocol):
     def encode_prompt(self, text: str) -> list[int]:
         """Returns the ids of a prompt with all that stands around it; ValueError as `encode`."""
 
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Returns the ids of a chat, pairs of a role and a text; ValueError as `encode`."""
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text before the first end of sequence; defined for every id.
 
@@ -106,6 +109,10 @@ class CharVocabulary:
         """Returns the ids of a text, begin of sequence first."""
         return [self.bos_id, *self.encode(text)]
 
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Returns the ids of the one message that there may be; ValueError for several."""
+        return self.encode_prompt(only_message(messages))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text before the first end of sequence.
 
@@ -126,6 +133,20 @@ class CharVocabulary:
 def before_end(end_ids: Collection[int], ids: Iterable[int]) -> Iterator[int]:
     """The ids before the first end of sequence."""
     return itertools.takewhile(lambda token: token not in end_ids, map(int, ids))
+
+
+def only_message(messages: Sequence[tuple[str, str]]) -> str:
+    """What the one message of a chat says, where no template could write several.
+
+    Raises:
+      ValueError: there are several.
+    """
+    if len(messages) > 1:
+        raise ValueError(
+            f"the prompt is a chat of {', '.join(role for role, _ in messages)}, which needs a "
+            "chat template: that of config.model.folder, or of config.model.tokenizer"
+        )
+    return messages[0][1]
 
 
 def shorten(text: str, limit: int = 60) -> str:

@@ -51,7 +51,9 @@ def test_what_does_not_fit_is_named_by_its_row(where, named):
     examples = encoded(*ROWS, where=where)
     examples.check_prompts(6)
     examples.check_solutions(3)
-    with pytest.raises(ValueError, match=f"{named}: the prompt has 6 tokens, .*_tokens=5"):
+    with pytest.raises(
+        ValueError, match=f"{named}: the prompt has 6 tokens, .*config.window.prompt = 5"
+    ):
         examples.check_prompts(5)
     with pytest.raises(ValueError, match=f"{named}: the solution has 3 tokens .*_tokens=2"):
         examples.check_solutions(2)

@@ -261,7 +261,10 @@ def test_processes_share_the_further_draws(domains):
 
 def test_stream_errors(domains):
     for options, message in (
-        ({"max_prompt_tokens": 9}, r"domain 'sort', row \d+: the prompt has 1\d tokens"),
+        (
+            {"max_prompt_tokens": 9},
+            r"domain 'addition', row 1: the prompt has 13 tokens, the longest of 75",
+        ),
         ({"domain_probability": {"sorts": 0.1}}, "domain_probability names 'sorts', expected one"),
         ({"domain_probability": {"sort": 1.1}}, "overrides are"),
         ({"num_prompts": 0}, "a batch of 0 rows"),

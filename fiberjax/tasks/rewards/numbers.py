@@ -82,7 +82,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 # What is left of a text beside its number, its words and its marks of Markdown and LaTeX.
 _OPERATORS = re.compile(r"[*+/^<>≤≥≠±√∛!|~&\\÷]|(?<![^\W\d_])-|-(?![^\W\d_])|[:;,](?=\s*\S*[0-9])")
 _MARKS = re.compile(
-    r"(?<![0-9])[*`]{1,3}(?=\S)|(?<=\S)[*`]{1,3}(?![0-9])"
+    r"(?<![0-9*`])[*`]{1,3}(?=[^\s*`])|(?<=[^\s*`])[*`]{1,3}(?![0-9*`])"
     r"|(?<!\w)_{1,2}(?=\S)|(?<=[^\W_])_{1,2}(?!\w)"
 )
 

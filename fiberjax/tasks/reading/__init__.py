@@ -1,0 +1,1 @@
+"""From files that others wrote to rows: formats, columns, published layouts."""
