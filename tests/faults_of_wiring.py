@@ -388,7 +388,7 @@ FAULTS = (
     Mutant(
         "other prompts are compared with those of before",
         "fiberjax/run/loop.py",
-        "if not comparable(before, experiment):",
+        'if not comparable(before, found.host.get("evaluation"), experiment):',
         "if False:",
         (f"{CHANGES}::test_a_run_goes_on_with_what_was_changed",),
     ),

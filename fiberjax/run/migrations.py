@@ -176,7 +176,7 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
       ValueError: the version is not one of the past.
 
     >>> old = {"tasks": {"vocabulary": "ascii", "pad_token": "", "eos_token": "", "bos_token": ""}}
-    >>> old["tasks"]["verifier"] = "numeric"
+    >>> old["tasks"] |= {"verifier": "numeric", "columns": {}}
     >>> old |= {"warm_start": {"weights": "Qwen"}, "window": {"prompt": 8, "completion": 8}}
     >>> old |= {"rollout": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}, "training": {}}
     >>> old |= {"checkpoint": {}, "evaluation": {}}

@@ -42,10 +42,10 @@ def steps(folder):
 
 
 def test_watching_changes_nothing_of_a_run(quick, tmp_path, capsys):
-    _, plain = loop.train(quick(**UNWATCHED), tmp_path / "plain")
+    _, plain, _ = loop.train(quick(**UNWATCHED), tmp_path / "plain")
     assert "samples" not in capsys.readouterr().out
     assert not (tmp_path / "plain" / "samples").exists()
-    _, watched = loop.train(quick(evaluation__every=1), tmp_path / "watched")
+    _, watched, _ = loop.train(quick(evaluation__every=1), tmp_path / "watched")
     printed = capsys.readouterr().out
     assert re.findall(r"samples, iteration (\d)", printed) == ["2", "4"]
     for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(watched), strict=True):

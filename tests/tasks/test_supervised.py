@@ -99,7 +99,7 @@ def test_processes_share_one_global_batch(domains):
 
 def test_errors(domains):
     for options, message in (
-        ({"max_prompt_tokens": 9}, r"domain 'sort', row \d+: the prompt has 1\d tokens"),
+        ({"max_prompt_tokens": 9}, r"domain 'addition', row 1: the prompt has 13 tokens, the longest of"),
         (
             {"max_completion_tokens": 20},
             r"domain 'addition', row 1: the solution has 4\d tokens .*max_completion_tokens=20",
