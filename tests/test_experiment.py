@@ -111,7 +111,11 @@ BAD = [
     ("policy.vocab_size", 3, r"config\.policy\.vocab_size must be 0 or at least"),
     ("policy.num_kv_heads", 3, r"config\.policy: num_kv_heads must divide num_heads"),
     ("window.prompt", 0, r"config\.window: prompt must be positive"),
-    ("window.prompt", 4, r"the prompt has \d+ tokens, the longest of .* config\.window\.prompt = 4"),
+    (
+        "window.prompt",
+        4,
+        r"the prompt has \d+ tokens, the longest of .* config\.window\.prompt = 4",
+    ),
     ("window.completion", 2, r"the solution has \d+ tokens"),
     ("tasks.domains", {}, r"config\.tasks: domains is empty and there is no file"),
     ("tasks.domains", {"sorting": {}}, r"sorting"),

@@ -99,7 +99,10 @@ def test_processes_share_one_global_batch(domains):
 
 def test_errors(domains):
     for options, message in (
-        ({"max_prompt_tokens": 9}, r"domain 'addition', row 1: the prompt has 13 tokens, the longest of"),
+        (
+            {"max_prompt_tokens": 9},
+            r"domain 'addition', row 1: the prompt has 13 tokens, the longest of",
+        ),
         (
             {"max_completion_tokens": 20},
             r"domain 'addition', row 1: the solution has 4\d tokens .*max_completion_tokens=20",
