@@ -561,7 +561,8 @@ class Evaluation:
       batch: prompts sampled at a time.
       every: iterations from one evaluation to the next while training, the last one included: the
         points of a curve; 0 for none.
-      curve_prompts: held-out prompts a domain of a point of the curve, the first of `prompts`.
+      curve_prompts: held-out prompts a domain of a point of the curve, the first of `prompts`; all
+        of them where there are no more.
       temperature: of the sampler; 0 takes the likeliest token each time, and needs 1 sample.
       top_k: 0 keeps every token.
       top_p: 1.0 keeps every token.
@@ -577,11 +578,8 @@ class Evaluation:
     top_p: float
 
     def __post_init__(self) -> None:
-        _require_positive(self, "prompts", "samples", "batch")
+        _require_positive(self, "prompts", "samples", "batch", "curve_prompts")
         _require(self.every >= 0, "every", self.every, "at least 0")
-        fits = 0 < self.curve_prompts <= self.prompts
-        expected = f"positive and at most prompts = {self.prompts}"
-        _require(fits, "curve_prompts", self.curve_prompts, expected)
         _require(self.temperature >= 0, "temperature", self.temperature, "at least 0")
         _require(self.top_k >= 0, "top_k", self.top_k, "at least 0")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
@@ -590,6 +588,11 @@ class Evaluation:
                 f"temperature = 0 gives one and the same completion, and samples = {self.samples}: "
                 "expected samples = 1"
             )
+
+    @property
+    def of_curve(self) -> int:
+        """Held-out prompts a domain of a point of the curve."""
+        return min(self.curve_prompts, self.prompts)
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class Watch:
         self._keep(before)
         if wanted.every == 0:
             return {}
-        point = self._point(before.first(wanted.curve_prompts))
+        point = self._point(before.first(wanted.of_curve))
         self._writer.write(0, point)
         return point
 
@@ -90,7 +90,7 @@ class Watch:
             self._experiment,
             params,
             None,
-            prompts=wanted.curve_prompts,
+            prompts=wanted.of_curve,
             samples=rollouts.kept_of_evaluations(self._experiment),
             iteration=iteration,
         )

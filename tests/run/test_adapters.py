@@ -75,8 +75,8 @@ def test_a_run_trains_and_keeps_adapters_alone(config, one_device, tmp_path, mon
         held.append([leaf.dtype for leaf in jax.live_arrays() if leaf.shape == table])
         return iterate(self, state, *arguments)
 
-    def recorded(self, params, rollouts, rewards):
-        made = batches(self, params, rollouts, rewards)
+    def recorded(self, params, rollouts, *others):
+        made = batches(self, params, rollouts, *others)
         references.append((rollouts, [on_host(batch.reference_log_prob) for batch in made[0]]))
         return made
 

@@ -214,7 +214,7 @@ def test_what_is_followed_is_known_before_anything_compiles(quick):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"evaluation__curve_prompts": 5}, "evaluation: curve_prompts must be positive and at"),
+        ({"evaluation__curve_prompts": 0}, "evaluation: curve_prompts must be positive"),
         ({"evaluation__temperature": 0.0}, "temperature = 0 gives one and the same completion"),
         ({"evaluation__every": -1}, "evaluation: every must be at least 0"),
         ({"evaluation__top_p": 0.0}, r"evaluation: top_p must be in \(0, 1\]"),
