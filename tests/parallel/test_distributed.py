@@ -123,8 +123,8 @@ def assert_same_run(found: Path, expected: Path) -> None:
     # Something was learned, by rewards that differ within a group.
     assert all(row["actor/grad_norm"] > 0.01 and row["reward/mean"] > 0 for row in a)
     assert all(row["resample/prompts_drawn"] == 32 and row["batch/fill"] > 0.2 for row in a)
-    # After eight updates by up to 3e-3 each. AdamW goes by a gradient's sign however small it is, so
-    # that of one or two elements the rounding shows.
+    # After eight updates by up to 3e-3 each. AdamW goes by the sign of a gradient, so
+    # that the rounding of one or two tiny ones shows.
     gap = np.abs(parameters(found) - parameters(expected))
     assert np.mean(gap > 1e-5) <= 1e-3 and gap.max() < 1e-3, np.sort(gap)[-5:]
 
