@@ -531,16 +531,16 @@ FAULTS = (
     ),
     Mutant(
         "a domain that nobody is paid in goes on",
-        "fiberjax/run/payless.py",
+        "fiberjax/run/unpaid.py",
         "if self._spread and not unpaid:",
         "if self._spread:",
-        ("tests/run/test_payless.py::test_a_domain_that_is_never_paid_is_named_with_its_verifier",),
+        ("tests/run/test_unpaid.py::test_a_domain_that_is_never_paid_is_named_with_its_verifier",),
     ),
     Mutant(
         "a run without a spread goes on",
-        "fiberjax/run/payless.py",
+        "fiberjax/run/unpaid.py",
         "if self._spread and not unpaid:",
         "if not unpaid:",
-        ("tests/run/test_payless.py::test_groups_without_a_spread_are_told",),
+        ("tests/run/test_unpaid.py::test_groups_without_a_spread_are_told",),
     ),
 )

@@ -22,9 +22,9 @@ from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, comparable, evaluate, profile
 from fiberjax.run.interrupts import Interrupts
-from fiberjax.run.payless import Payless
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
+from fiberjax.run.unpaid import Unpaid
 from fiberjax.run.warm_start import starting_params
 from fiberjax.run.watching import Watch
 from fiberjax.tasks import PromptStream
@@ -161,6 +161,18 @@ class Begun(NamedTuple):
     stop: EarlyStop
     before: Measures
 
+    def to_host(self, experiment: Experiment) -> dict[str, Any]:
+        """What a checkpoint holds beside the train state, as JSON; `begin` reads it."""
+        host = {
+            "stream": self.stream.get_state(),
+            "budget_control": self.control.get_state(),
+            "best_value": self.best.get_state(),
+            "stop": self.stop.get_state(),
+            "before": self.before.to_json(),
+            "evaluation": evaluation.settings(experiment),
+        }
+        return host | ({"base": self.base.digest} if self.base.digest else {})
+
 
 def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     """The newest checkpoint, or what a run starts from: warm-started, evaluated and profiled."""
@@ -208,17 +220,18 @@ def train(
       `config.stop` stopped at; and the base of its adapters.
 
     Raises:
-      SystemExit: a host was asked to end, or nothing is paid (`payless`); the run is saved.
+      SystemExit: a host was asked to end, or nothing is paid (`unpaid`); the run is saved.
       KeyboardInterrupt: a host alone was interrupted; the iteration is finished and saved.
     """
     primary = jax.process_index() == 0
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
-        base, state, done, stream, control, best, stop, before = begin(experiment, saved)
+        begun = begin(experiment, saved)
+        base, state, done, stream, control, best, stop, before = begun
         if stop.reached and primary:
             print(f"{directory} stopped early after iteration {done}: {stop}")
         if done == experiment.iterations or stop.reached:
             return before, state, base
-        reference, payless = base.params, Payless(experiment)
+        reference, unpaid = base.params, Unpaid(experiment)
         if experiment.lora is None and experiment.training.kl_coefficient > 0:
             # The start, a second time: only a KL penalty needs it beside the state.
             reference = starting_params(experiment)
@@ -262,19 +275,9 @@ def train(
                 ending = distributed.asked_to_end(iteration + 1) and not (last or stopping)
                 due = (iteration + 1) % experiment.checkpoint.every == 0
                 interrupted = interrupts.asked
-                unpaid = payless.observe(iteration, scalars)
-                if last or stopping or ending or due or interrupted or improved or unpaid:
-                    host: dict[str, Any] = {
-                        "stream": stream.get_state(),
-                        "budget_control": control.get_state(),
-                        "best_value": best.get_state(),
-                        "stop": stop.get_state(),
-                        "before": before.to_json(),
-                        "evaluation": evaluation.settings(experiment),
-                    }
-                    if base.digest:
-                        host["base"] = base.digest
-                    saved.save(iteration + 1, state, host, best.iteration)
+                wrong = unpaid.observe(iteration, scalars)
+                if last or stopping or ending or due or interrupted or improved or wrong:
+                    saved.save(iteration + 1, state, begun.to_host(experiment), best.iteration)
                 if stopping:
                     progress.print(f"stops early after iteration {iteration + 1}: {stop}")
                     break
@@ -283,8 +286,8 @@ def train(
                         f"asked to end; iteration {iteration + 1} is saved, and the same command "
                         "on every host goes on from there"
                     )
-                if unpaid:
-                    raise SystemExit(f"stopped: {unpaid}")
+                if wrong:
+                    raise SystemExit(f"stopped: {wrong}")
                 if interrupted:
                     break  # Raised as `interrupts` is left.
     return before, state, base

@@ -6,14 +6,14 @@ import pytest
 import tiny
 
 from fiberjax.run import loop
-from fiberjax.run.payless import Payless
+from fiberjax.run.unpaid import Unpaid
 from fiberjax.tasks import Domain, Example
 
 
 def watch(iterations=3, **tasks):
     example = Example("1+1=", "#### " + "2" * 100, "2", "sums")
     sums, words = (Domain(name, (example,), lambda *_: 0.0) for name in ("sums", "words"))
-    return Payless(
+    return Unpaid(
         types.SimpleNamespace(
             training=types.SimpleNamespace(unpaid_iterations=iterations),
             domain_names=("sums", "words"),

@@ -16,7 +16,7 @@ CUT = 0.5
 """From this share of cut answers on, that is the likely cause."""
 
 
-class Payless:
+class Unpaid:
     """Counts what the first iterations were paid.
 
     Args:
