@@ -1,6 +1,6 @@
 """A published chat model of 135 M parameters, trained on three kinds of question about numbers.
 
-    .torch/bin/python experiments/smollm2/make_folder.py --output=SmolLM2-135M-Instruct
+    .torch/bin/python -m experiments.smollm2.make_folder --output=SmolLM2-135M-Instruct
     python experiments/smollm2/make_prompts.py --output=numbers.jsonl
     python experiments/train.py --config=configs/smollm2.py --workdir=runs/smollm2
     python experiments/export.py --workdir=runs/smollm2 --output=exported
