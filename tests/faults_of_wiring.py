@@ -523,6 +523,13 @@ FAULTS = (
         ("tests/tasks/test_rewards.py::test_the_last_number_does_not_overrule_a_mark",),
     ),
     Mutant(
+        "a sum of verifiers takes nothing for the answer",
+        "fiberjax/tasks/rewards/combined.py",
+        "return extracts(answer_of)(total)",
+        "return total",
+        ("tests/tasks/test_rewards.py::test_verifiers_say_what_they_took_for_the_answer",),
+    ),
+    Mutant(
         "truth is the number one in JSON",
         "fiberjax/tasks/rewards/texts.py",
         "if isinstance(a, bool) != isinstance(b, bool):",

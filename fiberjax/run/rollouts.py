@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
-from fiberjax.tasks.rewards import Verifier
+from fiberjax.tasks.rewards import extracted
 from fiberjax.train.rollout import Rollouts
 
 FOLDER = "samples"
@@ -116,6 +116,7 @@ def table(
         index = int(prompt_index[row // drawn.group_size])
         domain, example = examples.domains[examples.domain_of(index)], examples[index]
         completion = experiment.vocabulary.decode(tokens[row][mask[row]])
+        answer = extracted(domain.verify, completion)
         found.append(
             {
                 "iteration": iteration,
@@ -124,7 +125,7 @@ def table(
                 "prompt": _utf8(example.prompt),
                 "completion": _utf8(completion),
                 "answer": _utf8(example.answer),
-                "extracted": extracted(domain.verify, completion),
+                "extracted": None if answer is None else _utf8(str(answer)),
                 "reward": float(reward[row]),
                 "length": int(mask[row].sum()),
                 "finished": bool(finished[row]),
@@ -133,13 +134,6 @@ def table(
             }
         )
     return pa.Table.from_pylist(found, schema=SCHEMA)
-
-
-def extracted(verify: Verifier, completion: str) -> str | None:
-    """What a verifier takes for the answer: of its attribute `extract`, where it has one."""
-    extract = getattr(verify, "extract", None)
-    answer = None if extract is None else extract(completion)
-    return None if answer is None else _utf8(str(answer))
 
 
 def _utf8(text: str) -> str:

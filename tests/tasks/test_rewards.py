@@ -3,7 +3,7 @@ from fractions import Fraction
 import pytest
 from tasks.answers import NEAR_MISSES, REWRITINGS, written
 
-from fiberjax.tasks.rewards import combine, final_answer, marked_answer
+from fiberjax.tasks.rewards import combine, extracted, final_answer, marked_answer
 from fiberjax.tasks.rewards.numbers import read_number
 from fiberjax.tasks.rewards.strict import parse_number, strict_number
 from fiberjax.tasks.rewards.texts import choice, exact, last_number, number, same_json
@@ -187,3 +187,12 @@ def test_rewards_are_added_by_weight():
             combine(wrong, table)
     with pytest.raises(ValueError, match="unknown verifier 'two', expected one of one, half"):
         combine("one + two", table)
+
+
+def test_verifiers_say_what_they_took_for_the_answer():
+    assert extracted(number, "so #### 72 clips") == extracted(last_number, "#### 72 clips")
+    assert extracted(number, "so #### 72 clips") == "72 clips"
+    assert extracted(number, "72 clips") is None and extracted(exact, "72") is None
+    assert extracted(choice, "the answer is (b)") == "B"
+    both = combine("exact + 0.1*number", {"exact": exact, "number": number})
+    assert extracted(both, "#### 72") == "72"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fiberjax.tasks.rewards import strict, texts
-from fiberjax.tasks.rewards.base import Verifier, passes, reward_of
+from fiberjax.tasks.rewards.base import Verifier, extracted, passes, reward_of
 from fiberjax.tasks.rewards.combined import combine, names_of
 from fiberjax.tasks.rewards.marked import WORKED_DELIMITER, final_answer, marked_answer
 
@@ -41,6 +41,7 @@ __all__ = [
     "WORKED_DELIMITER",
     "Verifier",
     "combine",
+    "extracted",
     "final_answer",
     "marked_answer",
     "names_of",

@@ -12,7 +12,26 @@ import numpy.typing as npt
 Verifier = Callable[[str, str, str], float]
 """`(prompt, answer, completion) -> reward`."""
 
+Extract = Callable[[str], str | None]
+"""A completion -> what is taken for its answer; None where there is nothing."""
+
 _LARGEST_REWARD = float(np.finfo(np.float32).max)
+
+
+def extracts(extract: Extract) -> Callable[[Verifier], Verifier]:
+    """Says what a verifier takes for the answer of a completion, as its attribute `extract`."""
+
+    def told(verify: Verifier) -> Verifier:
+        verify.__dict__["extract"] = extract
+        return verify
+
+    return told
+
+
+def extracted(verify: Verifier, completion: str) -> str | None:
+    """What a verifier takes for the answer of a completion; None where it says nothing of it."""
+    extract: Extract | None = getattr(verify, "extract", None)
+    return None if extract is None else extract(completion)
 
 
 def reward_of(verify: Verifier, domain: str, prompt: str, answer: str, completion: str) -> float:

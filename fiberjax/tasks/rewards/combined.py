@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from fiberjax.tasks.rewards.base import Verifier
+from fiberjax.tasks.rewards.base import Verifier, extracted, extracts
 
 _TERM = re.compile(r"(?:([^*]+)\*)?([A-Za-z_][A-Za-z0-9_.:]*)")
 
@@ -33,7 +33,11 @@ def combine(expression: str, table: Mapping[str, Verifier]) -> Verifier:
     def total(prompt: str, answer: str, completion: str) -> float:
         return math.fsum(weight * float(of(prompt, answer, completion)) for weight, of in terms)
 
-    return total
+    def answer_of(completion: str) -> str | None:
+        found = (extracted(of, completion) for _, of in terms)
+        return next((answer for answer in found if answer is not None), None)
+
+    return extracts(answer_of)(total)
 
 
 def names_of(expression: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import unicodedata
 from fractions import Fraction
 from typing import Any
 
+from fiberjax.tasks.rewards.base import extracts
 from fiberjax.tasks.rewards.marked import marked_answer
 from fiberjax.tasks.rewards.numbers import last_number_of, read_number
 
@@ -35,6 +36,7 @@ def exact(prompt: str, answer: str, completion: str) -> float:
     return float(expected != "" and composed(completion) == expected)
 
 
+@extracts(marked_answer)
 def number(prompt: str, answer: str, completion: str) -> float:
     r"""1.0 if both texts name the same number, compared exactly; see `numbers` and `marked`.
 
@@ -50,6 +52,7 @@ def number(prompt: str, answer: str, completion: str) -> float:
     return _same(number_of(answer), number_of(completion))
 
 
+@extracts(marked_answer)
 def last_number(prompt: str, answer: str, completion: str) -> float:
     """As `number`; where nothing is marked, the last number of the text is its answer.
 
@@ -80,6 +83,7 @@ def _same(expected: Fraction | None, found: Fraction | None) -> float:
     return float(expected is not None and expected == found)
 
 
+@extracts(lambda completion: choice_of(completion))
 def choice(prompt: str, answer: str, completion: str) -> float:
     r"""1.0 if both name the same letter of a multiple choice: `B`, `(b)`, `B. Paris`, `\boxed{B}`.
 
