@@ -77,6 +77,8 @@ class Unpaid:
             example.answer if len(example.answer) <= LONGEST else example.answer[:LONGEST] + "…"
         )
         reads = f"config.tasks.verifier = {tasks.verifier!r}" if tasks.file else "the family's own"
+        if tasks.file and tasks.verifier == "auto":
+            reads += ": the layout's, or exact"
         return (
             f"Their verifier ({reads}) looks for answers such as {answer!r}: see what it makes of "
             "a completion, and whether the prompt asks for that form."
