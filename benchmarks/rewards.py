@@ -2,12 +2,15 @@
 
     python benchmarks/rewards.py                      # the table of docs/rewards.md
     python benchmarks/rewards.py --strings=1000000    # random and hostile texts, none of them right
+    python benchmarks/rewards.py --golds gsm8k/train.jsonl gsm8k/test.jsonl
+                                                      # a data set's own answers, in seven forms
 
 The table has a line for math-verify where it is installed. Texts are drawn from a seed; a text that
 raises, takes longer than --limit seconds or earns anything ends the program with the text.
 """
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -104,14 +107,46 @@ def attack(strings: int, limit: float, seed: int) -> str:
     return f"{strings} texts, {len(SHIPPED)} verifiers: nothing earned, {slowest:.3f} s at most"
 
 
+FORMS = (
+    *("#### {}", "\\boxed{{{}}}", "The answer is {}.", "**{}**", "<answer>{}</answer>", "${}$"),
+    "So it is:\n#### ${}\nDone in 3 steps.",
+)
+"""How a completion may give an answer."""
+
+
+def golds(files: list[str]) -> str:
+    """How many answers of JSONL files are paid as they stand, and in every one of `FORMS`."""
+    answers = []
+    for file in files:
+        rows = map(json.loads, Path(file).read_text(encoding="utf-8").splitlines())
+        answers += [str(row["answer"] if "answer" in row else row["Answer"]) for row in rows]
+    number = SHIPPED["number"]
+    short = [answer.rpartition("####")[2].strip() for answer in answers]
+    stand = sum(number("", answer, answer) for answer in answers)
+    written = sum(
+        all(number("", answer, form.format(value)) == 1 for form in FORMS)
+        for answer, value in zip(answers, short, strict=True)
+    )
+    return (
+        f"{len(answers)} answers: {stand:.0f} paid as they stand, {written} in all "
+        f"{len(FORMS)} forms"
+    )
+
+
 def main() -> None:
-    """Prints the table, or attacks."""
+    """Prints the table, the count of golds, or attacks."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--strings", type=int, default=0)
     parser.add_argument("--limit", type=float, default=5.0, help="CPU-seconds a text may take.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--golds", nargs="+", default=[], help="JSONL files with answers.")
     given = parser.parse_args()
-    print(attack(given.strings, given.limit, given.seed) if given.strings else table())
+    if given.golds:
+        print(golds(given.golds))
+    elif given.strings:
+        print(attack(given.strings, given.limit, given.seed))
+    else:
+        print(table())
 
 
 if __name__ == "__main__":
