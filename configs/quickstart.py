@@ -37,10 +37,23 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.tasks.layout = ""
     config.tasks.keep = ()
     config.tasks.verifier = "auto"
+    config.tasks.verifiers = ()  # By domain, where they differ.
     config.tasks.duplicates = "once"
     config.tasks.too_long = "refuse"
     config.tasks.pass_threshold = 1.0
     config.tasks.vocabulary = "characters"
+
+    config.rewards = ConfigDict()
+    config.rewards.workers = 4
+    config.rewards.seconds = 5.0
+    config.rewards.megabytes = 1024.0
+    config.rewards.failed = "zero"
+    config.rewards.format = ""
+    config.rewards.truncated = "score"
+    config.rewards.overlong_cache = 0
+    config.rewards.overlong_from = 0
+    config.rewards.golds = "refuse"
+    config.rewards.shown = 32
 
     # Above the trajectory, finest first: a name, and the column of the data that says who belongs
     # together. The empty column is the prompt.

@@ -26,6 +26,7 @@ PAGE = Path(__file__).with_name("options.md")
 SECTIONS: Mapping[str, type] = {
     "": options.Run,
     "tasks": options.Tasks,
+    "rewards": options.Rewards,
     "window": options.Window,
     "model": options.Model,
     "policy": TransformerConfig,

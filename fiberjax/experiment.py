@@ -28,9 +28,11 @@ from fiberjax.tasks import (
     supervised_batches,
 )
 from fiberjax.tasks.fitting import check_answers, fit_prompts
+from fiberjax.tasks.golds import check_golds
 from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels
 from fiberjax.tasks.loading import load_domains, make_vocabulary
-from fiberjax.tasks.rewards import Verifier
+from fiberjax.tasks.rewards import Verifier, isolated_in
+from fiberjax.tasks.rewards.own import expressions_of, table_of
 from fiberjax.train.rollout import Sampler
 from fiberjax.train.update import Knobs, StepOptions, TrainState
 
@@ -42,6 +44,7 @@ SECTIONS = (
         "seed",
         "iterations",
         "tasks",
+        "rewards",
         "levels",
         "window",
         "model",
@@ -80,6 +83,7 @@ class Experiment:
       seed: of everything random.
       iterations: rollouts and their updates, how many times.
       tasks: options of the data.
+      rewards: what rewards may take, and what becomes of them.
       window: static shape of a sequence.
       model: the published model that training starts from, if any.
       warm_start: options of the supervised phase.
@@ -111,6 +115,7 @@ class Experiment:
     seed: int
     iterations: int
     tasks: options.Tasks
+    rewards: options.Rewards
     window: options.Window
     model: options.Model
     warm_start: options.WarmStart
@@ -282,9 +287,11 @@ def from_config(
     options.check_keys(config, SECTIONS, "config")
     names = tuple(field.name for field in dataclasses.fields(options.Run))
     run = options.parse(options.Run, {name: config[name] for name in names}, "config")
-    tables = _tables(run, gate_table, reward_table, estimator_table)
     tasks = options.parse(options.Tasks, config.tasks, "config.tasks")
+    rewards = options.parse(options.Rewards, config.rewards, "config.rewards")
+    tables = _tables(run, tasks, rewards, gate_table, reward_table, estimator_table)
     window = options.parse(options.Window, config.window, "config.window")
+    rewards.overlong_start(window.completion)  # Raises where it punishes nothing.
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
     if rollout.samples == 1 and run.advantage in WITHIN_GROUPS:
         raise ValueError(
@@ -316,10 +323,12 @@ def from_config(
     train, test = (load_data or load)(tasks, columns_of(levels))
     if load_data is None:
         train, test = fit_data(tasks, window, vocabulary, train, test)
+        check_rewards(tasks, rewards, train, test)
     built = Experiment(
         seed=run.seed,
         iterations=run.iterations,
         tasks=tasks,
+        rewards=rewards,
         window=window,
         model=model,
         warm_start=warm_start,
@@ -363,16 +372,20 @@ class _Tables(NamedTuple):
 
 def _tables(
     run: options.Run,
+    tasks: options.Tasks,
+    rewards: options.Rewards,
     gate_table: Mapping[str, GateSpec],
     reward_table: Mapping[str, Verifier],
     estimator_table: Mapping[str, Estimator],
 ) -> _Tables:
     loaded = plugins.load_all(run.plugins)
+    named = expressions_of(tasks) if tasks.file else ()
+    verifiers = table_of(reward_table, loaded, named, rewards)
     tables = _Tables(
         gates=plugins.merge(gate_table, loaded, "GATES"),
-        rewards=plugins.merge(reward_table, loaded, "REWARDS"),
+        rewards=verifiers.verifiers,
         estimators=plugins.merge(estimator_table, loaded, "ESTIMATORS"),
-        digests={plugin.name: plugin.digest for plugin in loaded},
+        digests=verifiers.digests | {plugin.name: plugin.digest for plugin in loaded},
     )
     if run.advantage not in tables.estimators:
         raise ValueError(
@@ -508,6 +521,25 @@ def fit_data(
     if tasks.file:
         check_answers((*train, *test), vocabulary, tasks.pass_threshold, _tell)
     return train, test
+
+
+def check_rewards(
+    tasks: options.Tasks,
+    rewards: options.Rewards,
+    train: tuple[Domain, ...],
+    test: tuple[Domain, ...],
+) -> None:
+    """Loads the rewards that run in workers, and verifies a file's answers against themselves.
+
+    Raises:
+      ValueError: a function cannot be loaded, or most answers of a domain are not paid.
+    """
+    for domain in train:
+        for apart in isolated_in(domain.verify):
+            apart.load()
+    if tasks.file and rewards.golds != "skip":
+        refuse = rewards.golds == "refuse"
+        check_golds((*train, *test), tasks.pass_threshold, _tell, refuse=refuse)
 
 
 def _tell(line: str) -> None:

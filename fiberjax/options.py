@@ -150,8 +150,10 @@ class Tasks:
       layout: how a published data set is read, a key of `tasks.LAYOUTS`; one for all of `file`, or
         one for each, alike separated. Empty for none; `columns` goes before it.
       keep: further columns that rewards read, as `Example.row`.
-      verifier: how answers of `file` are checked, a key of `tasks.VERIFIERS` or a sum of them,
-        such as "number + 0.1*format"; "auto" is the layout's, and "exact" without one.
+      verifier: how answers of `file` are checked, a key of `tasks.VERIFIERS`, a function of your
+        own as "module:function" or "file.py:function", or a sum of them, such as
+        "number + 0.1*format"; "auto" is the layout's, and "exact" without one.
+      verifiers: domains that have another: pairs of a domain and what `verifier` may be.
       duplicates: "once" counts a prompt of several rows once, and trains on none that is held out;
         "keep" counts rows.
       too_long: a prompt that the window does not hold: "refuse" ends, naming the longest; "drop"
@@ -173,6 +175,7 @@ class Tasks:
     layout: str | tuple
     keep: tuple
     verifier: str
+    verifiers: tuple
     duplicates: str
     too_long: str
     pass_threshold: float
@@ -188,11 +191,85 @@ class Tasks:
             value = getattr(self, name)
             known = isinstance(value, str) or all(isinstance(each, str) for each in value)
             _require(known, name, value, "texts")
+        for pair in self.verifiers:
+            fits = isinstance(pair, tuple | list) and [type(of) for of in pair] == [str, str]
+            _require(fits, "verifiers", self.verifiers, "pairs of a domain and a verifier")
+        once = len({domain for domain, _ in self.verifiers}) == len(self.verifiers)
+        _require(once, "verifiers", self.verifiers, "pairs, each domain once")
         _require_choice("duplicates", self.duplicates, ("once", "keep"))
         _require_choice("too_long", self.too_long, ("refuse", "drop", "truncate"))
         _require(
             math.isfinite(self.pass_threshold), "pass_threshold", self.pass_threshold, "finite"
         )
+
+
+TRUNCATED = ("score", "zero", "mask")
+"""What becomes of completions that the window cut."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards:
+    """What rewards may take, what becomes of them, and what is looked at before training.
+
+    Attributes:
+      workers: processes a function that runs apart, the user's own and `math`, at most.
+      seconds: of processor time that such a function may take for a completion, and four times as
+        long asleep or waiting; a batched function so much for each.
+      megabytes: of memory that it may take beyond its imports.
+      failed: what becomes of a completion for which it raises, takes more, or ends its process:
+        "zero" pays 0 and counts it, as `verifier/failed`; "stop" ends the run.
+      format: the regular expression that the verifier `format` wants a whole completion to match,
+        in the syntax of RE2; "" for none.
+      truncated: what becomes of a completion that did not end by itself: "score" pays what its text
+        pays, "zero" pays 0; "mask" leaves it out of the loss and its group's statistics.
+      overlong_cache: tokens over which the punishment of long completions grows, from 0 to −1; 0
+        for none.
+      overlong_from: tokens up to which a completion costs nothing; 0 punishes within the last
+        `overlong_cache` tokens of the window.
+      golds: before training, answers of a file are verified against themselves. "refuse" ends where
+        less than half of a domain's are paid, "tell" says so and goes on, "skip" does not look.
+      shown: completions a domain that are shown before training, of a file's held-out prompts, with
+        what was taken for their answer and the reward; 0 shows none.
+    """
+
+    workers: int
+    seconds: float
+    megabytes: float
+    failed: str
+    format: str
+    truncated: str
+    overlong_cache: int
+    overlong_from: int
+    golds: str
+    shown: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "workers", "seconds", "megabytes")
+        _require_choice("failed", self.failed, ("zero", "stop"))
+        _require_choice("truncated", self.truncated, TRUNCATED)
+        _require_choice("golds", self.golds, ("refuse", "tell", "skip"))
+        for name in ("overlong_cache", "overlong_from", "shown"):
+            value = getattr(self, name)
+            _require(value >= 0, name, value, "at least 0")
+        if self.overlong_from > 0 and self.overlong_cache == 0:
+            raise ValueError(
+                f"overlong_from = {self.overlong_from} is given without an overlong_cache"
+            )
+
+    def overlong_start(self, window: int) -> int:
+        """The most tokens that cost nothing, in a window of so many.
+
+        Raises:
+          ValueError: nothing in the window would be punished.
+        """
+        start = self.overlong_from if self.overlong_from > 0 else window - self.overlong_cache
+        if self.overlong_cache > 0 and not 0 <= start < window:
+            raise ValueError(
+                f"config.rewards.overlong_cache = {self.overlong_cache} and overlong_from = "
+                f"{self.overlong_from} punish nothing or everything of config.window.completion = "
+                f"{window} tokens"
+            )
+        return start
 
 
 @dataclasses.dataclass(frozen=True)

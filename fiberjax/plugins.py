@@ -5,7 +5,8 @@
 A plugin is a file, or a module that Python finds, and defines one or more of the tables
 
     GATES       name -> gates.GateSpec, chosen by `config.gate.name`
-    REWARDS     name -> (prompt, answer, completion) -> float, chosen by `config.tasks.verifier`
+    REWARDS     name -> (prompt, answer, completion) -> float, chosen by `config.tasks.verifier`,
+                called in processes of their own; see `tasks.rewards.workers`
     ESTIMATORS  name -> (reward [M], group_id [M], num_groups) -> advantage [M], compiled, chosen by
                 `config.advantage`
 
@@ -73,16 +74,16 @@ def load(name: str) -> Plugin:
         fails, it changed since it was imported, or it has no table, or one of other values.
     """
     where = f"config.plugins: {name}"
-    module_name, file = _locate(name, where)
+    module_name, file = locate(name, where)
     try:
-        module, digest = _imported(module_name, file)
+        module, found = _imported(module_name, file)
     except Exception as error:
         raise ValueError(f"{where}: {_in_one_line(error, file)}") from error
-    if _digest(file.read_bytes()) != digest:
+    if digest(file.read_bytes()) != found:
         raise ValueError(f"{where} changed since this process imported it; start another process")
     if not any(hasattr(module, table) for table in TABLES):
         raise ValueError(f"{where} defines none of {', '.join(TABLES)}")
-    return Plugin(name, digest, {table: _table(module, table, where) for table in TABLES})
+    return Plugin(name, found, {table: _table(module, table, where) for table in TABLES})
 
 
 def merge(table: Mapping[str, Any], plugins: Iterable[Plugin], kind: str) -> dict[str, Any]:
@@ -112,8 +113,16 @@ def merge(table: Mapping[str, Any], plugins: Iterable[Plugin], kind: str) -> dic
     return merged
 
 
-def _locate(name: str, where: str) -> tuple[str, Path]:
-    """The name that a plugin is imported under, and its file."""
+def locate(name: str, where: str) -> tuple[str, Path]:
+    """The name that a plugin is imported under, and its file; imports nothing of it.
+
+    Args:
+      name: a file ending in `.py`, from the current folder, or a dotted module.
+      where: that names it, for errors.
+
+    Raises:
+      ValueError: there is none, or its name belongs to another module.
+    """
     file = Path(name).resolve() if name.endswith(".py") else None
     if file is not None and not file.is_file():
         raise ValueError(f"{where} does not exist; looked for {file}")
@@ -138,7 +147,7 @@ def _imported(name: str, file: Path) -> tuple[types.ModuleType, str]:
     source = file.read_bytes()
     spec = importlib.util.find_spec(name)
     if spec is not None:
-        return importlib.import_module(name), _digest(source)
+        return importlib.import_module(name), digest(source)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None  # The file ends in `.py`.
     module = importlib.util.module_from_spec(spec)
@@ -148,7 +157,7 @@ def _imported(name: str, file: Path) -> tuple[types.ModuleType, str]:
     except BaseException:
         del sys.modules[name]
         raise
-    return module, _digest(source)
+    return module, digest(source)
 
 
 def _in_one_line(error: Exception, file: Path) -> str:
@@ -177,5 +186,6 @@ def _table(module: types.ModuleType, table: str, where: str) -> dict[str, Any]:
     return dict(entries)
 
 
-def _digest(source: bytes) -> str:
+def digest(source: bytes) -> str:
+    """Of the bytes of a file, as text."""
     return hashlib.blake2b(source, digest_size=8).hexdigest()

@@ -90,6 +90,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("training.unpaid_iterations",), "free", "it only says where a run stops that pays nothing"
     ),
+    Rule(
+        ("rewards.workers", "rewards.golds", "rewards.shown"),
+        "free",
+        "they say how rewards are computed and looked at",
+    ),
+    Rule(
+        (
+            *(f"rewards.{name}" for name in ("seconds", "megabytes", "failed", "truncated")),
+            "rewards.overlong_*",
+        ),
+        "logged",
+        "completions to come are rewarded by them",
+    ),
     Rule(("checkpoint.*", "keep.*", "writers"), "free", "they say what is kept of a run"),
     Rule(("stop.*",), "free", "it only says where the run ends"),
     Rule(("evaluation.*",), "free", "it measures, and what was measured before is measured again"),

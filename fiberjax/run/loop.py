@@ -28,6 +28,7 @@ from fiberjax.run.unpaid import Unpaid
 from fiberjax.run.warm_start import starting_params
 from fiberjax.run.watching import Watch
 from fiberjax.tasks import PromptStream
+from fiberjax.tasks.rewards import close_all
 from fiberjax.train.update import TrainState
 
 SHOWN = {"reward": "reward/mean", "kl": "actor/ppo_kl", "entropy": "actor/entropy"}
@@ -63,8 +64,10 @@ def run(
     primary = jax.process_index() == 0
     barrier("run folder claimed")
     identity.claim(directory, experiment, config_json)
-    before, state, base = train(experiment, directory, trace_iteration)
-    after = evaluate_after(experiment, directory, experiment.whole(state.params, base.params))
+    with contextlib.ExitStack() as ending:
+        ending.callback(close_all)  # The workers of rewards.
+        before, state, base = train(experiment, directory, trace_iteration)
+        after = evaluate_after(experiment, directory, experiment.whole(state.params, base.params))
     table = evaluation.compare(
         before.by_name,
         after.by_name,
@@ -202,7 +205,7 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     else:
         state = jax.jit(experiment.fresh_state, out_shardings=shardings)(base.params)
     params = experiment.whole(state.params, base.params)
-    samples = rollouts.kept_of_evaluations(experiment)
+    samples = rollouts.seen_before_training(experiment)
     before = evaluate(experiment, params, "evaluation before", samples=samples)
     profile(experiment, params, stream)
     return Begun(base, state, 0, stream, control, best, stop, before)
@@ -263,6 +266,7 @@ def train(
                     iteration + 1,
                     **{name: scalars[key] for name, key in SHOWN.items() if key in scalars},
                 )
+                watch.failures(iteration + 1, scalars)
                 if primary and scalars.get("resample/prompts_kept") == 0:
                     print(
                         f"iteration {iteration + 1} makes no update: all rewards are equal in each "

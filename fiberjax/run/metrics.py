@@ -57,6 +57,11 @@ METRICS: Mapping[str, Metric] = {
     "reward/std": Metric("reward", "reward of sampled responses, standard deviation"),
     "reward/<domain>": Metric("reward", "mean reward in a domain: its pass rate where 0 or 1"),
     "frac_reward_zero_std": Metric("fraction", "prompt groups whose rewards are all equal"),
+    "verifier/failed": Metric("count", "responses whose reward raised or passed its limits"),
+    "credit/mean": Metric(
+        "reward", "reward after what length and truncation cost, of responses that count, mean"
+    ),
+    "credit/left_out": Metric("fraction", "responses that were cut and left out of the loss"),
     "resample/prompts_drawn": Metric("count", "prompts drawn; what is of responses is of them all"),
     "resample/prompts_kept": Metric("count", "prompts whose groups make the batch"),
     "resample/drawn_per_kept": Metric("ratio", "prompts drawn over prompts kept: the cost"),

@@ -60,6 +60,16 @@ def _columns_by_name(config: dict[str, Any]) -> None:
     config["tasks"]["columns"] = dict.fromkeys(names, "") | config["tasks"]["columns"]
 
 
+def _exact_expressions(config: dict[str, Any]) -> None:
+    """Layouts whose answers are expressions had the verifier `exact`."""
+    layouts = config["tasks"]["layout"]
+    if isinstance(layouts, str):
+        layouts = [name.strip() for name in layouts.split(",")]
+    expressions = {"math", "math500", "open_r1"}
+    if config["tasks"]["verifier"] == "auto" and layouts and set(layouts) <= expressions:
+        config["tasks"]["verifier"] = "exact"
+
+
 def _evaluated_as_sampled(config: dict[str, Any]) -> None:
     """Held-out prompts were sampled as those of training were."""
     for name in ("temperature", "top_k", "top_p"):
@@ -157,6 +167,26 @@ MIGRATIONS: tuple[Migration, ...] = (
         },
         renamed={"tasks.verifier": {"exact": "auto"}},
         rewrite=_columns_by_name,
+    ),
+    # What a reward raised ended the run until then.
+    Migration(
+        added={
+            "rewards": {
+                "workers": 4,
+                "seconds": 5.0,
+                "megabytes": 1024.0,
+                "failed": "stop",
+                "format": "",
+                "truncated": "score",
+                "overlong_cache": 0,
+                "overlong_from": 0,
+                "golds": "skip",
+                "shown": 0,
+            },
+            "tasks.verifiers": [],
+        },
+        renamed={},
+        rewrite=_exact_expressions,
     ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""

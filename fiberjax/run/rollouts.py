@@ -189,6 +189,18 @@ def kept_of_evaluations(experiment: Experiment) -> int:
     return experiment.keep.samples if experiment.keep.every > 0 else 0
 
 
+def seen_before_training(experiment: Experiment) -> int:
+    """Completions of each domain that are seen before training: kept, or shown alone."""
+    shown = experiment.rewards.shown if experiment.tasks.file else 0
+    return max(kept_of_evaluations(experiment), shown)
+
+
+def first_rows(samples: pa.Table, most: int) -> pa.Table:
+    """The first rows of each domain of a table, so many at most."""
+    codes = samples["domain"].combine_chunks().dictionary_encode().indices
+    return samples.filter(pa.array(rank(codes.to_numpy()) < most))
+
+
 def open_folder(experiment: Experiment, directory: Path, iteration: int) -> Folder | None:
     """The `samples/` of a run that goes on from an iteration; None where none is to be written."""
     if jax.process_index() > 0 or experiment.keep.every == 0:

@@ -9,15 +9,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
+
+from fiberjax.tasks.rewards import passes
 
 ROWS = 6
 """Samples of a showing."""
 
 CHARACTERS = 240
 """Of a text on the terminal: its beginning and its end."""
+
+END = 60
+"""Of a completion whose answer is looked at: its end."""
 
 
 def visible(text: str) -> str:
@@ -55,6 +60,48 @@ def terminal(samples: pa.Table, console: Console) -> Table:
     for row in first:
         cells = (_encodable(shortened(visible(row[name])), console) for name in _TEXTS)
         table.add_row(*(Text(cell) for cell in cells), f"{row['reward']:.3g}")
+    return table
+
+
+def answers(samples: pa.Table, pass_threshold: float, console: Console) -> Group:
+    """What verifiers took for the answers of completions, a line each, and a count a domain.
+
+    Args:
+      samples: by `rollouts.SCHEMA`.
+      pass_threshold: the least reward of a completion that passes.
+      console: what it is drawn for.
+    """
+    by_domain: dict[str, list[dict[str, Any]]] = {}
+    for row in samples.to_pylist():
+        by_domain.setdefault(row["domain"], []).append(row)
+    return Group(
+        *(_answers(name, rows, pass_threshold, console) for name, rows in by_domain.items())
+    )
+
+
+def _answers(
+    domain: str, rows: list[dict[str, Any]], pass_threshold: float, console: Console
+) -> Table:
+    passed = int(passes([row["reward"] for row in rows], pass_threshold).sum())
+    named = [row["extracted"] for row in rows if row["extracted"] is not None]
+    cut = sum(not row["finished"] for row in rows)
+    title = (
+        f"{_encodable(visible(domain), console)}, before training: of {len(rows)} completions "
+        f"{passed} pass, {cut} were cut off"
+    )
+    if named:
+        title += f", {sum(map(bool, named))} name an answer"
+    table = Table(title=Text(title), title_justify="left", box=None)
+    table.add_column("reward", justify="right", no_wrap=True)
+    for name, ratio in (("extracted", 1), ("right", 1), ("end of the completion", 3)):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=ratio)
+    for row in rows:
+        told = row["extracted"] if row["extracted"] is not None else "-"
+        cells = (
+            _encodable(visible(text), console)
+            for text in (told, row["answer"], row["completion"][-END:])
+        )
+        table.add_row(f"{row['reward']:.3g}", *(Text(cell) for cell in cells))
     return table
 
 

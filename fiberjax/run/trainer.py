@@ -1,6 +1,7 @@
 """One iteration: rollouts, rewards, advantages, optimizer batches, and the updates on them."""
 
 import copy
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -10,11 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fiberjax import mismatch, objective, seeds
+from fiberjax import mismatch, objective, options, seeds
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.tasks import PromptStream
 from fiberjax.tasks.curriculum import pass_rate_shares
+from fiberjax.tasks.rewards import shaping
 from fiberjax.train import resample
 from fiberjax.train.batch import Batch
 from fiberjax.train.forward import make_log_probs
@@ -38,6 +40,20 @@ class Collected(NamedTuple):
     completions: int
     metrics: dict[str, float]
     seconds: float
+
+
+class Paid(NamedTuple):
+    """What completions of all processes were paid, along the batches that were drawn.
+
+    Attributes:
+      reward: float32[R], of the verifiers.
+      credit: float32[R], what advantages are made of; see `rewards.shaping`.
+      counted: bool[R], which ones count in the loss and in their group's statistics.
+    """
+
+    reward: np.ndarray
+    credit: np.ndarray
+    counted: np.ndarray
 
 
 class Trainer:
@@ -130,28 +146,29 @@ class Trainer:
         began = time.monotonic()
         target = stream.target
         params = self.experiment.whole(params, self._reference)
-        drawn, rewards = self._draw(params, stream, iteration)
+        drawn, paid = self._draw(params, stream, iteration)
         if self._watch is not None:
             self._watch(iteration + 1, drawn[0])
         names = self.experiment.domain_names
-        metrics = rollout_metrics(self.experiment.mesh, drawn, rewards, names)
+        metrics = rollout_metrics(self.experiment.mesh, drawn, paid, names)
+        metrics |= credit_metrics(self.experiment.rewards, paid)
         metrics["curriculum/target"] = target
         shares = pass_rate_shares(stream.pass_rate)
         metrics |= {f"curriculum/share/{name}": share for name, share in shares.items()}
-        rollouts, credited, present = drawn[0], rewards, np.ones(len(rewards), bool)
+        rollouts, credited, present = drawn[0], paid.credit, paid.counted
         if self.experiment.rollout.resample > 1:
-            rollouts, credited, present, kept = self._kept(drawn, rewards)
+            rollouts, credited, present, kept = self._kept(drawn, paid)
             metrics |= kept
         if self.experiment.rollout.shuffle_rewards:
             credited = credited.copy()
             credited[present] = shuffled(credited[present], self.experiment.seed, iteration)
         batches, gaps = self._batches(params, rollouts, credited, present)
-        return Collected(batches, len(rewards), metrics | gaps, time.monotonic() - began)
+        return Collected(batches, len(paid.reward), metrics | gaps, time.monotonic() - began)
 
     def _draw(
         self, params: Any, stream: PromptStream, iteration: int
-    ) -> tuple[list[Rollouts], np.ndarray]:
-        """The rollouts of an iteration, a batch of prompts after the other, and all their rewards.
+    ) -> tuple[list[Rollouts], Paid]:
+        """The rollouts of an iteration, a batch of prompts after the other, and what all are paid.
 
         One batch; under `config.rollout.resample` more, until groups enough have rewards that
         differ.
@@ -159,7 +176,7 @@ class Trainer:
         options, params = self.experiment.rollout, self._sampler.read(params)
         prompts, tried = next(stream), np.zeros(0, np.int64)
         drawn: list[Rollouts] = []
-        rewards = np.zeros(0, np.float32)
+        parts: list[Paid] = []
         while True:
             rollouts = self._sampler(
                 params,
@@ -170,30 +187,49 @@ class Trainer:
                 batch=len(drawn),
             )
             drawn.append(rollouts)
-            reward = mesh.gather(self.experiment.mesh, rollouts.reward)
+            parts.append(self._paid(rollouts))
             index = mesh.gather(self.experiment.mesh, prompts.prompt_index)
-            stream.observe(index, reward.reshape(-1, options.samples))
-            rewards, tried = np.concatenate([rewards, reward]), np.concatenate([tried, index])
-            found = resample.differ(rewards, options.samples).sum()
+            stream.observe(index, parts[-1].reward.reshape(-1, options.samples))
+            tried = np.concatenate([tried, index])
+            paid = Paid(*map(np.concatenate, zip(*parts, strict=True)))
+            found = resample.differ(paid.credit, options.samples, paid.counted).sum()
             if len(drawn) >= options.resample or found >= options.prompts:
-                return drawn, rewards
+                return drawn, paid
             prompts = stream.further(len(drawn), tried)
 
+    def _paid(self, rollouts: Rollouts) -> Paid:
+        """What the completions of a batch are paid, those of all processes."""
+        rewards = self.experiment.rewards
+        credit, counted = shaping.shaped(
+            rollouts.reward,
+            rollouts.mask.sum(axis=1),
+            rollouts.finished,
+            truncated=rewards.truncated,
+            start=rewards.overlong_start(rollouts.mask.shape[1]),
+            cache=rewards.overlong_cache,
+        )
+        of_all = (
+            mesh.gather(self.experiment.mesh, of) for of in (rollouts.reward, credit, counted)
+        )
+        return Paid(*of_all)
+
     def _kept(
-        self, drawn: list[Rollouts], rewards: np.ndarray
+        self, drawn: list[Rollouts], paid: Paid
     ) -> tuple[Rollouts, np.ndarray, np.ndarray, dict[str, float]]:
         """The batch of the groups whose rewards differ, of all that were drawn.
 
         Returns:
-          This process's rows, the rewards of all rows, which of these hold a completion, and the
-          metrics.
+          This process's rows, the credit of all rows, which of these hold a completion that counts,
+          and the metrics.
         """
         options, training = self.experiment.rollout, self.experiment.training
-        kept = resample.differ(rewards, options.samples)
+        kept = resample.differ(paid.credit, options.samples, paid.counted)
         source = resample.choose(kept, options.prompts, training.minibatches)
         rollouts = resample.assemble(self.experiment.mesh, drawn, source, self.experiment.examples)
-        present = np.repeat(source >= 0, options.samples)
-        credited = mesh.gather(self.experiment.mesh, rollouts.reward)
+        held = np.repeat(source >= 0, options.samples)
+        rows = np.maximum(source, 0)[:, None] * options.samples + np.arange(options.samples)
+        credited = np.where(held, paid.credit[rows.ravel()], np.float32(0))
+        present = held & paid.counted[rows.ravel()]
         count = int(np.sum(source >= 0))
         empty = sum(
             np.all(source[j :: training.minibatches] < 0) for j in range(training.minibatches)
@@ -257,11 +293,15 @@ class Trainer:
           params: of the policy that sampled.
           rollouts: this process's rows.
           rewards: float32[R] of all processes.
-          present: bool[R] of all processes, the rows that hold a completion.
+          present: bool[R] of all processes, the rows that hold a completion that counts.
         """
         if not present.any():
             return [], {}
         training = self.experiment.training
+        index, count = mesh.process_share(self.experiment.mesh, len(rewards))
+        share = slice(index * len(rewards) // count, (index + 1) * len(rewards) // count)
+        if self.experiment.rewards.truncated == "mask":
+            rollouts = without(rollouts, np.logical_not(present[share]))
         temperature = self.experiment.knobs.temperature
         rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
         old = mesh.local_values(self._log_probs(params, rows, rollouts.mask, temperature))
@@ -280,12 +320,10 @@ class Trainer:
         num_groups = len(rewards) // rollouts.group_size
         group = np.where(present, np.arange(len(rewards)) // rollouts.group_size, num_groups)
         advantage = np.asarray(self._estimate(rewards, group, num_groups))
-        index, count = mesh.process_share(self.experiment.mesh, len(rewards))
-        size = len(rewards) // count
         batches = make_batches(
             self.experiment.mesh,
             rollouts,
-            advantage=advantage[index * size : (index + 1) * size],
+            advantage=advantage[share],
             old_log_prob=sampler if training.edge == "direct" else old,
             reference_log_prob=reference,
             sample_weight=weight,
@@ -294,11 +332,30 @@ class Trainer:
             pack_micro_batches=training.micro_batches if training.packing else 0,
             states=self.experiment.couples_states,
         )
-        held = present[:: rollouts.group_size]
+        held = np.asarray(present.reshape(-1, rollouts.group_size).any(axis=1))
         batches = [
             batch for j, batch in enumerate(batches) if held[j :: training.minibatches].any()
         ]
         return batches, mismatch_metrics(self.experiment.mesh, old, sampler, rollouts.mask)
+
+
+def without(rollouts: Rollouts, left_out: np.ndarray) -> Rollouts:
+    """Rollouts whose left-out rows, bool[R], hold nothing: no token of theirs is in any mean."""
+    held = ("tokens", "positions", "segment_ids", "mask", "sampler_log_prob", "log_kept")
+    empty = {
+        name: np.where(left_out[:, None], table.dtype.type(0), table)
+        for name, table in ((name, getattr(rollouts, name)) for name in held)
+    }
+    return dataclasses.replace(rollouts, **empty)
+
+
+def credit_metrics(rewards: options.Rewards, paid: Paid) -> dict[str, float]:
+    """How far what is trained on differs from the rewards, where it may; by name."""
+    if rewards.truncated == "score" and rewards.overlong_cache == 0:
+        return {}
+    counted = paid.counted
+    mean = float(paid.credit[counted].mean()) if counted.any() else 0.0
+    return {"credit/mean": mean, "credit/left_out": float(1 - counted.mean())}
 
 
 def shuffled(rewards: np.ndarray, seed: int, iteration: int) -> np.ndarray:
@@ -337,10 +394,15 @@ def mismatch_metrics(
     }
 
 
+def _failed(rollouts: Rollouts) -> np.ndarray:
+    assert rollouts.failed is not None
+    return rollouts.failed
+
+
 def rollout_metrics(
     device_mesh: Mesh,
     drawn: Sequence[Rollouts],
-    rewards: np.ndarray,
+    paid: Paid,
     domain_names: tuple[str, ...],
 ) -> dict[str, float]:
     """Rewards by domain, answer lengths, truncation, and groups that teach nothing; by name.
@@ -348,7 +410,7 @@ def rollout_metrics(
     Args:
       device_mesh: joins the processes.
       drawn: this process's rows of each batch of prompts that was drawn, trained on or not.
-      rewards: float32[R] of all processes, along the batches.
+      paid: what they are paid, those of all processes.
       domain_names: in the order that ids count them.
     """
 
@@ -362,18 +424,21 @@ def rollout_metrics(
     finished = gathered(lambda rollouts: rollouts.finished)
     least = gathered(lambda rollouts: kept(rollouts).min(axis=1))
     left_out = gathered(lambda rollouts: (1.0 - kept(rollouts)).sum(axis=1))
-    by_group = rewards.reshape(-1, drawn[0].group_size)
+    rewards, size = paid.reward, drawn[0].group_size
+    by_group = rewards.reshape(-1, size)
     domain = gathered(lambda rollouts: rollouts.prompts.domain)
     scalars = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
-        "frac_reward_zero_std": float(np.mean(~resample.differ(rewards, drawn[0].group_size))),
+        "frac_reward_zero_std": float(np.mean(~resample.differ(paid.credit, size, paid.counted))),
         "response_length/mean": float(length.mean()),
         "response_length/max": float(length.max()),
         "response_length/clip_ratio": float(1 - finished.mean()),
         "rollout/kept_mass/mean": float(1 - left_out.sum() / length.sum()),
         "rollout/kept_mass/min": float(least.min()),
     }
+    if drawn[0].failed is not None:
+        scalars["verifier/failed"] = float(gathered(_failed).sum())
     for index, name in enumerate(domain_names):
         if np.any(domain == index):
             scalars[f"reward/{name}"] = float(by_group[domain == index].mean())

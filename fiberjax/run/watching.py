@@ -1,6 +1,7 @@
 """What can be watched of a run while it trains: samples, and the curve of held-out prompts."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from fiberjax.run import rollouts, shown
 from fiberjax.run.evaluation import Measures, curve_point, evaluate
 from fiberjax.run.progress import Progress
 from fiberjax.run.writers import CheckedWriter
+from fiberjax.tasks.rewards import isolated_in
 from fiberjax.train.rollout import Rollouts
 
 
@@ -40,11 +42,17 @@ class Watch:
         self._writer = writer
         self._progress = progress
         self._seconds = 0.0
+        self._told = False
 
     def start(self, before: Measures) -> dict[str, float]:
         """The evaluation before the first iteration: its samples, and the curve's point 0."""
-        wanted = self._experiment.evaluation
-        self._keep(before)
+        wanted, seen = self._experiment.evaluation, before.samples
+        if seen is not None:
+            if self._experiment.tasks.file and self._experiment.rewards.shown > 0:
+                self._first_look(rollouts.first_rows(seen, self._experiment.rewards.shown))
+            kept = rollouts.kept_of_evaluations(self._experiment)
+            if kept > 0:
+                self._keep(rollouts.first_rows(seen, kept))
         if wanted.every == 0:
             return {}
         point = self._point(before.first(wanted.of_curve))
@@ -94,7 +102,8 @@ class Watch:
             samples=rollouts.kept_of_evaluations(self._experiment),
             iteration=iteration,
         )
-        self._keep(measured)
+        if measured.samples is not None:
+            self._keep(measured.samples)
         self._seconds += time.monotonic() - began
         return self._point(measured)
 
@@ -106,13 +115,35 @@ class Watch:
     def _point(self, measured: Measures) -> dict[str, float]:
         return curve_point(measured, [domain.name for domain in self._experiment.test])
 
-    def _keep(self, measured: Measures) -> None:
-        """Keeps an evaluation's samples, if it has any, and writes a few as text."""
-        if measured.samples is not None:
-            self._write(measured.samples)
-            iteration = measured.samples["iteration"][0].as_py()
-            text = shown.markdown(measured.samples)
-            self._writer.write_text(iteration, f"samples/{rollouts.HELD_OUT}", text)
+    def failures(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """Says once that a reward failed, and why.
+
+        Args:
+          iteration: that it failed in.
+          scalars: its metrics.
+        """
+        failed = scalars.get("verifier/failed", 0)
+        if self._told or failed == 0 or jax.process_index() > 0:
+            return
+        self._told = True
+        apart = [part for of in self._experiment.train for part in isolated_in(of.verify)]
+        causes = dict.fromkeys(f"{part.name}: {part.trouble}" for part in apart if part.trouble)
+        self._progress.print(
+            f"iteration {iteration}: rewards failed for {failed:.0f} completions, which are paid 0 "
+            f"and counted as verifier/failed ({shown.visible('; '.join(causes))})"
+        )
+
+    def _first_look(self, samples: pa.Table) -> None:
+        """Shows what verifiers made of the first completions."""
+        if jax.process_index() == 0:
+            threshold = self._experiment.tasks.pass_threshold
+            self._progress.print(lambda console: shown.answers(samples, threshold, console))
+
+    def _keep(self, samples: pa.Table) -> None:
+        """Keeps an evaluation's samples, and writes a few as text."""
+        self._write(samples)
+        iteration = samples["iteration"][0].as_py()
+        self._writer.write_text(iteration, f"samples/{rollouts.HELD_OUT}", shown.markdown(samples))
 
     def _write(self, samples: pa.Table) -> None:
         """Writes a file, unless the folder is full, which is said once."""

@@ -1,13 +1,15 @@
 """What the streams hand out: padded batches, built on the host, and their verifiers' rewards."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.encoded import EncodedExamples
-from fiberjax.tasks.rewards import reward_of
+from fiberjax.tasks.rewards import Case, rewards_of
+from fiberjax.tasks.rewards.base import Rewards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,7 @@ class PromptBatch:
       prompts: B texts.
       answers: B final answers, for the verifier.
       accepted: B tuples of all accepted answers; () where there is but the one of ``answers``.
+      rows: B mappings of the columns that rewards read; () where there are none.
     """
 
     tokens: np.ndarray
@@ -31,6 +34,7 @@ class PromptBatch:
     prompts: list[str]
     answers: list[str]
     accepted: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
+    rows: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +88,16 @@ def prompt_batch(
         prompts=[example.prompt for example in chosen],
         answers=[example.answer for example in chosen],
         accepted=[example.answers for example in chosen],
+        rows=[example.row for example in chosen],
     )
 
 
 def reward_completions(
     domains: Sequence[Domain], batch: PromptBatch, completions: Sequence[str]
-) -> np.ndarray:
-    """Returns the verifiers' rewards, float32[B, G]: of several accepted answers the best.
+) -> Rewards:
+    """Returns the verifiers' rewards, [B, G]: of several accepted answers the best.
+
+    Each domain's verifier is asked once for all its completions.
 
     Args:
       domains: the domains that ``batch.domain`` counts along.
@@ -99,22 +106,28 @@ def reward_completions(
 
     Raises:
       ValueError: the number of completions is not a positive multiple of the prompts'; or a
-        reward is not a finite number.
+        reward is not a finite number, or failed where that ends the run.
     """
     prompts = len(batch.prompts)
     samples = len(completions) // prompts
     if samples == 0 or samples * prompts != len(completions):
         raise ValueError(f"{len(completions)} completions for {prompts} prompts")
-    rewards = np.zeros((prompts, samples), np.float32)
-    for row in range(prompts):
-        domain, prompt = domains[batch.domain[row]], batch.prompts[row]
-        answers = batch.accepted[row] if batch.accepted else (batch.answers[row],)
-        for sample in range(samples):
-            text = completions[row * samples + sample]
-            rewards[row, sample] = max(
-                reward_of(domain.verify, domain.name, prompt, answer, text) for answer in answers
-            )
-    return rewards
+    best = np.full(prompts * samples, -np.inf, np.float32)
+    failed = np.zeros(prompts * samples, bool)
+    for place, domain in enumerate(domains):
+        cases, whose = [], []
+        for row in map(int, np.flatnonzero(batch.domain == place)):
+            answers = batch.accepted[row] if batch.accepted else (batch.answers[row],)
+            kept = batch.rows[row] if batch.rows else {}
+            for index in range(row * samples, (row + 1) * samples):
+                for answer in answers:
+                    cases.append(Case(batch.prompts[row], answer, completions[index], kept))
+                    whose.append(index)
+        if cases:
+            found = rewards_of(domain.verify, domain.name, cases)
+            np.maximum.at(best, whose, found.reward)
+            np.logical_or.at(failed, whose, found.failed)
+    return Rewards(best.reshape(prompts, samples), failed.reshape(prompts, samples))
 
 
 def process_rows(size: int, process_index: int, process_count: int) -> slice:

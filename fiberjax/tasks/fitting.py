@@ -10,7 +10,7 @@ from fiberjax.tasks.encoded import EncodedExamples, encode_prompt
 from fiberjax.tasks.examples import Example
 from fiberjax.tasks.reading.checks import Tell
 from fiberjax.tasks.reading.formats import shown
-from fiberjax.tasks.rewards import passes, reward_of
+from fiberjax.tasks.rewards import Case, passes, rewards_of
 from fiberjax.tasks.vocabulary import Vocabulary
 
 
@@ -100,17 +100,30 @@ def check_answers(
     An answer is encoded and decoded again. Where it then is another text, and one that does not
     pass, a completion that says the answer would earn nothing.
     """
-    lost = []
+    lost: list[Example] = []
     total = 0
     for domain in domains:
+        altered: list[Example] = []
+        cases: list[Case] = []
+        whose: list[int] = []
         for index in range(len(domain.source)):
             example = domain.source[index]
             total += 1
-            if not any(
-                _survives(answer, example, domain, vocabulary, pass_threshold)
-                for answer in example.answers
-            ):
-                lost.append(example)
+            written = [_written(answer, vocabulary) for answer in example.answers]
+            if any(text == of for text, of in zip(written, example.answers, strict=True)):
+                continue
+            for text in written:
+                if text is not None:
+                    told = [
+                        Case(example.prompt, answer, text, example.row)
+                        for answer in example.answers
+                    ]
+                    cases += told
+                    whose += [len(altered)] * len(told)
+            altered.append(example)
+        rewards = rewards_of(domain.verify, domain.name, cases).reward
+        paid = set(np.array(whose, int)[passes(rewards, pass_threshold)].tolist())
+        lost += [example for place, example in enumerate(altered) if place not in paid]
     if lost:
         tell(
             f"{len(lost)} of {total} answers do not survive the tokenizer: what it makes of them "
@@ -118,17 +131,9 @@ def check_answers(
         )
 
 
-def _survives(
-    answer: str, example: Example, domain: Domain, vocabulary: Vocabulary, pass_threshold: float
-) -> bool:
+def _written(text: str, vocabulary: Vocabulary) -> str | None:
+    """A text encoded and decoded again; None where it cannot be encoded."""
     try:
-        again = vocabulary.decode(vocabulary.encode(answer))
-    except ValueError:  # It cannot be written at all.
-        return False
-    if again == answer:
-        return True
-    rewards = [
-        reward_of(domain.verify, domain.name, example.prompt, accepted, again)
-        for accepted in example.answers
-    ]
-    return bool(passes(max(rewards), pass_threshold))
+        return vocabulary.decode(vocabulary.encode(text))
+    except ValueError:
+        return None

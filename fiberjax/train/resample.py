@@ -19,14 +19,18 @@ from fiberjax.tasks import EncodedExamples, prompt_batch
 from fiberjax.train.rollout import Rollouts
 
 
-def differ(rewards: np.ndarray, group_size: int) -> np.ndarray:
+def differ(rewards: np.ndarray, group_size: int, counted: np.ndarray | None = None) -> np.ndarray:
     """Which groups have rewards that are not all equal; bool[groups].
 
     Args:
       rewards: float[R], those of a group next to each other.
       group_size: G, completions a prompt.
+      counted: bool[R], which completions are looked at; all where None.
     """
-    return np.ptp(rewards.reshape(-1, group_size), axis=1) > 0
+    if counted is None:
+        counted = np.ones(len(rewards), bool)
+    high, low = (np.where(counted, rewards, of).reshape(-1, group_size) for of in (-np.inf, np.inf))
+    return high.max(axis=1) > low.min(axis=1)
 
 
 def choose(kept: np.ndarray, size: int, minibatches: int) -> np.ndarray:
@@ -96,4 +100,5 @@ def assemble(
             examples.vocabulary.decode(row[width:][real])
             for row, real in zip(tokens, mask, strict=True)
         ],
+        failed=None if drawn[0].failed is None else moved("failed"),
     )

@@ -35,6 +35,7 @@ class Rollouts:
       reward: float32[R].
       prompts: what was asked, one row a group.
       texts: the completions, decoded.
+      failed: bool[R], whether the reward's function failed for it; None where none can.
     """
 
     tokens: np.ndarray
@@ -47,6 +48,7 @@ class Rollouts:
     reward: np.ndarray
     prompts: PromptBatch
     texts: list[str]
+    failed: np.ndarray | None = None
 
     @property
     def group_size(self) -> int:
@@ -147,6 +149,7 @@ class Sampler:
             for row, length in zip(drawn.tokens, drawn.length, strict=True)
         ]
         real = np.concatenate([prompt_mask, mask], axis=1)
+        rewards = reward_completions(self.domains, prompts, texts)
         return Rollouts(
             tokens=np.concatenate([tokens, drawn.tokens], axis=1),
             positions=positions_of(real),
@@ -155,9 +158,10 @@ class Sampler:
             finished=drawn.finished,
             sampler_log_prob=drawn.log_prob,
             log_kept=drawn.log_kept,
-            reward=reward_completions(self.domains, prompts, texts).reshape(-1),
+            reward=rewards.reward.reshape(-1),
             prompts=prompts,
             texts=texts,
+            failed=rewards.failed.reshape(-1),
         )
 
     def draw(

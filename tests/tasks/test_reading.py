@@ -176,7 +176,7 @@ def test_several_accepted_answers_pay_the_best_of_them(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"prompt": "12", "answer": ["4", "22"]}])
     domains = read_file(path)
     batch = prompt_batch(EncodedExamples(domains, CharVocabulary()), [0], 4)
-    rewards = reward_completions(domains, batch, ["22", "4", "2"])
+    rewards = reward_completions(domains, batch, ["22", "4", "2"]).reward
     assert rewards.tolist() == [[1.0, 1.0, 0.0]]
 
 

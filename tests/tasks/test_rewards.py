@@ -1,10 +1,18 @@
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from tasks.answers import NEAR_MISSES, REWRITINGS, written
+from tasks.expressions import OTHER, PROMPT, SAME, pairs
 
-from fiberjax.tasks.rewards import combine, extracted, final_answer, marked_answer
+from fiberjax import options
+from fiberjax.tasks.rewards import Case, combine, extracted, final_answer, marked_answer
+from fiberjax.tasks.rewards.base import form_of, rewards_of, verifier_of
+from fiberjax.tasks.rewards.expressions import expression_of
 from fiberjax.tasks.rewards.numbers import read_number
+from fiberjax.tasks.rewards.own import table_of
+from fiberjax.tasks.rewards.patterns import Pattern
+from fiberjax.tasks.rewards.shaping import overlong, shaped
 from fiberjax.tasks.rewards.strict import parse_number, strict_number
 from fiberjax.tasks.rewards.texts import choice, exact, last_number, number, same_json
 
@@ -196,3 +204,158 @@ def test_verifiers_say_what_they_took_for_the_answer():
     assert extracted(choice, "the answer is (b)") == "B"
     both = combine("exact + 0.1*number", {"exact": exact, "number": number})
     assert extracted(both, "#### 72") == "72"
+
+
+@pytest.fixture(scope="module")
+def math():
+    """The function itself, in this process."""
+    pytest.importorskip("math_verify")
+    from fiberjax.tasks.rewards.symbolic import math
+
+    return math
+
+
+def test_expressions_are_paid_for_what_they_say(math):
+    unpaid = [case for case in pairs(SAME) if math(*case) != 1.0]
+    assert unpaid == []
+
+
+def test_near_misses_of_expressions_are_not_paid(math):
+    paid = [case for case in pairs(OTHER) if math(*case) != 0.0]
+    assert paid == []
+
+
+def test_where_the_answer_is_a_number_math_is_number(math):
+    assert all(math("", *case) == 1.0 for case in written(REWRITINGS)[::7])
+    assert not any(math("", *case) for case in written(NEAR_MISSES)[::7])
+    assert math("", "408", r"\boxed{12 \times 34}") == 0.0
+
+
+def test_a_prompt_said_again_is_no_answer(math):
+    assert math(PROMPT, r"2\sqrt{3}", r"\boxed{\sqrt{12}}") == 0.0
+    assert math("", r"2\sqrt{3}", r"\boxed{\sqrt{12}}") == 1.0
+    for text in ("", PROMPT, rf"\boxed{{{PROMPT}}}", "I do not know", r"\boxed{}"):
+        assert not any(math(PROMPT, answer, text) for answer, _ in SAME)
+
+
+def test_an_answer_alone_is_an_expression_and_a_sentence_is_none(math):
+    assert all(math("", answer, answer) == 1.0 for answer, _ in SAME)
+    assert all(math("", answer, f"${answer}$.") == 1.0 for answer, _ in SAME)
+    for text in ("I got 2", "x\ny", "the total of x", "x}", "x" * 501, "#### "):
+        assert expression_of(text) is None
+
+
+def test_a_pattern_is_of_the_whole_completion():
+    form = Pattern(r"<think>[^<]*</think>\s*<answer>.+</answer>")
+    right = "<think>1\n+1</think>\n<answer>2</answer>"
+    cases = [Case("", "", text) for text in (right, right + "!", "", "\ud800", "a" * 10**6)]
+    assert form.many(cases) == [1.0, 0.0, 0.0, 0.0, 0.0] and form("", "", right) == 1.0
+    assert Pattern("a|b")("", "", "ab") == 0.0
+    with pytest.raises(ValueError, match="no regular expression of RE2"):
+        Pattern("(?=a)")
+
+
+@pytest.mark.parametrize(
+    ("length", "cost"), [(12, 0.0), (13, -0.25), (15, -0.75), (16, -1.0), (99, -1.0)]
+)
+def test_long_completions_cost_as_in_dapo(length, cost):
+    assert overlong(np.array([length]), 12, 4).tolist() == [cost]
+
+
+def test_cut_completions_count_as_asked():
+    reward, length = np.array([1, 1, 0], np.float32), np.array([9, 12, 12])
+    finished = np.array([True, False, False])
+
+    def of(truncated, cache=0):
+        found = shaped(reward, length, finished, truncated=truncated, start=10, cache=cache)
+        return [each.tolist() for each in found]
+
+    assert of("score") == [[1, 1, 0], [True, True, True]]
+    assert of("zero") == [[1, 0, 0], [True, True, True]]
+    assert of("mask") == [[1, 1, 0], [True, False, False]]
+    assert of("zero", cache=4) == [[1, -0.5, -0.5], [True, True, True]]
+
+
+def test_how_a_function_is_called_is_read_once():
+    def lists(prompts, answers, completions, row):
+        return [len(completions) + len(of) for of in row]
+
+    lists.batched = True
+    assert form_of(lists).row and form_of(lists).batched
+    cases = [Case("", "", "", {"a": 1}), Case("", "", "")]
+    assert rewards_of(verifier_of(lists), "d", cases).reward.tolist() == [3.0, 2.0]
+    plain = lambda prompt, answer, completion: 1.0  # noqa: E731
+    assert verifier_of(plain) is plain
+    lists.__dict__["batched"] = False
+    for wrong in (lambda a: 1, lambda a, b: 1, lambda a, b, c, d, e: 1, lambda *, a: 1):
+        with pytest.raises(ValueError, match="expected \\(prompt, answer, completion"):
+            form_of(wrong)
+    assert form_of(lambda a, b, c, weight=2: 1).row is False
+
+
+def test_a_list_of_another_length_is_refused():
+    short = lambda prompts, answers, completions: [1.0]  # noqa: E731
+    short.batched = True
+    with pytest.raises(ValueError, match="gave 1 values for 2 completions"):
+        verifier_of(short).many([Case("", "", "")] * 2)
+
+
+def rewards(**values):
+    from configs import quickstart
+
+    chosen = quickstart.get_config().rewards
+    chosen.update(values)
+    return options.parse(options.Rewards, chosen, "config.rewards")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"workers": 0}, "workers must be positive"),
+        ({"seconds": 0.0}, "seconds must be positive"),
+        ({"failed": "skip"}, "failed must be one of zero, stop"),
+        ({"truncated": "drop"}, "truncated must be one of score, zero, mask"),
+        ({"golds": "no"}, "golds must be one of refuse, tell, skip"),
+        ({"shown": -1}, "shown must be at least 0"),
+        ({"overlong_from": 3}, "overlong_from = 3 is given without an overlong_cache"),
+    ],
+)
+def test_options_of_rewards_are_refused_by_name(values, message):
+    with pytest.raises(ValueError, match=message):
+        rewards(**values)
+
+
+def test_the_punishment_begins_within_the_window():
+    assert rewards(overlong_cache=4).overlong_start(16) == 12
+    assert rewards(overlong_cache=4, overlong_from=9).overlong_start(16) == 9
+    for values in ({"overlong_cache": 17}, {"overlong_cache": 2, "overlong_from": 16}):
+        with pytest.raises(ValueError, match=r"punish nothing or everything of config\.window"):
+            rewards(**values).overlong_start(16)
+
+
+def test_the_table_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def paid(prompt, answer, completion):\n    return 0.5\n")
+    chosen = rewards(format="a+", seconds=2.0)
+    table = table_of({}, (), ("0.5*mine:paid + format", "mine.py:paid"), chosen)
+    assert table.verifiers.keys() == {"format", "mine:paid", "mine.py:paid"}
+    assert table.digests.keys() == {"mine", "mine.py"} and len(set(table.digests.values())) == 1
+    assert table.verifiers["mine:paid"].limits.seconds == 2.0
+    verify = combine("0.5*mine:paid + format", table.verifiers)
+    assert verify("", "", "aa") == 1.25
+    with pytest.raises(ValueError, match=r"config\.tasks\.verifier: gone:paid does not exist"):
+        table_of({}, (), ("gone:paid",), chosen)
+    with pytest.raises(ValueError, match=r"whose pattern config\.rewards\.format is empty"):
+        table_of({}, (), ("number + format",), rewards())
+    with pytest.raises(ValueError, match=r"config\.rewards\.format: '\('"):
+        table_of({}, (), (), rewards(format="("))
+    with pytest.raises(ValueError, match=r"the reward 'f' takes \(a\)"):
+        table_of({"f": lambda a: 1.0}, (), (), rewards())
+
+
+def test_an_extra_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    from fiberjax.tasks.rewards import SHIPPED
+
+    with pytest.raises(ValueError, match=r"'math' needs the extra 'math', .* 'fiberjax\[math\]'"):
+        combine("number + math", SHIPPED)

@@ -75,7 +75,7 @@ def test_rewards_keep_samples_with_their_prompt(domains):
     examples = Examples(domains)
     right = [examples[int(i)].solution for i in batch.prompt_index]
     completions = [text for good in right for text in (good, "no")]
-    rewards = reward_completions(domains, batch, completions)
+    rewards = reward_completions(domains, batch, completions).reward
     assert rewards.dtype == np.float32
     np.testing.assert_array_equal(rewards, np.tile([1.0, 0.0], (8, 1)))
     for wrong in ([], right[:-1], [*right, "x"]):
@@ -87,7 +87,7 @@ def rewarded_by(verify):
     """Rewards of one completion of one prompt, under a verifier of one's own."""
     one = Domain("own", (Example("S:21=", "12", "12", "own"),), verify)
     batch = prompt_batch(EncodedExamples((one,), VOCABULARY), np.array([0]), 7)
-    return reward_completions((one,), batch, ["15"])
+    return reward_completions((one,), batch, ["15"]).reward
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_prompts_samples_stand_together_and_are_rewarded_as_its_own(build):
     np.testing.assert_array_equal(
         rollouts.segment_ids[:, :columns], np.repeat(prompts.mask, GROUP, axis=0)
     )
-    expected = reward_completions(built.train, prompts, rollouts.texts)
+    expected = reward_completions(built.train, prompts, rollouts.texts).reward
     np.testing.assert_array_equal(rollouts.reward.reshape(-1, GROUP), expected)
     # Samples of one prompt differ: each row has a key of its own.
     assert len(set(rollouts.texts[:GROUP])) > 1

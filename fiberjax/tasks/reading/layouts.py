@@ -111,14 +111,14 @@ LAYOUTS: Mapping[str, Layout] = {
     "math": Layout(
         "MATH, EleutherAI/hendrycks_math: the answer stands in the solution's last box",
         {"prompt": "problem", "answer": "answer"},
-        "exact",
+        "math",
         _in_a_box,
         reads=("solution",),
     ),
     "math500": Layout(
         "MATH-500, HuggingFaceH4/MATH-500: the answer has a column of its own",
         {"prompt": "problem", "answer": "answer"},
-        "exact",
+        "math",
     ),
     "dapo": Layout(
         "DAPO-Math-17k, BytedTsinghua-SIA/DAPO-Math-17k: a chat, the answer within reward_model",
@@ -134,7 +134,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "open_r1": Layout(
         "open-r1/OpenR1-Math-220k and its kin: a chat under messages, the answer beside it",
         {"prompt": "messages", "answer": "answer"},
-        "exact",
+        "math",
     ),
     "countdown": Layout(
         "Countdown, Jiayi-Pan/Countdown-Tasks-3to4: numbers and a target, any right expression",

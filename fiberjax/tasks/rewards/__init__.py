@@ -1,20 +1,36 @@
 """Rewards: what a completion is paid, and the table of the verifiers that ship.
 
-base      what a reward is
-marked    where a completion says what its answer is
-numbers   the one number that a text names
-texts     the verifiers of texts, numbers, choices and JSON
-strict    numbers in one strict form
-combined  sums of several, by config
+base         what a reward is
+marked       where a completion says what its answer is
+numbers      the one number that a text names
+texts        the verifiers of texts, numbers, choices and JSON
+strict       numbers in one strict form
+expressions  what a text gives as a mathematical expression
+symbolic     such expressions compared by what they say
+patterns     the form of a whole completion
+workers      rewards in processes of their own, with limits; `worker` is such a process
+shaping      what length and truncation do to rewards
+combined     sums of several, by config
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fiberjax.tasks.rewards import strict, texts
-from fiberjax.tasks.rewards.base import Verifier, extracted, passes, reward_of
-from fiberjax.tasks.rewards.combined import combine, names_of
+from fiberjax.tasks.rewards.base import (
+    Case,
+    Verifier,
+    extracted,
+    passes,
+    reward_of,
+    rewards_of,
+    verifier_of,
+)
+from fiberjax.tasks.rewards.combined import combine, isolated_in, names_of
+from fiberjax.tasks.rewards.expressions import expression_of
 from fiberjax.tasks.rewards.marked import WORKED_DELIMITER, final_answer, marked_answer
+from fiberjax.tasks.rewards.worker import Target
+from fiberjax.tasks.rewards.workers import Isolated, Limits, close_all
 
 SHIPPED: Mapping[str, Verifier] = {
     "exact": texts.exact,
@@ -24,6 +40,12 @@ SHIPPED: Mapping[str, Verifier] = {
     "strict_number": strict.strict_number,
     "choice": texts.choice,
     "json": texts.same_json,
+    "math": Isolated(
+        "math",
+        Target("fiberjax.tasks.rewards.symbolic", "", "math"),
+        extract=expression_of,
+        needs=("math_verify", "math"),
+    ),
 }
 """By name; "numeric" is what "number" was called before. Each family adds its own."""
 
@@ -32,6 +54,7 @@ READERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "strict_number": ("end in a number", strict.strict_answer),
     "choice": ("be the letter of a choice", texts.choice_of),
     "json": ("be JSON", texts.json_of),
+    "math": ("give one number, expression or word", expression_of),
 }
 """What an answer of the data must do for a verifier, and what reads it, None where it does not."""
 
@@ -39,12 +62,21 @@ __all__ = [
     "READERS",
     "SHIPPED",
     "WORKED_DELIMITER",
+    "Case",
+    "Isolated",
+    "Limits",
+    "Target",
     "Verifier",
+    "close_all",
     "combine",
+    "expression_of",
     "extracted",
     "final_answer",
+    "isolated_in",
     "marked_answer",
     "names_of",
     "passes",
     "reward_of",
+    "rewards_of",
+    "verifier_of",
 ]

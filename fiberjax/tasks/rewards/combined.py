@@ -1,12 +1,54 @@
 """Sums of rewards: `"number + 0.1*format"` in a config is a verifier like any other."""
 
+import dataclasses
+import importlib.util
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fiberjax.tasks.rewards.base import Verifier, extracted, extracts
+from fiberjax.tasks.rewards.base import Case, Failed, Verifier, extracted, values_of
+from fiberjax.tasks.rewards.workers import Isolated
 
-_TERM = re.compile(r"(?:([^*]+)\*)?([A-Za-z_][A-Za-z0-9_.:]*)")
+_TERM = re.compile(r"(?:([^*]+)\*)?([A-Za-z_./][A-Za-z0-9_.:/]*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """Σ weight × reward, as a verifier.
+
+    Attributes:
+      terms: pairs of a weight and a verifier.
+    """
+
+    terms: tuple[tuple[float, Verifier], ...]
+
+    def __call__(self, prompt: str, answer: str, completion: str) -> Any:
+        """Of one completion; 0.0 where a term failed."""
+        return math.fsum(
+            weight * float(verify(prompt, answer, completion)) for weight, verify in self.terms
+        )
+
+    def many(self, cases: Sequence[Case]) -> list[Any]:
+        """Of several completions; where a term is `Failed`, so is the sum, and else no number."""
+        columns = [(weight, values_of(verify, cases)) for weight, verify in self.terms]
+        return [
+            _total([(weight, values[index]) for weight, values in columns])
+            for index in range(len(cases))
+        ]
+
+    def extract(self, completion: str) -> str | None:
+        """What the first term that says anything takes for the answer."""
+        found = (extracted(verify, completion) for _, verify in self.terms)
+        return next((answer for answer in found if answer is not None), None)
+
+
+def _total(terms: Sequence[tuple[float, Any]]) -> Any:
+    """A sum of values; the first that is none, as it is."""
+    for _, value in terms:
+        if isinstance(value, Failed | str) or value is None:
+            return value
+    return math.fsum(weight * float(value) for weight, value in terms)
 
 
 def combine(expression: str, table: Mapping[str, Verifier]) -> Verifier:
@@ -20,24 +62,17 @@ def combine(expression: str, table: Mapping[str, Verifier]) -> Verifier:
       `(prompt, answer, completion) -> Σ weight × reward`; the entry itself for a name alone.
 
     Raises:
-      ValueError: it is not of this form, a weight is not finite, or a name is not in the table.
+      ValueError: it is not of this form, a weight is not finite, a name is not in the table, or
+        needs an extra that is not installed.
 
     >>> half = combine("0.5*same + 2*other", {"same": lambda *_: 1.0, "other": lambda *_: 0.25})
     >>> half("", "", "")
     1.0
     """
-    terms = [_term(term.strip(), expression, table) for term in expression.split("+")]
+    terms = tuple(_term(term.strip(), expression, table) for term in expression.split("+"))
     if len(terms) == 1 and terms[0][0] == 1:
         return terms[0][1]
-
-    def total(prompt: str, answer: str, completion: str) -> float:
-        return math.fsum(weight * float(of(prompt, answer, completion)) for weight, of in terms)
-
-    def answer_of(completion: str) -> str | None:
-        found = (extracted(of, completion) for _, of in terms)
-        return next((answer for answer in found if answer is not None), None)
-
-    return extracts(answer_of)(total)
+    return Sum(terms)
 
 
 def names_of(expression: str) -> tuple[str, ...]:
@@ -47,6 +82,12 @@ def names_of(expression: str) -> tuple[str, ...]:
     ('number', 'format')
     """
     return tuple(term.rpartition("*")[2].strip() for term in expression.split("+"))
+
+
+def isolated_in(verify: Verifier) -> list[Isolated]:
+    """What of a verifier runs in workers."""
+    parts = [of for _, of in verify.terms] if isinstance(verify, Sum) else [verify]
+    return [part for part in parts if isinstance(part, Isolated)]
 
 
 def _term(term: str, expression: str, table: Mapping[str, Verifier]) -> tuple[float, Verifier]:
@@ -61,6 +102,15 @@ def _term(term: str, expression: str, table: Mapping[str, Verifier]) -> tuple[fl
             f"verifier {expression!r}: expected a name, or a sum such as 'number + 0.1*format' "
             "with finite weights"
         )
-    if found[2] not in table:
-        raise ValueError(f"unknown verifier {found[2]!r}, expected one of {', '.join(table)}")
-    return weight, table[found[2]]
+    name = found[2]
+    if name not in table:
+        raise ValueError(f"unknown verifier {name!r}, expected one of {', '.join(table)}")
+    verify = table[name]
+    if isinstance(verify, Isolated) and verify.needs:
+        module, extra = verify.needs
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(
+                f"verifier {name!r} needs the extra {extra!r}, which is not installed: pip install "
+                f"'fiberjax[{extra}]'"
+            )
+    return weight, verify

@@ -1,0 +1,43 @@
+r"""Mathematical expressions compared by what they say: `math`, on math-verify and sympy.
+
+Both may take any time and memory for a text that asks for it, so this runs in workers alone. Where
+the answer is a number, `number` decides: `12*34` is no answer where 408 is. Elsewhere a completion
+must give one expression (`expressions`) that is worth the same; a list is an answer only where the
+answer is that list, and an expression that stands in the prompt is none unless it is written as the
+answer is.
+"""
+
+import functools
+import logging
+from typing import Any
+
+from math_verify import LatexExtractionConfig, parse, verify
+
+from fiberjax.tasks.rewards.expressions import expression_of, hedges, repeats, spelled
+from fiberjax.tasks.rewards.texts import number, number_of
+
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # It says what it cannot read.
+
+_READ = (LatexExtractionConfig(boxed_match_priority=0),)
+
+
+def math(prompt: str, answer: str, completion: str) -> float:
+    """1.0 if completion and answer give the same number, text or expression."""
+    if number_of(answer) is not None:
+        return number(prompt, answer, completion)
+    expected, found = expression_of(answer), expression_of(completion)
+    if expected is None or found is None:
+        return 0.0
+    if spelled(found) == spelled(expected):
+        return 1.0
+    if hedges(found) - hedges(expected) or repeats(prompt, found):
+        return 0.0
+    # Limits of time are the worker's: those of math-verify are signals.
+    return float(verify(_read(expected), _read(found), timeout_seconds=None))
+
+
+@functools.lru_cache(256)  # An answer is compared with every sample of its prompt.
+def _read(text: str) -> list[Any]:
+    r"""What math-verify makes of an expression; without its dollars, which a box does not have."""
+    text = text.replace("$", "").strip()
+    return parse(f"\\boxed{{{text}}}", extraction_config=_READ, parsing_timeout=None)
