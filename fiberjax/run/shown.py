@@ -5,11 +5,11 @@ own stand as signs; markup stays text. Where samples are shown, on the terminal 
 Markdown, is decided here; what is kept of them is in `rollouts`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -63,45 +63,41 @@ def terminal(samples: pa.Table, console: Console) -> Table:
     return table
 
 
-def answers(samples: pa.Table, pass_threshold: float, console: Console) -> Group:
+def answers(
+    samples: pa.Table, pass_threshold: float, console: Console, telling: Collection[str]
+) -> Group:
     """What verifiers took for the answers of completions, a line each, and a count a domain.
 
     Args:
       samples: by `rollouts.SCHEMA`.
       pass_threshold: the least reward of a completion that passes.
       console: what it is drawn for.
+      telling: the domains whose verifiers say what they took.
     """
     by_domain: dict[str, list[dict[str, Any]]] = {}
     for row in samples.to_pylist():
         by_domain.setdefault(row["domain"], []).append(row)
-    return Group(
-        *(_answers(name, rows, pass_threshold, console) for name, rows in by_domain.items())
-    )
+    parts: list[RenderableType] = []
+    for domain, rows in by_domain.items():
+        passed = int(passes([row["reward"] for row in rows], pass_threshold).sum())
+        counts = [f"{passed} pass", f"{sum(not row['finished'] for row in rows)} were cut off"]
+        if domain in telling:
+            counts.append(f"{sum(bool(row['extracted']) for row in rows)} name an answer")
+        of = f"{domain}, before training: of {len(rows)} completions {', '.join(counts)}"
+        parts += [Text(_encodable(visible(of), console)), _answers(rows, console)]
+    return Group(*parts)
 
 
-def _answers(
-    domain: str, rows: list[dict[str, Any]], pass_threshold: float, console: Console
-) -> Table:
-    passed = int(passes([row["reward"] for row in rows], pass_threshold).sum())
-    named = [row["extracted"] for row in rows if row["extracted"] is not None]
-    cut = sum(not row["finished"] for row in rows)
-    title = (
-        f"{_encodable(visible(domain), console)}, before training: of {len(rows)} completions "
-        f"{passed} pass, {cut} were cut off"
-    )
-    if named:
-        title += f", {sum(map(bool, named))} name an answer"
-    table = Table(title=Text(title), title_justify="left", box=None)
+def _answers(rows: list[dict[str, Any]], console: Console) -> Table:
+    table = Table(box=None)
     table.add_column("reward", justify="right", no_wrap=True)
     for name, ratio in (("extracted", 1), ("right", 1), ("end of the completion", 3)):
         table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=ratio)
     for row in rows:
-        told = row["extracted"] if row["extracted"] is not None else "-"
-        cells = (
-            _encodable(visible(text), console)
-            for text in (told, row["answer"], row["completion"][-END:])
-        )
-        table.add_row(f"{row['reward']:.3g}", *(Text(cell) for cell in cells))
+        found = "-" if row["extracted"] is None else row["extracted"]
+        texts = (found, row["answer"], row["completion"][-END:])
+        cells = (Text(_encodable(visible(text), console)) for text in texts)
+        table.add_row(f"{row['reward']:.3g}", *cells)
     return table
 
 

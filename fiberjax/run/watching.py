@@ -137,7 +137,10 @@ class Watch:
         """Shows what verifiers made of the first completions."""
         if jax.process_index() == 0:
             threshold = self._experiment.tasks.pass_threshold
-            self._progress.print(lambda console: shown.answers(samples, threshold, console))
+            telling = {of.name for of in self._experiment.train if hasattr(of.verify, "extract")}
+            self._progress.print(
+                lambda console: shown.answers(samples, threshold, console, telling)
+            )
 
     def _keep(self, samples: pa.Table) -> None:
         """Keeps an evaluation's samples, and writes a few as text."""

@@ -34,9 +34,7 @@ def test_a_domain_of_answers_in_another_form_is_refused_with_counts_and_the_firs
     def odd(prompt, answer, completion):
         return float(answer == completion == "1")
 
-    with pytest.raises(
-        ValueError, match=r"'sums': 2 of 3 answers .*a\.jsonl, row 2: str '2' earns 0"
-    ):
+    with pytest.raises(ValueError, match=r"'sums': 2 of 3 answers .*l, row 2: str '2' earns 0"):
         looked_at(odd, ["1", "2", "3"])
     (told,) = looked_at(odd, ["1", "2", "3"], refuse=False)
     assert "2 of 3" in told
