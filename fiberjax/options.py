@@ -213,7 +213,7 @@ class Rewards:
 
     Attributes:
       workers: processes a function that runs apart, the user's own and `math`, at most.
-      seconds: of processor time that such a function may take for a completion, and four times as
+      seconds: of processor time that such a function may take for a completion, and ten times as
         long asleep or waiting; a batched function so much for each.
       megabytes: of memory that it may take beyond its imports.
       failed: what becomes of a completion for which it raises, takes more, or ends its process:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from fiberjax.tasks.rewards.base import Case, Form, form_of
 
-WAITING = 4
+WAITING = 10
 """How many times its processor time a completion may take, asleep or waiting."""
 
 _UNITS = 2**20

@@ -29,7 +29,7 @@ from typing import Any
 from fiberjax.tasks.rewards.base import Case, Extract, Failed
 from fiberjax.tasks.rewards.worker import WAITING, Order, Target
 
-START_SECONDS = 120
+START_SECONDS = 300
 """In which a worker must have imported its function."""
 
 _MAIN = "from fiberjax.tasks.rewards import worker; worker.main()"
@@ -218,7 +218,7 @@ class Pool:
             self._workers.remove(worker)
             status = worker.end(ends=not late)
             if said is None:
-                said = {"failed": self._cause(status, late)}
+                said = {"failed": self._cause(worker, status, late)}
         worker.job = None
         if not worker.ready:
             if "failed" in said:
@@ -231,7 +231,10 @@ class Pool:
             for index, value in zip(jobs[job], found, strict=True):
                 values[index] = value
 
-    def _cause(self, status: int, late: bool) -> str:
+    def _cause(self, worker: _Worker, status: int, late: bool) -> str:
+        """Why a worker has ended."""
+        if late and not worker.ready:
+            return f"its imports took more than {START_SECONDS} s"
         if late:
             return f"took more than {WAITING} times {self._limits.seconds:g} s, waiting"
         if status in (-signal.SIGPROF, -signal.SIGXCPU):
