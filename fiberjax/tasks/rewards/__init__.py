@@ -24,6 +24,7 @@ from fiberjax.tasks.rewards.base import (
     passes,
     reward_of,
     rewards_of,
+    tells,
     verifier_of,
 )
 from fiberjax.tasks.rewards.combined import combine, isolated_in, names_of
@@ -43,7 +44,7 @@ SHIPPED: Mapping[str, Verifier] = {
     "math": Isolated(
         "math",
         Target("fiberjax.tasks.rewards.symbolic", "", "math"),
-        extract=expression_of,
+        told=expression_of,
         needs=("math_verify", "math"),
     ),
 }
@@ -78,5 +79,6 @@ __all__ = [
     "passes",
     "reward_of",
     "rewards_of",
+    "tells",
     "verifier_of",
 ]
