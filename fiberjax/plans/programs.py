@@ -141,7 +141,7 @@ def abstract_batch(experiment: Experiment, packed: int | None = None) -> Batch:
             state_id=ids if experiment.couples_states else None,
         )
     whole, part = shape(rows, width, jnp.int32), shape(rows, columns, jnp.float32)
-    routes = None
+    routes: Any = None
     if experiment.training.router_replay:
         policy = experiment.policy
         taken = (rows, width, policy.num_layers, policy.experts_per_token)
