@@ -212,7 +212,8 @@ class Rewards:
     """What rewards may take, what becomes of them, and what is looked at before training.
 
     Attributes:
-      workers: processes a function that runs apart, the user's own and `math`, at most.
+      workers: processes a function that runs apart, the user's own and `math`, at most, and no more
+        than there are cores.
       seconds: of processor time that such a function may take for a completion, and ten times as
         long asleep or waiting; a batched function so much for each.
       megabytes: of memory that it may take beyond its imports.

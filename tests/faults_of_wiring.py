@@ -260,8 +260,8 @@ FAULTS = (
     Mutant(
         "the curriculum sees shuffled rewards",
         "fiberjax/run/trainer.py",
-        "stream.observe(index, reward.reshape(",
-        "stream.observe(index, shuffled(reward, 0, 0).reshape(",
+        "stream.observe(index, parts[-1].reward.reshape(",
+        "stream.observe(index, shuffled(parts[-1].reward, 0, 0).reshape(",
         (f"{TRAINER}::test_the_curriculum_learns_the_true_pass_rates",),
     ),
     Mutant(
@@ -274,8 +274,8 @@ FAULTS = (
     Mutant(
         "every process takes the first one's advantages",
         "fiberjax/run/trainer.py",
-        "advantage=advantage[index * size : (index + 1) * size]",
-        "advantage=advantage[:size]",
+        "advantage=advantage[share]",
+        "advantage=advantage[: len(rewards) // count]",
         ("tests/parallel/test_distributed.py::test_four_processes_agree_with_one",),
     ),
     Mutant(
@@ -331,8 +331,9 @@ FAULTS = (
     Mutant(
         "rewards are told of the first draw",
         "fiberjax/run/trainer.py",
-        "metrics = rollout_metrics(self.experiment.mesh, drawn, rewards, names)",
-        "metrics = rollout_metrics(self.experiment.mesh, drawn[:1], rewards[:32], names)",
+        "metrics = rollout_metrics(self.experiment.mesh, drawn, paid, names)",
+        "metrics = rollout_metrics(\n"
+        "            self.experiment.mesh, drawn[:1], Paid(*(of[:32] for of in paid)), names\n        )",
         (f"{RESAMPLED}::test_an_iteration_draws_until_its_batch_is_full",),
     ),
     Mutant(
@@ -525,8 +526,8 @@ FAULTS = (
     Mutant(
         "a sum of verifiers takes nothing for the answer",
         "fiberjax/tasks/rewards/combined.py",
-        "return extracts(answer_of)(total)",
-        "return total",
+        "return next((answer for answer in found if answer is not None), None)",
+        "return None",
         ("tests/tasks/test_rewards.py::test_verifiers_say_what_they_took_for_the_answer",),
     ),
     Mutant(

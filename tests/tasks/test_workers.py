@@ -117,7 +117,7 @@ def test_work_is_shared_and_stays_in_order():
     cases = [Case("p", str(index), str(index if index % 3 else "no")) for index in range(60)]
     assert verify.many(cases) == [float(bool(index % 3)) for index in range(60)]
     pool = verify._pool
-    assert len(pool._workers) == 2
+    assert len(pool._workers) == min(2, workers.cores())
     close_all()
     assert pool._workers == [] and verify("p", "a", "a") == 1.0  # Others start.
     pids = [worker.process.pid for worker in pool._workers]

@@ -107,6 +107,14 @@ class _Worker:
         return self.process.wait()
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # There is none on macOS.
+        return os.cpu_count() or 1
+
+
 def _end(workers: list[_Worker]) -> None:
     while workers:
         workers.pop().end()
@@ -205,7 +213,7 @@ class Pool:
     def _grow(self, size: int) -> None:
         """Starts workers until so many are idle or starting."""
         free = sum(worker.job is None for worker in self._workers)
-        room = self._limits.workers - len(self._workers)
+        room = min(self._limits.workers, cores()) - len(self._workers)
         for _ in range(min(size - free, room)):
             self._workers.append(_Worker(self._order))
 
