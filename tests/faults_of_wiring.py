@@ -332,8 +332,8 @@ FAULTS = (
         "rewards are told of the first draw",
         "fiberjax/run/trainer.py",
         "metrics = rollout_metrics(self.experiment.mesh, drawn, paid, names)",
-        "metrics = rollout_metrics(\n"
-        "            self.experiment.mesh, drawn[:1], Paid(*(of[:32] for of in paid)), names\n        )",
+        "first = Paid(*(of[:32] for of in paid))\n"
+        "        metrics = rollout_metrics(self.experiment.mesh, drawn[:1], first, names)",
         (f"{RESAMPLED}::test_an_iteration_draws_until_its_batch_is_full",),
     ),
     Mutant(
