@@ -31,6 +31,7 @@ class Unpaid:
         self._spread = False
         self._paid: dict[str, bool] = {}
         self._cut: list[float] = []
+        self._failed = 0.0
 
     def observe(self, iteration: int, scalars: Mapping[str, float]) -> str | None:
         """What is wrong, once the first iterations are over; None where nothing is.
@@ -44,6 +45,7 @@ class Unpaid:
         self._seen += 1
         self._spread |= scalars["frac_reward_zero_std"] < 1
         self._cut.append(scalars["response_length/clip_ratio"])
+        self._failed += scalars.get("verifier/failed", 0)
         for name in self._experiment.domain_names:
             if f"reward/{name}" in scalars:
                 paid = scalars[f"reward/{name}"] != 0
@@ -64,6 +66,8 @@ class Unpaid:
     def _cause(self, unpaid: list[str]) -> str:
         """The likely cause, and what to look at."""
         tasks = self._experiment.tasks
+        if self._failed > 0:
+            return f"Rewards failed for {self._failed:.0f} completions, which are paid 0."
         cut = sum(self._cut) / len(self._cut)
         if cut >= CUT:
             return (
@@ -76,8 +80,9 @@ class Unpaid:
         answer = (
             example.answer if len(example.answer) <= LONGEST else example.answer[:LONGEST] + "…"
         )
-        reads = f"config.tasks.verifier = {tasks.verifier!r}" if tasks.file else "the family's own"
-        if tasks.file and tasks.verifier == "auto":
+        verifier = dict(tasks.verifiers).get(unpaid[0], tasks.verifier)
+        reads = f"config.tasks.verifier = {verifier!r}" if tasks.file else "the family's own"
+        if tasks.file and verifier == "auto":
             reads += ": the layout's, or exact"
         return (
             f"Their verifier ({reads}) looks for answers such as {answer!r}: see what it makes of "

@@ -17,7 +17,9 @@ def watch(iterations=3, **tasks):
         types.SimpleNamespace(
             training=types.SimpleNamespace(unpaid_iterations=iterations),
             domain_names=("sums", "words"),
-            tasks=types.SimpleNamespace(**{"file": "a.jsonl", "verifier": "exact"} | tasks),
+            tasks=types.SimpleNamespace(
+                **{"file": "a.jsonl", "verifier": "exact", "verifiers": ()} | tasks
+            ),
             window=types.SimpleNamespace(completion=8),
             train=(sums, words),
         )
@@ -41,6 +43,17 @@ def test_a_domain_that_is_never_paid_is_named_with_its_verifier():
     assert "config.tasks.verifier = 'exact'" in third and "'#### 2222" in third
     assert "words" not in third and "2" * 61 not in third
     assert "the family's own" in said(watch(file=""), row, row, row)[2]
+
+
+def test_a_domain_s_own_verifier_is_the_one_that_is_named():
+    row = scalars(sums=0.0, words=0.5)
+    told = said(watch(1, verifiers=(("sums", "math"),)), row)[0]
+    assert "config.tasks.verifier = 'math'" in told
+
+
+def test_rewards_that_failed_are_the_likely_cause():
+    row = scalars(sums=0.0, words=0.5) | {"verifier/failed": 3.0}
+    assert "Rewards failed for 6 completions" in said(watch(2), row, row)[1]
 
 
 def test_groups_without_a_spread_are_told():
