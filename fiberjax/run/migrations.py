@@ -168,6 +168,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         renamed={"tasks.verifier": {"exact": "auto"}},
         rewrite=_columns_by_name,
     ),
+    Migration(added={"training.router_replay": False}, renamed={}),
     # What a reward raised ended the run until then.
     Migration(
         added={

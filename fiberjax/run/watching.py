@@ -12,7 +12,7 @@ from fiberjax.run import rollouts, shown
 from fiberjax.run.evaluation import Measures, curve_point, evaluate
 from fiberjax.run.progress import Progress
 from fiberjax.run.writers import CheckedWriter
-from fiberjax.tasks.rewards import isolated_in
+from fiberjax.tasks.rewards import isolated_in, tells
 from fiberjax.train.rollout import Rollouts
 
 
@@ -137,7 +137,7 @@ class Watch:
         """Shows what verifiers made of the first completions."""
         if jax.process_index() == 0:
             threshold = self._experiment.tasks.pass_threshold
-            telling = {of.name for of in self._experiment.train if hasattr(of.verify, "extract")}
+            telling = {of.name for of in self._experiment.train if tells(of.verify)}
             self._progress.print(
                 lambda console: shown.answers(samples, threshold, console, telling)
             )

@@ -10,6 +10,9 @@ def right(prompt, answer, completion):
     return float(answer in completion)
 
 
+right.extract = lambda completion: completion.split()[-1]  # Raises where there is none.
+
+
 def of_row(prompt, answer, completion, row):
     return 1.0 if completion == str(row["accepted"]) else 0.25
 

@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from fiberjax.tasks.rewards import Case, Isolated, Limits, Target, close_all, combine, rewards_of
+from fiberjax.tasks.rewards import (
+    SHIPPED,
+    Case,
+    Isolated,
+    Limits,
+    Target,
+    close_all,
+    combine,
+    extracted,
+    rewards_of,
+    tells,
+    workers,
+)
 from fiberjax.tasks.rewards.base import Failed
 
 OWN = str(Path(__file__).with_name("own_rewards.py"))
@@ -60,7 +72,8 @@ def test_what_a_reward_does_wrong_is_one_failure(bad, completion, why):
     assert bad.trouble == failed.why and bad("p", "x", completion) == 0.0
 
 
-def test_one_that_sleeps_is_killed():
+def test_one_that_sleeps_is_killed(monkeypatch):
+    monkeypatch.setattr(workers, "SLACK", 1)
     verify = apart("bad", seconds=0.05)
     verify.load()
     began = time.monotonic()
@@ -100,6 +113,7 @@ def test_rows_and_lists_reach_a_function_that_takes_them():
 
 def test_work_is_shared_and_stays_in_order():
     verify = apart("right")
+    assert extracted(verify, "so 7") == "7" and extracted(verify, "") is None
     cases = [Case("p", str(index), str(index if index % 3 else "no")) for index in range(60)]
     assert verify.many(cases) == [float(bool(index % 3)) for index in range(60)]
     pool = verify._pool
@@ -110,6 +124,12 @@ def test_work_is_shared_and_stays_in_order():
     del verify, pool
     gc.collect()
     assert pids and not any(map(running, pids))
+
+
+def test_what_says_nothing_of_answers_is_known(bad):
+    assert extracted(bad, "so 7") is None and not tells(bad)
+    assert tells(SHIPPED["math"]) and extracted(SHIPPED["math"], r"so \boxed{\pi}") == r"\pi"
+    assert not tells(SHIPPED["exact"]) and tells(combine("bad + number", {**SHIPPED, "bad": bad}))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from fiberjax.tasks.rewards.base import (
     passes,
     reward_of,
     rewards_of,
+    tells,
     verifier_of,
 )
 from fiberjax.tasks.rewards.combined import combine, isolated_in, names_of
@@ -55,7 +56,7 @@ SHIPPED: Mapping[str, Verifier] = {
     "math": Isolated(
         "math",
         Target("fiberjax.tasks.rewards.symbolic", "", "math"),
-        extract=expression_of,
+        told=expression_of,
         needs=("math_verify", "math"),
     ),
     "reasoning_gym": _of_reasoning_gym("reasoning_gym", "solved"),
@@ -92,5 +93,6 @@ __all__ = [
     "passes",
     "reward_of",
     "rewards_of",
+    "tells",
     "verifier_of",
 ]

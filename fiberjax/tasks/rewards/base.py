@@ -79,6 +79,12 @@ def extracted(verify: Verifier, completion: str) -> str | None:
     return None if extract is None else extract(completion)
 
 
+def tells(verify: Verifier) -> bool:
+    """Whether a verifier says what it takes for the answer."""
+    told: Callable[[], bool] | None = getattr(verify, "tells", None)
+    return hasattr(verify, "extract") if told is None else told()
+
+
 @dataclasses.dataclass(frozen=True)
 class Form:
     """How a function of the user's own is called, by its signature and its attribute `batched`.

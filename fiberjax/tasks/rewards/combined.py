@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fiberjax.tasks.rewards.base import Case, Failed, Verifier, extracted, values_of
+from fiberjax.tasks.rewards.base import Case, Failed, Verifier, extracted, tells, values_of
 from fiberjax.tasks.rewards.workers import Isolated
 
 _TERM = re.compile(r"(?:([^*]+)\*)?([A-Za-z_./][A-Za-z0-9_.:/]*)")
@@ -36,6 +36,10 @@ class Sum:
             _total([(weight, values[index]) for weight, values in columns])
             for index in range(len(cases))
         ]
+
+    def tells(self) -> bool:
+        """Whether a term says what it takes for the answer."""
+        return any(tells(verify) for _, verify in self.terms)
 
     def extract(self, completion: str) -> str | None:
         """What the first term that says anything takes for the answer."""

@@ -115,12 +115,18 @@ def limit_memory(megabytes: float) -> None:
 
 
 def answer(
-    function: Callable[..., Any], form: Form, cases: Sequence[Case], order: Order
+    function: Callable[..., Any], form: Form, cases: Sequence[Case], order: Order, extract: bool
 ) -> dict[str, Any]:
-    """What the function makes of some cases: their `values`, or why it `failed`."""
+    """What the function makes of some cases: their `values`, or why it `failed`.
+
+    With `extract`, what its attribute of that name takes for their answers.
+    """
     seconds = order.seconds * len(cases)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
+        if extract:
+            found = [function.extract(case.completion) for case in cases]  # type: ignore[attr-defined]
+            return {"values": [None if text is None else str(text) for text in found]}
         return {"values": [number_of(value) for value in form.call(function, cases)]}
     except MemoryError:
         return {"failed": f"needed more than {order.megabytes:g} MB", "ends": True}
@@ -152,10 +158,12 @@ def serve(connection: Connection) -> None:
         connection.send_bytes(json.dumps({"failed": reason(error, order.target.file)}).encode())
         return
     limit_memory(order.megabytes)
-    connection.send_bytes(json.dumps({"row": form.row, "batched": form.batched}).encode())
+    told = {"row": form.row, "batched": form.batched, "extract": hasattr(function, "extract")}
+    connection.send_bytes(json.dumps(told).encode())
     while True:
         try:
-            reply = answer(function, form, pickle.loads(connection.recv_bytes()), order)
+            cases, extract = pickle.loads(connection.recv_bytes())
+            reply = answer(function, form, cases, order, extract)
         except MemoryError:  # Of the cases themselves.
             reply = {"failed": f"needed more than {order.megabytes:g} MB", "ends": True}
         connection.send_bytes(json.dumps(reply).encode())

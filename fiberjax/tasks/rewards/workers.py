@@ -32,6 +32,9 @@ from fiberjax.tasks.rewards.worker import WAITING, Order, Target
 START_SECONDS = 300
 """In which a worker must have imported its function."""
 
+SLACK = 15
+"""Seconds that a busy machine may add to what a completion takes."""
+
 _MAIN = "from fiberjax.tasks.rewards import worker; worker.main()"
 
 
@@ -80,12 +83,12 @@ class _Worker:
     def idle(self) -> bool:
         return self.ready and self.job is None
 
-    def give(self, job: int, cases: Sequence[Case], seconds: float) -> None:
+    def give(self, job: int, cases: Sequence[Case], seconds: float, extract: bool) -> None:
         """Sends a job; the answer is there within that time, or the worker is to be killed."""
         self.job = job
         self.deadline = time.monotonic() + seconds
         with contextlib.suppress(OSError):  # It died: seen where it is read.
-            self.connection.send_bytes(pickle.dumps(list(cases)))
+            self.connection.send_bytes(pickle.dumps((list(cases), extract)))
 
     def answer(self) -> dict[str, Any] | None:
         """What it says; None where it has ended."""
@@ -146,20 +149,31 @@ class Pool:
         with self._lock:
             _end(self._workers)
 
-    def run(self, cases: Sequence[Case]) -> list[Any]:
+    @property
+    def tells(self) -> bool:
+        """Whether the function says what it takes for an answer; loads it."""
+        self.run([])
+        assert self._form is not None
+        return self._form["extract"]
+
+    def run(self, cases: Sequence[Case], extract: bool = False) -> list[Any]:
         """What the function gives for each case, or `Failed`; of none, loads it.
+
+        Args:
+          cases: what is to be paid.
+          extract: asks what it takes for the answers instead.
 
         Raises:
           ValueError: the function cannot be loaded.
         """
         with self._lock:
             try:
-                return self._run(cases)
+                return self._run(cases, extract)
             except BaseException:
                 _end(self._workers)  # Their answers are nobody's.
                 raise
 
-    def _run(self, cases: Sequence[Case]) -> list[Any]:
+    def _run(self, cases: Sequence[Case], extract: bool) -> list[Any]:
         values: list[Any] = [None] * len(cases)
         while self._form is None:  # How it is called, the first worker says.
             self._grow(1)
@@ -171,8 +185,9 @@ class Pool:
             for worker in self._workers:
                 if todo and worker.idle:
                     job = todo.popleft()
-                    seconds = WAITING * self._limits.seconds * len(jobs[job]) + 1
-                    worker.give(job, [self._sent(cases[index]) for index in jobs[job]], seconds)
+                    seconds = WAITING * self._limits.seconds * len(jobs[job]) + SLACK
+                    sent = [self._sent(cases[index]) for index in jobs[job]]
+                    worker.give(job, sent, seconds, extract)
             self._step(jobs, values)
         return values
 
@@ -236,7 +251,7 @@ class Pool:
         if late and not worker.ready:
             return f"its imports took more than {START_SECONDS} s"
         if late:
-            return f"took more than {WAITING} times {self._limits.seconds:g} s, waiting"
+            return f"took more than {WAITING} times {self._limits.seconds:g} s asleep or waiting"
         if status in (-signal.SIGPROF, -signal.SIGXCPU):
             return f"took more than {self._limits.seconds:g} s of processor time"
         if status < 0:
@@ -251,7 +266,7 @@ class Isolated:
       name: as the config has it.
       target: where the function is found.
       limits: that hold for it.
-      extract: what it takes for the answer of a completion; see `base.extracted`.
+      told: what it takes for the answer of a completion, where that is known here.
       needs: a module that an extra of that name brings, and the extra; () for none.
     """
 
@@ -260,19 +275,17 @@ class Isolated:
         name: str,
         target: Target,
         limits: Limits | None = None,
-        extract: Extract | None = None,
+        told: Extract | None = None,
         needs: tuple[str, str] | tuple[()] = (),
     ):
         self.name, self.target, self.needs = name, target, needs
         self.limits = Limits() if limits is None else limits
-        if extract is not None:
-            self.extract = extract
+        self.told = told
         self._pool = Pool(name, target, self.limits)
 
     def limited(self, limits: Limits) -> "Isolated":
         """The same under other limits."""
-        extract = getattr(self, "extract", None)
-        return Isolated(self.name, self.target, limits, extract, self.needs)
+        return Isolated(self.name, self.target, limits, self.told, self.needs)
 
     def __call__(self, prompt: str, answer: str, completion: str) -> Any:
         """Of one completion; 0.0 where it failed and that stops nothing."""
@@ -282,6 +295,19 @@ class Isolated:
                 raise ValueError(f"the reward {self.name} failed: {value.why}")
             return 0.0
         return value
+
+    def tells(self) -> bool:
+        """Whether it says what it takes for the answer of a completion."""
+        return self.told is not None or self._pool.tells
+
+    def extract(self, completion: str) -> str | None:
+        """What it takes for the answer of a completion; None where it says nothing of it."""
+        if self.told is not None:
+            return self.told(completion)
+        if not self._pool.tells:
+            return None
+        (found,) = self._pool.run([Case("", "", completion)], extract=True)
+        return None if isinstance(found, Failed) else found
 
     @property
     def trouble(self) -> str:
