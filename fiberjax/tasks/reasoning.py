@@ -6,6 +6,7 @@ Whether it is trained on or held out, the hash of its question says, as everywhe
 
 import importlib.util
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -136,8 +137,10 @@ def _draw(
 
 def _create(name: str, knobs: Mapping[str, Any], seed: int, size: int) -> Any:
     """The data set, whose own checks say what its knobs may be."""
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of the syntax of what it imports.
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
 
     if name not in DATASETS:
         near = [known for known in DATASETS if known.startswith(name[:3])]

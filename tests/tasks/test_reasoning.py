@@ -1,4 +1,4 @@
-"""Problems of reasoning-gym as domains: by a stand-in of it, and by itself where it is installed."""
+"""Problems of reasoning-gym as domains: by a stand-in, and by itself where it is installed."""
 
 import importlib.util
 import sys
@@ -92,7 +92,7 @@ def test_a_problem_without_an_answer_of_its_own_is_paid_all_the_same(stand_in):
 )
 def test_what_cannot_be_drawn_is_refused(stand_in, monkeypatch, entries, message):
     monkeypatch.setattr(reasoning, "_BARREN", 50)
-    with pytest.raises(ValueError, match="config.tasks.reasoning_gym") as error:
+    with pytest.raises(ValueError, match=r"config\.tasks\.reasoning_gym") as error:
         read(*entries)
     assert message in str(error.value)
 

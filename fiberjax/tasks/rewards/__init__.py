@@ -30,8 +30,12 @@ from fiberjax.tasks.rewards.base import (
 )
 from fiberjax.tasks.rewards.combined import combine, isolated_in, names_of
 from fiberjax.tasks.rewards.expressions import expression_of
-from fiberjax.tasks.rewards.marked import WORKED_DELIMITER, final_answer, marked_answer
-from fiberjax.tasks.rewards.reasoning import answer_of
+from fiberjax.tasks.rewards.marked import (
+    WORKED_DELIMITER,
+    answer_element,
+    final_answer,
+    marked_answer,
+)
 from fiberjax.tasks.rewards.worker import Target
 from fiberjax.tasks.rewards.workers import Isolated, Limits, close_all
 
@@ -40,7 +44,7 @@ def _of_reasoning_gym(name: str, function: str) -> Isolated:
     return Isolated(
         name,
         Target("fiberjax.tasks.rewards.reasoning", "", function),
-        told=answer_of,
+        told=answer_element,
         needs=("reasoning_gym", "reasoning"),
     )
 

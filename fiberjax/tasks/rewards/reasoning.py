@@ -5,23 +5,15 @@ the problem as its data set made it, which `row` brings.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fiberjax.tasks.rewards.marked import answer_element
 
-def answer_of(completion: str) -> str:
-    """What the last `<answer>` element holds, else the whole text; white space aside.
-
-    An element that is not closed holds nothing.
-
-    >>> answer_of("so <answer> 12 </answer>."), answer_of(" 12"), answer_of("<answer>12")
-    ('12', '12', '')
-    """
-    _, opened, rest = completion.rpartition("<answer>")
-    if not opened:
-        return completion.strip()
-    inside, closed, _ = rest.partition("</answer>")
-    return inside.strip() if closed else ""
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Of the syntax of what it imports.
+    from reasoning_gym.factory import get_score_answer_fn
 
 
 def score(prompt: str, answer: str, completion: str, row: Mapping[str, Any]) -> float:
@@ -30,7 +22,7 @@ def score(prompt: str, answer: str, completion: str, row: Mapping[str, Any]) -> 
     Many give something for an answer that contains the right one, or has its form.
     """
     del prompt, answer
-    found = answer_of(completion)
+    found = answer_element(completion)
     if not found:
         return 0.0
     entry = row["reasoning_gym"]
@@ -42,11 +34,6 @@ def solved(prompt: str, answer: str, completion: str, row: Mapping[str, Any]) ->
     return float(score(prompt, answer, completion, row) >= 1.0)
 
 
-score.extract = solved.extract = answer_of  # type: ignore[attr-defined]
-
-
 @functools.lru_cache
 def _scorer(name: str) -> Callable[[str, Mapping[str, Any]], float]:
-    from reasoning_gym.factory import get_score_answer_fn
-
     return get_score_answer_fn(name)
