@@ -28,6 +28,7 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
             "sort": {"min_length": 6, "max_length": 9},
         }
     )
+    config.tasks.reasoning_gym = ""
     config.tasks.num_train = 4000
     config.tasks.num_test = 500
     config.tasks.seed = 0

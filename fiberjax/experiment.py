@@ -384,7 +384,7 @@ def _tables(
     estimator_table: Mapping[str, Estimator],
 ) -> _Tables:
     loaded = plugins.load_all(run.plugins)
-    named = expressions_of(tasks) if tasks.file else ()
+    named = expressions_of(tasks) if tasks.file or tasks.reasoning_gym else ()
     verifiers = table_of(reward_table, loaded, named, rewards)
     tables = _Tables(
         gates=plugins.merge(gate_table, loaded, "GATES"),

@@ -137,8 +137,12 @@ class Tasks:
     Attributes:
       data_dir: folder of the generated data sets; built if absent.
       domains: name of a procedural family -> its knobs; see `tasks.FAMILIES`.
-      num_train: training examples a family.
-      num_test: held-out examples a family.
+      reasoning_gym: data sets of reasoning-gym (extra `reasoning`), each a domain: names with
+        commas between them, or a tuple of names and of tuples such as
+        `("leg_counting", ("max_animals", 4))`; replaces the families, and stands beside the domains
+        of a `file`.
+      num_train: training examples a family, or a data set of reasoning-gym.
+      num_test: held-out examples of each.
       seed: of the draws.
       file: rows with `prompt`, `answer` and optionally `domain` and `solution`: a file (JSONL,
         JSON, CSV, Parquet or Arrow, or gzip of these), a folder, a glob, or several with commas
@@ -166,6 +170,7 @@ class Tasks:
 
     data_dir: str
     domains: Mapping
+    reasoning_gym: str | tuple
     num_train: int
     num_test: int
     seed: int

@@ -189,6 +189,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         renamed={},
         rewrite=_exact_expressions,
     ),
+    Migration(added={"tasks.reasoning_gym": ""}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

@@ -1,10 +1,12 @@
 """From the options of the data to a tokenizer and the domains of a run."""
 
 import dataclasses
+import itertools
 import string
 from collections.abc import Mapping, Sequence
 
 from fiberjax import options
+from fiberjax.tasks import reasoning
 from fiberjax.tasks.builders import load
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import Split
@@ -35,34 +37,84 @@ def make_vocabulary(tasks: options.Tasks, model: options.Model) -> Vocabulary:
     )
 
 
+Loaded = tuple[tuple[Domain, ...], tuple[Domain, ...]]
+"""The training and the held-out domains, in one order."""
+
+
 def load_domains(
     tasks: options.Tasks,
     keep: Sequence[str] = (),
     *,
     verifiers: Mapping[str, Verifier] = VERIFIERS,
     tell: Tell = ignore,
-) -> tuple[tuple[Domain, ...], tuple[Domain, ...]]:
+) -> Loaded:
     """The training and held-out domains, in one order.
 
-    Of a file, `keep` names further columns, `verifiers` is what its verifier is a name of, and
-    `tell` is told, a line each, what the rows hide.
+    Those of a file and of reasoning-gym, where the config names either; else the families.
+
+    Args:
+      tasks: the options.
+      keep: further columns of a file.
+      verifiers: the table that verifiers are names of.
+      tell: is told, a line each, what the rows of a file hide.
+
+    Raises:
+      ValueError: as they are read.
     """
+    own = dict(tasks.verifiers)
+    drawn = reasoning.named(tasks.reasoning_gym)
+    loaded: list[Loaded] = []
     if tasks.file:
-        layout = tasks.layout
-        if isinstance(layout, str) and "," in layout:
-            layout = tuple(name.strip() for name in layout.split(","))
-        reader = Reader(
-            columns=tasks.columns,
-            layout=layout,
-            verifier={"": tasks.verifier} | dict(tasks.verifiers),
-            keep=keep,
-            row=tasks.keep,
-            verifiers=verifiers,
-            pass_threshold=tasks.pass_threshold,
-            distinct=tasks.duplicates == "once",
-            tell=tell,
+        of_file = {domain: of for domain, of in own.items() if domain not in drawn}
+        loaded.append(_of_file(tasks, of_file, keep, verifiers, tell))
+    elif strange := [domain for domain in own if drawn and domain not in drawn]:
+        raise ValueError(
+            f"config.tasks.verifiers names domain {strange[0]!r}, the domains are "
+            f"{', '.join(drawn)}"
         )
-        return reader.read_splits(tasks.file, tasks.test_file)
+    if drawn:
+        loaded.append(
+            reasoning.read(
+                drawn,
+                num_train=tasks.num_train,
+                num_test=tasks.num_test,
+                seed=tasks.seed,
+                verifiers=verifiers,
+                verifier_of=own,
+                tell=tell,
+            )
+        )
+    if not loaded:
+        loaded.append(_of_families(tasks))
+    train, test = (tuple(itertools.chain(*of)) for of in zip(*loaded, strict=True))
+    return train, test
+
+
+def _of_file(
+    tasks: options.Tasks,
+    verifier_of: Mapping[str, str],
+    keep: Sequence[str],
+    verifiers: Mapping[str, Verifier],
+    tell: Tell,
+) -> Loaded:
+    layout = tasks.layout
+    if isinstance(layout, str) and "," in layout:
+        layout = tuple(name.strip() for name in layout.split(","))
+    reader = Reader(
+        columns=tasks.columns,
+        layout=layout,
+        verifier={"": tasks.verifier} | dict(verifier_of),
+        keep=keep,
+        row=tasks.keep,
+        verifiers=verifiers,
+        pass_threshold=tasks.pass_threshold,
+        distinct=tasks.duplicates == "once",
+        tell=tell,
+    )
+    return reader.read_splits(tasks.file, tasks.test_file)
+
+
+def _of_families(tasks: options.Tasks) -> Loaded:
     knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
     difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
     if not knobs:
@@ -93,10 +145,14 @@ def named_domains(
     if tasks.file:
         # Whose rewards are whose does not matter, and need not be found.
         tasks = dataclasses.replace(tasks, verifier="any", verifiers=(), pass_threshold=0.0)
-        return load_domains(tasks, keep, verifiers={"any": lambda *_: 0.0})
-    names = [name for name, knobs in tasks.domains.items() if knobs is not None]
+        train, test = _of_file(tasks, {}, keep, {"any": lambda *_: 0.0}, ignore)
+    else:
+        train, test = (), ()
+    names = list(reasoning.named(tasks.reasoning_gym))
+    if not tasks.file and not names:
+        names = [name for name, knobs in tasks.domains.items() if knobs is not None]
     domains = tuple(Domain(name, (), lambda prompt, answer, completion: 0.0) for name in names)
-    return domains, domains
+    return (*train, *domains), (*test, *domains)
 
 
 def no_domains(

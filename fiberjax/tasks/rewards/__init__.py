@@ -8,6 +8,7 @@ strict       numbers in one strict form
 expressions  what a text gives as a mathematical expression
 symbolic     such expressions compared by what they say
 patterns     the form of a whole completion
+reasoning    problems of reasoning-gym, by its scorers
 workers      rewards in processes of their own, with limits; `worker` is such a process
 shaping      what length and truncation do to rewards
 combined     sums of several, by config
@@ -29,9 +30,24 @@ from fiberjax.tasks.rewards.base import (
 )
 from fiberjax.tasks.rewards.combined import combine, isolated_in, names_of
 from fiberjax.tasks.rewards.expressions import expression_of
-from fiberjax.tasks.rewards.marked import WORKED_DELIMITER, final_answer, marked_answer
+from fiberjax.tasks.rewards.marked import (
+    WORKED_DELIMITER,
+    answer_element,
+    final_answer,
+    marked_answer,
+)
 from fiberjax.tasks.rewards.worker import Target
 from fiberjax.tasks.rewards.workers import Isolated, Limits, close_all
+
+
+def _of_reasoning_gym(name: str, function: str) -> Isolated:
+    return Isolated(
+        name,
+        Target("fiberjax.tasks.rewards.reasoning", "", function),
+        told=answer_element,
+        needs=("reasoning_gym", "reasoning"),
+    )
+
 
 SHIPPED: Mapping[str, Verifier] = {
     "exact": texts.exact,
@@ -47,6 +63,8 @@ SHIPPED: Mapping[str, Verifier] = {
         told=expression_of,
         needs=("math_verify", "math"),
     ),
+    "reasoning_gym": _of_reasoning_gym("reasoning_gym", "solved"),
+    "reasoning_gym_score": _of_reasoning_gym("reasoning_gym_score", "score"),
 }
 """By name; "numeric" is what "number" was called before. Each family adds its own."""
 

@@ -52,6 +52,23 @@ def marked_answer(text: str) -> str | None:
     return None if found is None else _first_sentence(found)
 
 
+def answer_element(text: str) -> str:
+    """What the last `<answer>` of a text holds, else the whole text; white space aside.
+
+    One that is not closed holds nothing.
+
+    >>> answer_element("so <answer> 12 </answer>."), answer_element(" 12")
+    ('12', '12')
+    >>> answer_element("<answer>12")
+    ''
+    """
+    _, opened, rest = text.rpartition("<answer>")
+    if not opened:
+        return text.strip()
+    inside, closed, _ = rest.partition("</answer>")
+    return inside.strip() if closed else ""
+
+
 def _strict(text: str) -> str | None:
     """What the last of the hashes, boxes and elements holds; "" where that names nothing."""
     marks = (_hashes(text), _box(text), _element(text))
