@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from fiberjax import gates, optimizers, options, plugins, seeds
 from fiberjax.advantages import ESTIMATORS, WITHIN_GROUPS, Estimator
 from fiberjax.gates import GATES, Budgets, GateSpec
-from fiberjax.layout import STATE, TRAJECTORY
+from fiberjax.layout import STATE
 from fiberjax.model_folder import check_model, check_shape, check_weights, read_shape
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, cast_kernels, init, lora
@@ -27,8 +27,9 @@ from fiberjax.tasks import (
     Vocabulary,
     supervised_batches,
 )
+from fiberjax.tasks.environments import ENVIRONMENTS, Environment, Turns
 from fiberjax.tasks.fitting import check_answers, fit_prompts
-from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels
+from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels, of_layout
 from fiberjax.tasks.loading import load_domains, make_vocabulary
 from fiberjax.tasks.rewards import Verifier
 from fiberjax.train.rollout import Sampler
@@ -44,6 +45,7 @@ SECTIONS = (
         "tasks",
         "levels",
         "window",
+        "turns",
         "model",
         "policy",
         "lora",
@@ -81,6 +83,7 @@ class Experiment:
       iterations: rollouts and their updates, how many times.
       tasks: options of the data.
       window: static shape of a sequence.
+      turns: how an episode goes, and who answers in it.
       model: the published model that training starts from, if any.
       warm_start: options of the supervised phase.
       rollout: options of sampling.
@@ -112,6 +115,7 @@ class Experiment:
     iterations: int
     tasks: options.Tasks
     window: options.Window
+    turns: Turns
     model: options.Model
     warm_start: options.WarmStart
     rollout: options.Rollout
@@ -146,12 +150,12 @@ class Experiment:
     @functools.cached_property
     def examples(self) -> EncodedExamples:
         """The training examples with their tokens, encoded once for all that read them."""
-        return EncodedExamples(self.train, self.vocabulary)
+        return EncodedExamples(self.train, self.vocabulary, self.turns)
 
     @functools.cached_property
     def held_out(self) -> EncodedExamples:
         """The held-out examples with their tokens."""
-        return EncodedExamples(self.test, self.vocabulary)
+        return EncodedExamples(self.test, self.vocabulary, self.turns)
 
     @property
     def couples_states(self) -> bool:
@@ -210,6 +214,7 @@ class Experiment:
             logit_noise=logit_noise,
             max_rows=self.rollout.max_rows,
             seed=self.seed,
+            turns=self.turns,
         )
 
     def evaluation_sampler(self) -> Sampler:
@@ -265,6 +270,7 @@ def from_config(
     gate_table: Mapping[str, GateSpec] = GATES,
     reward_table: Mapping[str, Verifier] = VERIFIERS,
     estimator_table: Mapping[str, Estimator] = ESTIMATORS,
+    environment_table: Mapping[str, Environment] = ENVIRONMENTS,
 ) -> Experiment:
     """Builds an experiment from a ConfigDict, data sets included.
 
@@ -275,6 +281,7 @@ def from_config(
       gate_table: what `config.gate.name` chooses from, beside the gates of `config.plugins`.
       reward_table: what `config.tasks.verifier` chooses from, beside the plugins' rewards.
       estimator_table: what `config.advantage` chooses from, beside the plugins' estimators.
+      environment_table: what `config.turns.environment` chooses from, beside the plugins'.
 
     Raises:
       ValueError: anything wrong in it, named by its path.
@@ -282,7 +289,7 @@ def from_config(
     options.check_keys(config, SECTIONS, "config")
     names = tuple(field.name for field in dataclasses.fields(options.Run))
     run = options.parse(options.Run, {name: config[name] for name in names}, "config")
-    tables = _tables(run, gate_table, reward_table, estimator_table)
+    tables = _tables(run, gate_table, reward_table, estimator_table, environment_table)
     tasks = options.parse(options.Tasks, config.tasks, "config.tasks")
     window = options.parse(options.Window, config.window, "config.window")
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
@@ -295,9 +302,7 @@ def from_config(
     training = options.parse(options.Training, config.training, "config.training")
     schedule, optimizer = _optimizer(config.optimizer, run.iterations, training)
     levels = check_names(run.levels)
-    gate, budgets = gates.from_config(
-        config.gate, (TRAJECTORY, *(name for name, _ in levels)), table=tables.gates
-    )
+    gate, budgets = gates.from_config(config.gate, of_layout(levels), table=tables.gates)
     sizes = options.parse(options.Mesh, config.mesh, "config.mesh")
     device_mesh = mesh.make_mesh(dataclasses.asdict(sizes), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
@@ -307,6 +312,7 @@ def from_config(
     shape = read_shape(model.folder)
     check_model(model, window, warm_start)
     vocabulary = make_vocabulary(tasks, model)
+    turns = make_turns(config.turns, window, vocabulary, tables.environments)
     policy = make_policy(config.policy, vocabulary, shape, model.folder)
     adapters = make_adapters(config.lora, policy)
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
@@ -321,6 +327,7 @@ def from_config(
         iterations=run.iterations,
         tasks=tasks,
         window=window,
+        turns=turns,
         model=model,
         warm_start=warm_start,
         rollout=rollout,
@@ -358,6 +365,7 @@ class _Tables(NamedTuple):
     gates: Mapping[str, GateSpec]
     rewards: Mapping[str, Verifier]
     estimators: Mapping[str, Estimator]
+    environments: Mapping[str, Environment]
     digests: Mapping[str, str]
 
 
@@ -366,12 +374,14 @@ def _tables(
     gate_table: Mapping[str, GateSpec],
     reward_table: Mapping[str, Verifier],
     estimator_table: Mapping[str, Estimator],
+    environment_table: Mapping[str, Environment],
 ) -> _Tables:
     loaded = plugins.load_all(run.plugins)
     tables = _Tables(
         gates=plugins.merge(gate_table, loaded, "GATES"),
         rewards=plugins.merge(reward_table, loaded, "REWARDS"),
         estimators=plugins.merge(estimator_table, loaded, "ESTIMATORS"),
+        environments=plugins.merge(environment_table, loaded, "ENVIRONMENTS"),
         digests={plugin.name: plugin.digest for plugin in loaded},
     )
     if run.advantage not in tables.estimators:
@@ -379,6 +389,37 @@ def _tables(
             f"config.advantage must be one of {', '.join(tables.estimators)}; got {run.advantage!r}"
         )
     return tables
+
+
+def make_turns(
+    config: Any,
+    window: options.Window,
+    vocabulary: Vocabulary,
+    environments: Mapping[str, Environment],
+) -> Turns:
+    """How an episode goes, and who answers in it.
+
+    Raises:
+      ValueError: a bad option, no such environment, or a window without room for a turn or a reply.
+    """
+    chosen = options.parse(options.Turns, config, "config.turns")
+    if not chosen.environment:
+        return Turns(role=chosen.role, read=chosen.read)
+    if chosen.environment not in environments:
+        raise ValueError(
+            f"config.turns.environment must be '' or one of {', '.join(environments)}; got "
+            f"{chosen.environment!r}"
+        )
+    turns = Turns(
+        environments[chosen.environment], chosen.limit, chosen.reply, chosen.role, chosen.read
+    )
+    if turns.tokens(window.completion) < 1:
+        raise ValueError(
+            f"config.window.completion = {window.completion} columns have no room for config.turns."
+            f"limit = {turns.limit} turns with replies of config.turns.reply = {turns.reply} tokens"
+        )
+    turns.encode_reply(vocabulary, "", -1)  # Raises where the template or the window has no room.
+    return turns
 
 
 def make_budget_control(config: Any, gate: gates.Gate) -> options.BudgetControl:

@@ -158,6 +158,12 @@ MIGRATIONS: tuple[Migration, ...] = (
         renamed={"tasks.verifier": {"exact": "auto"}},
         rewrite=_columns_by_name,
     ),
+    Migration(
+        added={
+            "turns": {"environment": "", "limit": 1, "reply": 0, "role": "user", "read": "last"},
+        },
+        renamed={},
+    ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

@@ -34,8 +34,10 @@ import pyarrow.parquet as pq
 
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
+from fiberjax.tasks.environments import SEPARATOR
 from fiberjax.tasks.rewards import extracted
 from fiberjax.train.rollout import Rollouts
+from fiberjax.train.turns import spoken
 
 FOLDER = "samples"
 TRAIN, HELD_OUT = "train", "held_out"
@@ -101,12 +103,13 @@ def table(
     """
     examples = experiment.examples if split == TRAIN else experiment.held_out
     width = drawn.mask.shape[1]
-    prompt_index, tokens, mask, reward, finished = (
+    prompt_index, tokens, mask, turn, reward, finished = (
         mesh.gather(experiment.mesh, of)
         for of in (
             drawn.prompts.prompt_index,
             drawn.tokens[:, -width:],
             drawn.mask,
+            drawn.turn,
             drawn.reward,
             drawn.finished,
         )
@@ -115,8 +118,11 @@ def table(
     for row in map(int, rows):
         index = int(prompt_index[row // drawn.group_size])
         domain, example = examples.domains[examples.domain_of(index)], examples[index]
-        completion = experiment.vocabulary.decode(tokens[row][mask[row]])
-        answer = extracted(domain.verify, completion)
+        said = spoken(
+            experiment.vocabulary, experiment.turns.role, tokens[row], mask[row], turn[row]
+        )
+        completion = SEPARATOR.join(said)
+        answer = extracted(domain.verify, experiment.turns.text(said))
         found.append(
             {
                 "iteration": iteration,
