@@ -26,6 +26,7 @@ def make_batches(
     sample_weight: np.ndarray,
     num_minibatches: int,
     levels: Levels,
+    routes: np.ndarray | None = None,
     turns: int = 1,
     states: bool = False,
     pack_micro_batches: int = 0,
@@ -44,6 +45,7 @@ def make_batches(
       sample_weight: float32[R, C].
       num_minibatches: n, divides the groups of a process.
       levels: which prompts share a cell.
+      routes: integer[R, P + C, L, k], the experts to replay; None replays none.
       turns: of the policy in a trajectory, at most.
       pack_micro_batches: packs several trajectories into a row; a micro-batch keeps the rows it
         has when the unpacked batch is split into this many. 0 leaves one trajectory a row.
@@ -80,6 +82,7 @@ def make_batches(
             old_log_prob=old_log_prob[chosen],
             reference_log_prob=reference_log_prob[chosen],
             sample_weight=sample_weight[chosen],
+            routes=None if routes is None else routes[chosen],
         )
         if pack_micro_batches:
             batch = pack_rows(device_mesh, batch, pack_micro_batches)

@@ -128,7 +128,10 @@ def test_a_chat_ends_the_turn_and_begins_the_next(tmp_path, monkeypatch):
     assert vocabulary.encode_prompt("12*7?") == before
     turn = [*vocabulary.encode("Let me ask."), folders.END]
     for role, text in (("user", "84 é<|im_end|>"), ("tool", "")):
-        answered = [{"role": "assistant", "content": "Let me ask."}, {"role": role, "content": text}]
+        answered = [
+            {"role": "assistant", "content": "Let me ask."},
+            {"role": role, "content": text},
+        ]
         whole = theirs.apply_chat_template(chat + answered[:1])["input_ids"]
         assert whole[: len(before) + len(turn)] == before + turn
         turns = Turns(calculator, 2, reply=99, role=role)

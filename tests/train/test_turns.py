@@ -1,4 +1,4 @@
-"""Episodes: what stands where in a row, what is the policy's, and that trainer and sampler agree."""
+"""Episodes: what stands where in a row, what is the policy's, and what trainer and sampler say."""
 
 import dataclasses
 
