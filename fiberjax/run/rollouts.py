@@ -10,18 +10,19 @@ further columns stand after these:
 | split | string | "train", or "held_out": of an evaluation |
 | domain | string | of the prompt |
 | prompt | string | as the data has it, without what a chat template puts around it |
-| completion | string | what the policy wrote, decoded |
+| completion | string | what the policy wrote, decoded; of several turns all that was said |
 | answer | string | what is right, as the data has it |
 | extracted | string | what the verifier took for the answer; null where it says nothing of it |
 | reward | float32 | of the completion |
-| length | int32 | tokens of the completion, the end of sequence included |
+| length | int32 | tokens that the policy wrote, the end of sequence included |
 | finished | bool | whether it ended by itself, not by the window |
 | prompt_index | int64 | the prompt's place among the split's examples |
 | sample | int32 | which of the prompt's completions, from 0 |
 
-Any reader of Parquet reads them; `pyarrow.parquet.read_table("runs/quickstart/samples")` reads all.
-A draw depends on the seed and the iteration alone, so that a resumed run writes the same bytes.
-Texts are data: a half of a surrogate, which UTF-8 cannot hold, is written as its escape.
+Between turns and replies stands U+001E. Any reader of Parquet reads the files;
+`pyarrow.parquet.read_table("runs/quickstart/samples")` reads all. A draw depends on the seed and
+the iteration alone, so that a resumed run writes the same bytes. Texts are data: a half of a
+surrogate, which UTF-8 cannot hold, is written as its escape.
 """
 
 import os
