@@ -423,7 +423,15 @@ def make_turns(
             f"config.window.completion = {window.completion} columns have no room for config.turns."
             f"limit = {turns.limit} turns with replies of config.turns.reply = {turns.reply} tokens"
         )
-    turns.encode_reply(vocabulary, "", -1)  # Raises where the template or the window has no room.
+    try:
+        around = len(vocabulary.encode_reply("", turns.role))
+    except ValueError as error:
+        raise ValueError(f"config.turns.role = {turns.role!r}: {error}") from None
+    if around > turns.reply:
+        raise ValueError(
+            f"config.turns.reply = {turns.reply} tokens have no room for the {around} that stand "
+            "around every reply"
+        )
     return turns
 
 

@@ -93,8 +93,8 @@ FAULTS = (
     Mutant(
         "the window of a reply is not kept",
         "fiberjax/tasks/environments.py",
-        "return len(encode(part)) <= self.reply",
-        "return True",
+        "fits = len(encode(held[:middle])) <= self.reply",
+        "fits = True",
         (f"{TURNS}::test_a_reply_that_does_not_fit_is_cut_and_counted",),
     ),
     Mutant(

@@ -96,34 +96,22 @@ class Turns:
           vocabulary: of the policy.
           text: of the reply.
           after: the token that it follows; what ends a turn is not written twice.
-
-        Raises:
-          ValueError: there is no room even for what stands around a text.
         """
 
         def encode(part: str) -> list[int]:
             ids = vocabulary.encode_reply(part, self.role)
             return ids[1:] if ids[:1] == [after] else ids
 
-        def fits(part: str) -> bool:
-            return len(encode(part)) <= self.reply
-
-        held = (
-            text
-            if _holds(vocabulary, text)
-            else "".join(each for each in text if _holds(vocabulary, each))
-        )
+        held = text
+        if not _holds(vocabulary, text):
+            held = "".join(each for each in text if _holds(vocabulary, each))
         low, high = 0, len(held)
-        if fits(held):
+        if len(encode(held)) <= self.reply:
             low = high
-        elif not fits(""):
-            raise ValueError(
-                f"config.turns.reply = {self.reply} tokens have no room for the "
-                f"{len(encode(''))} that stand around every reply"
-            )
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(held[:middle]) else (low, middle - 1)
+            fits = len(encode(held[:middle])) <= self.reply
+            low, high = (middle, high) if fits else (low, middle - 1)
         return encode(held[:low]), held[:low] == text
 
 
