@@ -62,6 +62,11 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
 
     config.window = ConfigDict({"prompt": 16, "completion": 52})
 
+    # Several turns, between which an environment answers, such as "calculator".
+    config.turns = ConfigDict({"environment": "", "limit": 1, "reply": 0})
+    config.turns.role = "user"
+    config.turns.read = "last"
+
     config.model = ConfigDict()
     config.model.folder = ""  # Of a published model, which then says what is not computing below.
     config.model.tokenizer = "auto"

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from fiberjax import gates, optimizers, options, plugins, seeds
 from fiberjax.advantages import ESTIMATORS, WITHIN_GROUPS, Estimator
 from fiberjax.gates import GATES, Budgets, GateSpec
-from fiberjax.layout import STATE, TRAJECTORY
+from fiberjax.layout import STATE
 from fiberjax.model_folder import check_model, check_shape, check_weights, read_shape
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, cast_kernels, init, lora
@@ -27,9 +27,10 @@ from fiberjax.tasks import (
     Vocabulary,
     supervised_batches,
 )
+from fiberjax.tasks.environments import ENVIRONMENTS, Environment, Turns
 from fiberjax.tasks.fitting import check_answers, fit_prompts
 from fiberjax.tasks.golds import check_golds
-from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels
+from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels, of_layout
 from fiberjax.tasks.loading import load_domains, make_vocabulary
 from fiberjax.tasks.rewards import Verifier, isolated_in
 from fiberjax.tasks.rewards.own import expressions_of, table_of
@@ -47,6 +48,7 @@ SECTIONS = (
         "rewards",
         "levels",
         "window",
+        "turns",
         "model",
         "policy",
         "lora",
@@ -85,6 +87,7 @@ class Experiment:
       tasks: options of the data.
       rewards: what rewards may take, and what becomes of them.
       window: static shape of a sequence.
+      turns: how an episode goes, and who answers in it.
       model: the published model that training starts from, if any.
       warm_start: options of the supervised phase.
       rollout: options of sampling.
@@ -117,6 +120,7 @@ class Experiment:
     tasks: options.Tasks
     rewards: options.Rewards
     window: options.Window
+    turns: Turns
     model: options.Model
     warm_start: options.WarmStart
     rollout: options.Rollout
@@ -151,12 +155,12 @@ class Experiment:
     @functools.cached_property
     def examples(self) -> EncodedExamples:
         """The training examples with their tokens, encoded once for all that read them."""
-        return EncodedExamples(self.train, self.vocabulary)
+        return EncodedExamples(self.train, self.vocabulary, self.turns)
 
     @functools.cached_property
     def held_out(self) -> EncodedExamples:
         """The held-out examples with their tokens."""
-        return EncodedExamples(self.test, self.vocabulary)
+        return EncodedExamples(self.test, self.vocabulary, self.turns)
 
     @property
     def couples_states(self) -> bool:
@@ -215,6 +219,7 @@ class Experiment:
             logit_noise=logit_noise,
             max_rows=self.rollout.max_rows,
             seed=self.seed,
+            turns=self.turns,
         )
 
     def evaluation_sampler(self) -> Sampler:
@@ -270,6 +275,7 @@ def from_config(
     gate_table: Mapping[str, GateSpec] = GATES,
     reward_table: Mapping[str, Verifier] = VERIFIERS,
     estimator_table: Mapping[str, Estimator] = ESTIMATORS,
+    environment_table: Mapping[str, Environment] = ENVIRONMENTS,
 ) -> Experiment:
     """Builds an experiment from a ConfigDict, data sets included.
 
@@ -280,6 +286,7 @@ def from_config(
       gate_table: what `config.gate.name` chooses from, beside the gates of `config.plugins`.
       reward_table: what `config.tasks.verifier` chooses from, beside the plugins' rewards.
       estimator_table: what `config.advantage` chooses from, beside the plugins' estimators.
+      environment_table: what `config.turns.environment` chooses from, beside the plugins'.
 
     Raises:
       ValueError: anything wrong in it, named by its path.
@@ -289,7 +296,9 @@ def from_config(
     run = options.parse(options.Run, {name: config[name] for name in names}, "config")
     tasks = options.parse(options.Tasks, config.tasks, "config.tasks")
     rewards = options.parse(options.Rewards, config.rewards, "config.rewards")
-    tables = _tables(run, tasks, rewards, gate_table, reward_table, estimator_table)
+    tables = _tables(
+        run, tasks, rewards, gate_table, reward_table, estimator_table, environment_table
+    )
     window = options.parse(options.Window, config.window, "config.window")
     rewards.overlong_start(window.completion)  # Raises where it punishes nothing.
     rollout = options.parse(options.Rollout, config.rollout, "config.rollout")
@@ -302,9 +311,7 @@ def from_config(
     training = options.parse(options.Training, config.training, "config.training")
     schedule, optimizer = _optimizer(config.optimizer, run.iterations, training)
     levels = check_names(run.levels)
-    gate, budgets = gates.from_config(
-        config.gate, (TRAJECTORY, *(name for name, _ in levels)), table=tables.gates
-    )
+    gate, budgets = gates.from_config(config.gate, of_layout(levels), table=tables.gates)
     sizes = options.parse(options.Mesh, config.mesh, "config.mesh")
     device_mesh = mesh.make_mesh(dataclasses.asdict(sizes), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
@@ -314,6 +321,7 @@ def from_config(
     shape = read_shape(model.folder)
     check_model(model, window, warm_start)
     vocabulary = make_vocabulary(tasks, model)
+    turns = make_turns(config.turns, window, vocabulary, tables.environments)
     policy = make_policy(config.policy, vocabulary, shape, model.folder)
     if training.router_replay and policy.num_experts == 0:
         raise ValueError(
@@ -335,6 +343,7 @@ def from_config(
         tasks=tasks,
         rewards=rewards,
         window=window,
+        turns=turns,
         model=model,
         warm_start=warm_start,
         rollout=rollout,
@@ -372,6 +381,7 @@ class _Tables(NamedTuple):
     gates: Mapping[str, GateSpec]
     rewards: Mapping[str, Verifier]
     estimators: Mapping[str, Estimator]
+    environments: Mapping[str, Environment]
     digests: Mapping[str, str]
 
 
@@ -382,6 +392,7 @@ def _tables(
     gate_table: Mapping[str, GateSpec],
     reward_table: Mapping[str, Verifier],
     estimator_table: Mapping[str, Estimator],
+    environment_table: Mapping[str, Environment],
 ) -> _Tables:
     loaded = plugins.load_all(run.plugins)
     named = expressions_of(tasks) if tasks.file or tasks.reasoning_gym else ()
@@ -390,6 +401,7 @@ def _tables(
         gates=plugins.merge(gate_table, loaded, "GATES"),
         rewards=verifiers.verifiers,
         estimators=plugins.merge(estimator_table, loaded, "ESTIMATORS"),
+        environments=plugins.merge(environment_table, loaded, "ENVIRONMENTS"),
         digests=verifiers.digests | {plugin.name: plugin.digest for plugin in loaded},
     )
     if run.advantage not in tables.estimators:
@@ -397,6 +409,45 @@ def _tables(
             f"config.advantage must be one of {', '.join(tables.estimators)}; got {run.advantage!r}"
         )
     return tables
+
+
+def make_turns(
+    config: Any,
+    window: options.Window,
+    vocabulary: Vocabulary,
+    environments: Mapping[str, Environment],
+) -> Turns:
+    """How an episode goes, and who answers in it.
+
+    Raises:
+      ValueError: a bad option, no such environment, or a window without room for a turn or a reply.
+    """
+    chosen = options.parse(options.Turns, config, "config.turns")
+    if not chosen.environment:
+        return Turns(role=chosen.role, read=chosen.read)
+    if chosen.environment not in environments:
+        raise ValueError(
+            f"config.turns.environment must be '' or one of {', '.join(environments)}; got "
+            f"{chosen.environment!r}"
+        )
+    turns = Turns(
+        environments[chosen.environment], chosen.limit, chosen.reply, chosen.role, chosen.read
+    )
+    if turns.tokens(window.completion) < 1:
+        raise ValueError(
+            f"config.window.completion = {window.completion} columns have no room for config.turns."
+            f"limit = {turns.limit} turns with replies of config.turns.reply = {turns.reply} tokens"
+        )
+    try:
+        around = len(vocabulary.encode_reply("", turns.role))
+    except ValueError as error:
+        raise ValueError(f"config.turns.role = {turns.role!r}: {error}") from None
+    if around > turns.reply:
+        raise ValueError(
+            f"config.turns.reply = {turns.reply} tokens have no room for the {around} that stand "
+            "around every reply"
+        )
+    return turns
 
 
 def make_budget_control(config: Any, gate: gates.Gate) -> options.BudgetControl:

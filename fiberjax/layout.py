@@ -5,6 +5,9 @@ stand in a table of static size, and each level names its parent in the next:
 
     tokens [B, T] or [N]  --cell_id-->  trajectory [M]  --parents[0]-->  group [G]  --> ...
 
+A level may stand below the trajectory too: the turns of the policy, where a trajectory has several,
+are then the finest cells, and the mask leaves out what others said between them.
+
 Padding never needs a special case: a padding token's or an unused cell's parent is the size of the
 table above, an id that `segments` leaves out of sums and reads as zero. Three arrangements of the
 tokens go through the same functions: one trajectory a row (`cell_id` is None), several packed in a
@@ -26,6 +29,7 @@ from jax.typing import ArrayLike
 
 from fiberjax import segments
 
+TURN = "turn"
 TRAJECTORY = "trajectory"
 STATE = "state"
 

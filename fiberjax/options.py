@@ -106,9 +106,11 @@ class Run:
       seed: of everything random.
       iterations: rollouts and their updates, how many times.
       levels: the levels above the trajectory, finest first: pairs of a name and the column of the
-        data that says who belongs together; the empty column is the prompt. See `tasks.levels`.
+        data that says who belongs together; the empty column is the prompt. Before them may stand
+        ("turn", "turn"), below the trajectory. See `tasks.levels`.
       advantage: the estimator of advantages, a key of `advantages.ESTIMATORS` or of a plugin.
-      plugins: files of your own, or modules, with gates, rewards and estimators; see `plugins`.
+      plugins: files of your own, or modules, with gates, rewards, estimators and environments; see
+        `plugins`.
       writers: where metrics go: "jsonl", always, "tensorboard", and "wandb" (offline, with the
         extra of that name); see `run.writers`.
     """
@@ -284,7 +286,8 @@ class Window:
 
     Attributes:
       prompt: P, columns of the prompt, begin of sequence included.
-      completion: C, columns of the completion, end of sequence included.
+      completion: C, columns of the completion, end of sequence included; of all turns and replies
+        where there are several.
     """
 
     prompt: int
@@ -292,6 +295,39 @@ class Window:
 
     def __post_init__(self) -> None:
         _require_positive(self, "prompt", "completion")
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """Episodes of several turns, between which an environment answers; see `tasks.environments`.
+
+    Attributes:
+      environment: who answers the policy, a key of `tasks.environments.ENVIRONMENTS` or of a
+        plugin; "" for nobody, and one turn.
+      limit: turns of the policy in an episode, at most. All turns and the replies between them
+        share the columns of `window.completion`: a turn has at most `(completion − (limit − 1) ·
+        reply) / limit` tokens, end of sequence included.
+      reply: tokens of a reply at most, with all that a chat writes around it; more are cut off.
+      role: who answers, as a chat template has it: "user" or "tool".
+      read: what verifiers read: "last", the policy's last turn, or "all", turns and replies with
+        U+001E between them.
+    """
+
+    environment: str
+    limit: int
+    reply: int
+    role: str
+    read: str
+
+    def __post_init__(self) -> None:
+        _require_choice("role", self.role, ("user", "tool"))
+        _require_choice("read", self.read, ("last", "all"))
+        if self.environment:
+            _require(self.limit >= 2, "limit", self.limit, "at least 2 with an environment")
+            _require(self.reply >= 1, "reply", self.reply, "at least 1 with an environment")
+        else:
+            _require(self.limit == 1, "limit", self.limit, "1 without an environment")
+            _require(self.reply == 0, "reply", self.reply, "0 without an environment")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Plugins: Python files of the user's own that add gates, rewards and estimators by name.
+"""Plugins: Python files of the user's own that add gates, rewards and the like by name.
 
     config.plugins = ("my_gate.py",)
 
@@ -9,6 +9,8 @@ A plugin is a file, or a module that Python finds, and defines one or more of th
                 called in processes of their own; see `tasks.rewards.workers`
     ESTIMATORS  name -> (reward [M], group_id [M], num_groups) -> advantage [M], compiled, chosen by
                 `config.advantage`
+    ENVIRONMENTS name -> (example, said) -> reply or None, chosen by `config.turns.environment`; see
+                `tasks.environments`
 
 It is ordinary code and is executed, once a process, under its own name. Nothing registers itself:
 `merge` adds a plugin's table to the framework's where an experiment is built, and two entries of
@@ -29,7 +31,7 @@ from typing import Any
 
 from fiberjax.gates import GateSpec
 
-TABLES = ("GATES", "REWARDS", "ESTIMATORS")
+TABLES = ("GATES", "REWARDS", "ESTIMATORS", "ENVIRONMENTS")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,14 @@ from jax.typing import ArrayLike
 TRAINING, EVALUATION, PROFILE, INITIALISATION, ADAPTERS = range(5)
 """The streams."""
 
+STREAMS = 5
+"""Their number."""
+
+
+def of_turn(stream: int, turn: int) -> int:
+    """The stream that a turn of an episode is drawn from: the first one's is the stream itself."""
+    return stream + STREAMS * turn
+
 
 @jax.jit
 def row_keys(seed: ArrayLike, stream: ArrayLike, step: ArrayLike, places: jax.Array) -> jax.Array:
@@ -17,7 +25,7 @@ def row_keys(seed: ArrayLike, stream: ArrayLike, step: ArrayLike, places: jax.Ar
 
     Args:
       seed: of the run, below 2³¹.
-      stream: one of the module's streams.
+      stream: one of the module's streams, or `of_turn`.
       step: which call of that stream.
       places: int32[R], the row's place in the global batch.
     """

@@ -102,7 +102,7 @@ FAULTS = (
     Mutant(
         "what follows a control token begins a text",
         TOKENIZER,
-        "ids += self._encode(run, first=not ids) if run else []",
+        "ids += self._encode(run, first=first and not ids) if run else []",
         "ids += self._encode(run, first=True) if run else []",
         (f"{TOKENS}::test_without_a_control_token_before_it_a_text_begins",),
     ),

@@ -139,9 +139,9 @@ FAULTS = (
     # Rollouts, minibatches, packing.
     Mutant(
         "the last token is no part of the text",
-        "fiberjax/train/rollout.py",
-        "self.vocabulary.decode(row[:length])",
-        "self.vocabulary.decode(row[: length - 1])",
+        "fiberjax/train/turns.py",
+        "vocabulary.decode(tokens[columns])",
+        "vocabulary.decode(tokens[columns[:-1]])",
         (f"{ROLLOUT}::test_texts_end_before_the_end_of_sequence",),
     ),
     Mutant(
@@ -154,8 +154,8 @@ FAULTS = (
     Mutant(
         "rollouts forget what truncation kept",
         "fiberjax/train/rollout.py",
-        "log_kept=drawn.log_kept",
-        "log_kept=np.zeros_like(drawn.log_kept)",
+        "log_kept=played.log_kept",
+        "log_kept=np.zeros_like(played.log_kept)",
         (f"{TRAINER}::test_truncated_sampling_is_no_mismatch",),
     ),
     Mutant(
@@ -175,8 +175,8 @@ FAULTS = (
     Mutant(
         "a minibatch has the cells of another one",
         "fiberjax/train/minibatches.py",
-        "% num_minibatches == j\n    mask = mesh",
-        "% num_minibatches == (j + 1) % num_minibatches\n    mask = mesh",
+        "% num_minibatches == j\n    mask = gathered",
+        "% num_minibatches == (j + 1) % num_minibatches\n    mask = gathered",
         (f"{ROLLOUT}::test_every_group_is_whole_in_one_minibatch",),
     ),
     Mutant(
@@ -203,8 +203,8 @@ FAULTS = (
     Mutant(
         "packed tokens are all of one trajectory",
         "fiberjax/train/packing.py",
-        "np.where(mask, move_completion(cell), local)",
-        "np.where(mask, 0, local)",
+        "np.where(mask, move_completion(cell), missing)",
+        "np.where(mask, 0, missing)",
         PACKING,
     ),
     Mutant(
@@ -447,7 +447,7 @@ FAULTS = (
     Mutant(
         "every level's tables are split over the devices",
         "fiberjax/parallel/shardings.py",
-        "sizes=tuple(everywhere if k else rows for k in range(len(layout.sizes)))",
+        "sizes=tuple(everywhere if k > top else rows for k in range(len(layout.sizes)))",
         "sizes=tuple(rows for k in range(len(layout.sizes)))",
         MESH,
     ),

@@ -24,6 +24,7 @@ import faults_of_families
 import faults_of_mathematics
 import faults_of_models
 import faults_of_rewards
+import faults_of_turns
 import faults_of_watching
 import faults_of_wiring
 from faults_of_mathematics import Mutant
@@ -40,6 +41,7 @@ MUTANTS = (
     *faults_of_data.FAULTS,
     *faults_of_watching.FAULTS,
     *faults_of_rewards.FAULTS,
+    *faults_of_turns.FAULTS,
 )
 
 

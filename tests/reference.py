@@ -152,8 +152,13 @@ def silent(
     signal="drift",
     budget_scale="none",
     weight="token",
+    whole=None,
 ):
-    """The silent hierarchy: the value of every token, open or closed."""
+    """The silent hierarchy: the value of every token, open or closed.
+
+    `whole` is the trajectory of each token, where the finest cells are others.
+    """
+    whole = trajectory if whole is None else whole
     levels = len(budgets)
     at = [cells(trajectory, parents, k) for k in range(levels)]
 
@@ -179,7 +184,7 @@ def silent(
             if budget_scale == "noise":
                 budget /= math.sqrt(len(children(k, at[k][i])))
             beyond.append(moved - budget)
-        own = [l[j] for j in range(len(l)) if trajectory[j] == trajectory[i]]
+        own = [l[j] for j in range(len(l)) if whole[j] == whole[i]]
         m = sum(own) / len(own) if weight == "trajectory" else l[i]
         # Back by what is too much, and never past where the token, or its trajectory, began.
         back = min(max(0.0, *beyond), max(s * m, 0.0))

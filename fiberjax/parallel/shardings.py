@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import layout as memory_layout
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fiberjax.layout import Layout
-from fiberjax.parallel.mesh import REPLICATED, ROW_AXES, ROWS, local_rows
+from fiberjax.layout import TRAJECTORY, Layout
+from fiberjax.parallel.mesh import REPLICATED, ROW_AXES, ROWS, local_rows, row_shards
 from fiberjax.policy import Placement, TransformerConfig, attention
 
 # Path of a parameter (and of its moments in the optimizer state) -> how its axes are split. The
@@ -299,27 +300,44 @@ _gathered.defvjp(
 
 
 def layout_specs(layout: Layout) -> Layout:
-    """Partition specs of a layout: tokens and finest cells by rows, the tables above replicated."""
+    """Partition specs of a layout: all by rows but the tables above trajectories, replicated."""
     rows: Any = ROWS
     everywhere: Any = REPLICATED
+    top = layout.index(TRAJECTORY)
     return dataclasses.replace(
         layout,
         mask=rows,
         cell_id=None if layout.cell_id is None else rows,
-        parents=tuple(everywhere if k else rows for k in range(len(layout.parents))),
-        sizes=tuple(everywhere if k else rows for k in range(len(layout.sizes))),
+        parents=tuple(everywhere if k > top else rows for k in range(len(layout.parents))),
+        sizes=tuple(everywhere if k > top else rows for k in range(len(layout.sizes))),
         state_id=None if layout.state_id is None else rows,
     )
 
 
 def local_layout(mesh: Mesh, layout: Layout) -> Layout:
-    """This process's part of a layout that every process built whole, ready for `place`."""
-    rows = local_rows(mesh, layout.mask.shape[0])
+    """This process's part of a layout that every process built whole, ready for `place`.
+
+    Ids of cells up to the trajectory are then counted within each row shard, where their tables
+    are. Each row must hold as many cells as every other.
+    """
+    rows, top = local_rows(mesh, layout.mask.shape[0]), layout.index(TRAJECTORY)
+
+    def part(table: Any) -> Any:
+        return table[local_rows(mesh, len(table))]
+
+    def within(ids: Any, size: int) -> Any:
+        held = size // row_shards(mesh)
+        return np.where(ids < size, ids % held, held).astype(np.int32)
+
+    sizes = [len(size) for size in layout.sizes]
+    below = [within(part(layout.parents[k]), sizes[k + 1]) for k in range(top)]
+    at_top = [part(parents) for parents in layout.parents[top : top + 1]]
     return dataclasses.replace(
         layout,
         mask=layout.mask[rows],
-        parents=(layout.parents[0][rows], *layout.parents[1:]),
-        sizes=(layout.sizes[0][rows], *layout.sizes[1:]),
+        cell_id=None if layout.cell_id is None else within(layout.cell_id[rows], sizes[0]),
+        parents=(*below, *at_top, *layout.parents[top + 1 :]),
+        sizes=(*map(part, layout.sizes[: top + 1]), *layout.sizes[top + 1 :]),
         state_id=None if layout.state_id is None else layout.state_id[rows],
     )
 

@@ -18,7 +18,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fiberjax.experiment import Experiment
-from fiberjax.layout import STATE, make_layout
 from fiberjax.parallel import mesh, shardings
 from fiberjax.parallel.shardings import abstract
 from fiberjax.plans import costs, hlo
@@ -27,6 +26,7 @@ from fiberjax.policy import TokenOutputs, cast_kernels, init_cache
 from fiberjax.policy.sampler import STAGE, stage_ends
 from fiberjax.train import packing, rollout
 from fiberjax.train.batch import Batch, batch_specs
+from fiberjax.train.minibatches import whole_layout
 from fiberjax.train.update import Knobs, make_step, objective_gradient
 
 
@@ -120,11 +120,13 @@ def abstract_batch(experiment: Experiment, packed: int | None = None) -> Batch:
     groups = rows // samples
     # Any cells will do: only the shapes of the tables are read.
     levels = dataclasses.replace(experiment.levels, cell=np.zeros(groups, np.int32))
-    layout: Any = make_layout(
-        np.ones((rows, columns), bool),
-        levels.tables(np.arange(groups), samples),
-        num_cells=levels.num_cells,
-        axis_names={name: mesh.ROW_AXES for name in (*levels.names[:1], STATE)},
+    ones = np.ones((rows, columns), bool)
+    layout: Any = whole_layout(
+        ones,
+        levels,
+        np.arange(groups),
+        turn=np.zeros((rows, columns), np.int32),
+        turns=experiment.turns.limit,
         state_id=np.zeros((rows, columns), np.int32) if experiment.couples_states else None,
     )
 
@@ -189,9 +191,13 @@ def sampling_params(experiment: Experiment) -> Any:
 
 
 def lower_sampler(experiment: Experiment) -> Any:
-    """The sampler over the rows of `drawn_rows`, traced for the experiment's mesh."""
-    rows = drawn_rows(experiment)
-    shape = (rows, experiment.window.prompt)
+    """The sampler over the rows of `drawn_rows`, traced for the experiment's mesh.
+
+    Of several turns the last one, before which all others stand.
+    """
+    rows, turns = drawn_rows(experiment), experiment.turns
+    turn = turns.tokens(experiment.window.completion) + turns.reply
+    shape = (rows, experiment.window.prompt + (turns.limit - 1) * turn)
     inputs = (
         jax.ShapeDtypeStruct(shape, jnp.int32),
         jax.ShapeDtypeStruct(shape, jnp.bool_),
@@ -231,6 +237,7 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
     """Compiles the sampler; its loops count as if every completion ran to the limit."""
     config, window = experiment.policy, experiment.window
     params = sampling_params(experiment)
+    turn = experiment.turns.tokens(window.completion)
     capacity = window.prompt + window.completion - 1
     cache = jax.eval_shape(lambda: init_cache(config, drawn_rows(experiment), capacity))
     # By rows, and by heads where they divide.
@@ -253,7 +260,7 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
         chip,
         memory,
         resident=resident,
-        default_trips=window.completion // len(stage_ends(window.completion, STAGE)),
+        default_trips=turn // len(stage_ends(turn, STAGE)),
     )
 
 

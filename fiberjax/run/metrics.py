@@ -89,6 +89,11 @@ METRICS: Mapping[str, Metric] = {
     "mismatch/log_prob_abs_mean": Metric(
         "nats", "|sampler - trainer| log-probability before truncation, mean"
     ),
+    "turns/mean": Metric("turns", "turns of the policy in an episode"),
+    "turns/replied": Metric("fraction", "episodes in which the environment replied"),
+    "turns/replies_cut": Metric(
+        "fraction", "replies that the window or the vocabulary did not hold whole"
+    ),
     "rollout/kept_mass/mean": Metric("probability", "mass kept by top-k and top-p, mean"),
     "rollout/kept_mass/min": Metric("probability", "mass kept by top-k and top-p, smallest"),
     "curriculum/target": Metric("probability", "pass rate the curriculum aims at"),

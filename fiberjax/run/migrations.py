@@ -190,6 +190,12 @@ MIGRATIONS: tuple[Migration, ...] = (
         rewrite=_exact_expressions,
     ),
     Migration(added={"tasks.reasoning_gym": ""}, renamed={}),
+    Migration(
+        added={
+            "turns": {"environment": "", "limit": 1, "reply": 0, "role": "user", "read": "last"},
+        },
+        renamed={},
+    ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

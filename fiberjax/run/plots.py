@@ -91,6 +91,7 @@ PANELS = (
         "tokens",
         ("response_length/mean", "response_length/max"),
     ),
+    Panel("turns", "Episodes with a reply", "fraction", ("turns/replied",)),
     Panel("entropy", "Policy entropy", "nats / token", ("actor/entropy",)),
     Panel(
         "kl", "KL, sampling to current policy", "nats / token", ("actor/ppo_kl", "actor/ppo_kl_k3")
@@ -177,6 +178,8 @@ NOT_DRAWN: Mapping[str, str] = {
     "resample/prompts_kept": "seen in batch/fill",
     "resample/updates_skipped": "0 but where batch/fill is near 0",
     "batch/reward/mean": "what was kept, which says nothing of the policy: reward/mean does",
+    "turns/mean": "seen in turns/replied",
+    "turns/replies_cut": "0 where config.turns.reply is wide enough",
     "rollout/kept_mass/mean": "set by top_k and top_p; 1 without them",
     "rollout/kept_mass/min": "set by top_k and top_p; 1 without them",
     "gate/channel/<level>/<sign>": "nats to set budgets by: read for a level, not followed",

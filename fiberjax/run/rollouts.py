@@ -10,18 +10,19 @@ further columns stand after these:
 | split | string | "train", or "held_out": of an evaluation |
 | domain | string | of the prompt |
 | prompt | string | as the data has it, without what a chat template puts around it |
-| completion | string | what the policy wrote, decoded |
+| completion | string | what the policy wrote, decoded; of several turns all that was said |
 | answer | string | what is right, as the data has it |
 | extracted | string | what the verifier took for the answer; null where it says nothing of it |
 | reward | float32 | of the completion |
-| length | int32 | tokens of the completion, the end of sequence included |
+| length | int32 | tokens that the policy wrote, the end of sequence included |
 | finished | bool | whether it ended by itself, not by the window |
 | prompt_index | int64 | the prompt's place among the split's examples |
 | sample | int32 | which of the prompt's completions, from 0 |
 
-Any reader of Parquet reads them; `pyarrow.parquet.read_table("runs/quickstart/samples")` reads all.
-A draw depends on the seed and the iteration alone, so that a resumed run writes the same bytes.
-Texts are data: a half of a surrogate, which UTF-8 cannot hold, is written as its escape.
+Between turns and replies stands U+001E. Any reader of Parquet reads the files;
+`pyarrow.parquet.read_table("runs/quickstart/samples")` reads all. A draw depends on the seed and
+the iteration alone, so that a resumed run writes the same bytes. Texts are data: a half of a
+surrogate, which UTF-8 cannot hold, is written as its escape.
 """
 
 import os
@@ -34,8 +35,10 @@ import pyarrow.parquet as pq
 
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
+from fiberjax.tasks.environments import SEPARATOR
 from fiberjax.tasks.rewards import extracted
 from fiberjax.train.rollout import Rollouts
+from fiberjax.train.turns import spoken
 
 FOLDER = "samples"
 TRAIN, HELD_OUT = "train", "held_out"
@@ -101,12 +104,13 @@ def table(
     """
     examples = experiment.examples if split == TRAIN else experiment.held_out
     width = drawn.mask.shape[1]
-    prompt_index, tokens, mask, reward, finished = (
+    prompt_index, tokens, mask, turn, reward, finished = (
         mesh.gather(experiment.mesh, of)
         for of in (
             drawn.prompts.prompt_index,
             drawn.tokens[:, -width:],
             drawn.mask,
+            drawn.turn,
             drawn.reward,
             drawn.finished,
         )
@@ -115,8 +119,11 @@ def table(
     for row in map(int, rows):
         index = int(prompt_index[row // drawn.group_size])
         domain, example = examples.domains[examples.domain_of(index)], examples[index]
-        completion = experiment.vocabulary.decode(tokens[row][mask[row]])
-        answer = extracted(domain.verify, completion)
+        said = spoken(
+            experiment.vocabulary, experiment.turns.role, tokens[row], mask[row], turn[row]
+        )
+        completion = SEPARATOR.join(said)
+        answer = extracted(domain.verify, experiment.turns.text(said))
         found.append(
             {
                 "iteration": iteration,

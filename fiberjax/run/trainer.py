@@ -153,6 +153,8 @@ class Trainer:
         names = self.experiment.domain_names
         metrics = rollout_metrics(self.experiment.mesh, drawn, paid, names)
         metrics |= credit_metrics(self.experiment.rewards, paid)
+        if self.experiment.turns.environment is not None:
+            metrics |= turn_metrics(self.experiment.mesh, drawn)
         metrics["curriculum/target"] = target
         shares = pass_rate_shares(stream.pass_rate)
         metrics |= {f"curriculum/share/{name}": share for name, share in shares.items()}
@@ -336,6 +338,7 @@ class Trainer:
             num_minibatches=training.minibatches,
             levels=self.experiment.levels,
             routes=routes,
+            turns=self.experiment.turns.limit,
             pack_micro_batches=training.micro_batches if training.packing else 0,
             states=self.experiment.couples_states,
         )
@@ -398,6 +401,26 @@ def mismatch_metrics(
     return {
         "mismatch/log_prob_abs_max": float(largest.max()),
         "mismatch/log_prob_abs_mean": float(total.sum() / tokens.sum()),
+    }
+
+
+def turn_metrics(device_mesh: Mesh, drawn: Sequence[Rollouts]) -> dict[str, float]:
+    """How many turns episodes have, and how whole their replies are; numbers by name.
+
+    Args:
+      device_mesh: joins the processes.
+      drawn: this process's rows of each batch of prompts that was drawn, trained on or not.
+    """
+
+    def gathered(of: Callable[[Rollouts], np.ndarray]) -> np.ndarray:
+        return np.concatenate([mesh.gather(device_mesh, of(rollouts)) for rollouts in drawn])
+
+    turns = 1 + gathered(lambda rollouts: rollouts.turn.max(axis=1))
+    cut = gathered(lambda rollouts: rollouts.replies_cut).sum()
+    return {
+        "turns/mean": float(turns.mean()),
+        "turns/replied": float(np.mean(turns > 1)),
+        "turns/replies_cut": float(cut / max((turns - 1).sum(), 1)),
     }
 
 

@@ -59,6 +59,12 @@ class Frame:
         return "".join(piece.said(messages) for piece in self.pieces)
 
 
+def after_answer(frame: Frame) -> Frame:
+    """The part of a frame behind the last message that is not the row's own."""
+    at = max(k for k, piece in enumerate(frame.pieces) if not piece.own and piece.row is None)
+    return Frame(frame.pieces[at + 1 :], frame.after_turn)
+
+
 def make_frame(
     template: str,
     variables: Mapping[str, str],

@@ -4,12 +4,16 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from fiberjax.tasks.domains import Domain, Examples
+from fiberjax.tasks.environments import Turns, solved
 from fiberjax.tasks.examples import Example
 from fiberjax.tasks.vocabulary import Vocabulary
+
+ONE_TURN = Turns()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,11 @@ class TokenRows:
         return np.diff(self.ends, prepend=0)
 
 
+def _rows(rows: Sequence[Sequence[int]], dtype: Any) -> TokenRows:
+    ends = np.cumsum([len(row) for row in rows])
+    return TokenRows(np.concatenate([np.array(row, dtype) for row in rows]), ends)
+
+
 def encode_prompt(vocabulary: Vocabulary, example: Example) -> list[int]:
     """Returns the ids of an example's prompt, a text or a chat, with all that stands around it."""
     if example.messages:
@@ -57,11 +66,13 @@ class EncodedExamples(Examples):
     Args:
       domains: where the examples come from.
       vocabulary: tokenizer.
+      turns: how an episode goes; solutions may then have several turns.
     """
 
-    def __init__(self, domains: Sequence[Domain], vocabulary: Vocabulary):
+    def __init__(self, domains: Sequence[Domain], vocabulary: Vocabulary, turns: Turns = ONE_TURN):
         super().__init__(domains)
         self.vocabulary = vocabulary
+        self.turns = turns
 
     @functools.cached_property
     def prompts(self) -> TokenRows:
@@ -70,25 +81,39 @@ class EncodedExamples(Examples):
         Raises:
           ValueError: the vocabulary cannot hold one; names its row.
         """
-        return self._encoded(lambda example: encode_prompt(self.vocabulary, example))
+        rows = self._encoded(lambda example: encode_prompt(self.vocabulary, example))
+        return _rows(rows, np.int32)
 
     @functools.cached_property
     def solutions(self) -> TokenRows:
-        """The solutions, without end of sequence.
+        """The solutions, without end of sequence; of several turns, with the replies between them.
 
         Raises:
           ValueError: the vocabulary cannot hold one; names its row.
         """
-        return self._encoded(lambda example: self.vocabulary.encode(example.solution))
+        return self._solved[0]
 
-    def _encoded(self, encode: Callable[[Example], list[int]]) -> TokenRows:
+    @functools.cached_property
+    def written(self) -> TokenRows:
+        """Which tokens of the solutions the policy writes, replies being others'; bool."""
+        return self._solved[1]
+
+    @functools.cached_property
+    def _solved(self) -> tuple[TokenRows, TokenRows]:
+        ids, own = zip(
+            *self._encoded(lambda example: solved(self.vocabulary, self.turns, example)),
+            strict=True,
+        )
+        return _rows(ids, np.int32), _rows(own, np.bool_)
+
+    def _encoded(self, encode: Callable[[Example], Any]) -> list[Any]:
         rows = []
         for index, example in enumerate(self):
             try:
-                rows.append(np.array(encode(example), np.int32))
+                rows.append(encode(example))
             except ValueError as error:
                 raise ValueError(f"{self.where(index)}: {error}") from None
-        return TokenRows(np.concatenate(rows), np.cumsum([len(row) for row in rows]))
+        return rows
 
     def where(self, index: int) -> str:
         """Names an example's row in errors: that of its file, or of its domain."""
@@ -136,6 +161,8 @@ class EncodedExamples(Examples):
         eos_id = np.array([self.vocabulary.end_ids[0]])
         for part in (self.prompts, self.solutions):
             digest.update(part.ends.tobytes() + part.ids.tobytes())
+        if self.turns.environment is not None:
+            digest.update(self.written.ids.tobytes())
         # Flaws are drawn from the tokens of a domain.
         digest.update(np.array(self.offsets).tobytes() + eos_id.tobytes())
         return digest.hexdigest()

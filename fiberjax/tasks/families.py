@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from fiberjax.tasks import rewards
+from fiberjax.tasks.calculation import Calculation
 from fiberjax.tasks.countdown import Countdown
 from fiberjax.tasks.examples import Example, Family, draw_size
 from fiberjax.tasks.worked import Addition, RunningSum, Selection
@@ -139,6 +140,7 @@ FAMILIES: dict[str, type[Family]] = {
         Addition,
         RunningSum,
         Selection,
+        Calculation,
     )
 }
 

@@ -7,6 +7,9 @@ A run names its levels finest first, each with the column of the data that says 
 The empty column is the prompt itself: a cell is the group of a prompt's completions. Columns must
 nest: all prompts of a topic lie in one domain. Cells are numbered over the whole data set, so that
 tables keep one static size over all batches.
+
+One level may stand below the trajectory: `("turn", "turn")`, named first, whose cells are the turns
+of the policy in its trajectory (`config.turns`).
 """
 
 import dataclasses
@@ -17,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fiberjax.layout import STATE, TRAJECTORY
+from fiberjax.layout import STATE, TRAJECTORY, TURN
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import Example
 
@@ -36,6 +39,7 @@ class Levels:
 
     Attributes:
       names: of the levels above the trajectory, finest first.
+      turns: whether the turns of a trajectory are cells, below it.
       of_prompts: whether the finest of them is the prompt group.
       cell: int32[prompts], each prompt's cell in the finest level that is a column.
       parents: for each column level but the coarsest, int32[cells]: its cell in the next.
@@ -43,6 +47,7 @@ class Levels:
     """
 
     names: tuple[str, ...]
+    turns: bool
     of_prompts: bool
     cell: np.ndarray
     parents: tuple[np.ndarray, ...]
@@ -51,7 +56,7 @@ class Levels:
     @property
     def of_layout(self) -> tuple[str, ...]:
         """The levels of a layout, finest first."""
-        return (TRAJECTORY, *self.names)
+        return (*((TURN,) if self.turns else ()), TRAJECTORY, *self.names)
 
     @property
     def num_cells(self) -> dict[str, int]:
@@ -59,7 +64,9 @@ class Levels:
         return dict(zip(self.names[self.of_prompts :], self.sizes, strict=True))
 
     def tables(self, prompt_index: np.ndarray, samples: int) -> dict[str, np.ndarray]:
-        """The parent maps of a batch of whole prompt groups, as `make_layout` takes them.
+        """The parent maps above the trajectories of a batch of whole prompt groups.
+
+        They are as `make_layout` takes them.
 
         Args:
           prompt_index: int[G], each group's prompt.
@@ -79,8 +86,8 @@ def check_names(levels: Any) -> tuple[tuple[str, str], ...]:
     """The pairs (name, column) of a config, checked as far as no data is needed.
 
     Raises:
-      ValueError: not pairs of texts; a name that is reserved, repeated or no identifier; or a
-        prompt level that is not the finest.
+      ValueError: not pairs of texts; a name that is reserved, repeated or no identifier; turns or a
+        prompt level that are not the finest.
     """
     path = "config.levels"
     if isinstance(levels, str) or not isinstance(levels, Sequence):
@@ -96,23 +103,40 @@ def check_names(levels: Any) -> tuple[tuple[str, str], ...]:
                 f"{path} names a level {name!r}: expected letters, digits and _, and none of "
                 f"{', '.join(RESERVED)}"
             )
+        if name == TURN and (column != TURN or pair is not levels[0]):
+            raise ValueError(
+                f"{path} names the level {TURN!r}, whose cells are the turns of a trajectory: "
+                f"expected ({TURN!r}, {TURN!r}), before all others; got {levels!r}"
+            )
     names = [name for name, _ in levels]
     columns = [column for _, column in levels]
     for what, values in (("name", names), ("column", columns)):
         for value in values:
             if values.count(value) > 1:
                 raise ValueError(f"{path} has the {what} {value!r} twice; expected each once")
-    if PROMPT in columns[1:]:
+    if PROMPT in columns[1 + (TURN in names) :]:
         raise ValueError(
             f"{path} has the prompt group ({names[columns.index(PROMPT)]!r}, with an empty column) "
-            "above other levels; it is the finest"
+            "above other levels; it is the finest above the trajectory"
         )
     return tuple((name, column) for name, column in levels)
 
 
+def above(levels: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The pairs of `check_names` that stand above the trajectory."""
+    return tuple(pair for pair in levels if pair[0] != TURN)
+
+
+def of_layout(levels: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """The levels of a layout, finest first, from the pairs of `check_names`."""
+    higher = above(levels)
+    turns = (TURN,) if len(higher) < len(levels) else ()
+    return (*turns, TRAJECTORY, *(name for name, _ in higher))
+
+
 def columns_of(levels: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """The columns that the levels read, beside the prompt and its domain."""
-    return tuple(column for _, column in levels if column not in (PROMPT, "domain"))
+    return tuple(column for _, column in above(levels) if column not in (PROMPT, "domain"))
 
 
 def make_levels(levels: Sequence[tuple[str, str]], domains: Sequence[Domain]) -> Levels:
@@ -125,6 +149,7 @@ def make_levels(levels: Sequence[tuple[str, str]], domains: Sequence[Domain]) ->
     Raises:
       ValueError: an example lacks a column, or two levels do not nest; names the rows.
     """
+    turns, levels = len(above(levels)) < len(levels), above(levels)
     columns = [(name, column) for name, column in levels if column != PROMPT]
     where = [(d, row) for d, domain in enumerate(domains) for row in range(len(domain.source))]
     cells, sizes = [], []
@@ -147,6 +172,7 @@ def make_levels(levels: Sequence[tuple[str, str]], domains: Sequence[Domain]) ->
     ]
     return Levels(
         names=tuple(name for name, _ in levels),
+        turns=turns,
         of_prompts=len(columns) < len(levels),
         cell=cells[0] if cells else np.zeros(len(where), np.int32),
         parents=tuple(parents),

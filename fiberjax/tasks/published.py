@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiberjax import options
-from fiberjax.tasks.chat import make_frame
+from fiberjax.tasks.chat import Frame, after_answer, make_frame
 from fiberjax.tasks.files import read_pairs
-from fiberjax.tasks.tokenizer import Frames, PublishedVocabulary
+from fiberjax.tasks.tokenizer import Frames, PublishedVocabulary, ReplyFrame
 from fiberjax.tasks.vocabulary import shorten
 
 # Any of these makes a tokenizer; without one, some classes would come up empty.
@@ -78,14 +78,16 @@ def _vocabulary(model: options.Model, path: Path) -> PublishedVocabulary:
     if "begin" in overrides:
         begin_ids = (_id(backend, overrides["begin"]),) if overrides["begin"] else ()
     pad_id = _id(backend, overrides["pad"]) if "pad" in overrides else _pad(said, size, end_ids)
+    frames, reply_frame = _frames(model, said.tokenizer)
     return PublishedVocabulary(
         backend,
         pad_id=pad_id,
         end_ids=end_ids,
         begin_ids=begin_ids,
-        frames=_frames(model, said.tokenizer),
+        frames=frames,
         stop=model.stop,
         turn_ends="end" not in overrides,
+        reply_frame=reply_frame,
     )
 
 
@@ -192,8 +194,11 @@ def _id(tokenizer: Any, token: str) -> int:
     return found
 
 
-def _frames(model: options.Model, tokenizer: Any) -> Frames | None:
-    """The chat around a row's messages, as the options and the tokenizer's template have it."""
+def _frames(model: options.Model, tokenizer: Any) -> tuple[Frames, ReplyFrame] | tuple[None, None]:
+    """The chat around a row's messages, as the options and the tokenizer's template have it.
+
+    And around what is said between two turns; (None, None) without a chat.
+    """
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
@@ -209,7 +214,7 @@ def _frames(model: options.Model, tokenizer: Any) -> Frames | None:
                     else "it has no chat template"
                 )
             )
-        return None
+        return None, None
     if template is None:
         raise ValueError("config.model.chat is 'on', and it has no chat template")
     variables = {
@@ -217,15 +222,21 @@ def _frames(model: options.Model, tokenizer: Any) -> Frames | None:
         for name, token in tokenizer.special_tokens_map.items()
         if isinstance(token, str)
     }
+    examples = _examples(model)
     make = functools.partial(
-        make_frame,
-        template,
-        variables,
-        system=model.system,
-        examples=_examples(model),
-        thinking=model.thinking,
+        make_frame, template, variables, system=model.system, thinking=model.thinking
     )
-    return functools.cache(lambda roles: make(roles=roles))
+
+    @functools.cache
+    def around(roles: tuple[str, ...]) -> Frame:
+        return make(examples=examples, roles=roles)
+
+    @functools.cache
+    def between(role: str) -> Frame:
+        # Behind any answer of a chat.
+        return after_answer(make(examples=[*examples, ("a", "b")], roles=(role,)))
+
+    return around, between
 
 
 def _examples(model: options.Model) -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ def supervised_batches(
       batch_size: rows of a global batch.
       max_prompt_tokens: P.
       max_completion_tokens: C, end of sequence included.
-      flawed: share of the targets with one token, never the end of sequence, replaced by another
+      flawed: share of the targets with one token, never an end of sequence, replaced by another
         of their domain's. Drawn anew each time an example comes by, so that no flaw can be learned
         by heart. A domain of one token only has no other to offer and stays right.
       seed: of the shuffle, and of the flaws.
@@ -45,19 +45,25 @@ def supervised_batches(
     rows = process_rows(batch_size, process_index, process_count)
     examples.check_prompts(max_prompt_tokens)
     examples.check_solutions(max_completion_tokens)
-    prompts, solutions = examples.prompts, examples.solutions
+    prompts, solutions, written = examples.prompts, examples.solutions, examples.written
     eos_id = examples.vocabulary.end_ids[0]
     alphabets = [
-        np.unique(solutions.span(offset, offset + size))
+        np.setdiff1d(
+            solutions.span(offset, offset + size)[written.span(offset, offset + size)], [eos_id]
+        )
         for offset, size in zip(examples.offsets, examples.sizes, strict=True)
     ]
 
     def taught(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        prompt, solution = prompts[index], solutions[index]
+        prompt, solution, own = prompts[index], solutions[index], written[index]
         if rng.random() < flawed:
-            solution = _spoilt(solution, alphabets[examples.domain_of(index)], rng)
+            places = np.flatnonzero(own & (solution != eos_id))
+            solution = _spoilt(solution, places, alphabets[examples.domain_of(index)], rng)
         tokens = np.concatenate([prompt, solution, [eos_id]]).astype(np.int32)
-        return {"tokens": tokens, "loss_mask": np.arange(len(tokens)) >= len(prompt)}
+        return {
+            "tokens": tokens,
+            "loss_mask": np.concatenate([np.zeros(len(prompt), bool), own, [True]]),
+        }
 
     width = max_prompt_tokens + max_completion_tokens
     threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_size)
@@ -82,11 +88,13 @@ def supervised_batches(
     return iter(packed.batch(batch_size, drop_remainder=True).map(collate))
 
 
-def _spoilt(solution: np.ndarray, alphabet: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns the solution with one token replaced by another of the alphabet, if there is one."""
-    if not len(solution):
+def _spoilt(
+    solution: np.ndarray, places: np.ndarray, alphabet: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns the solution with a token of these places replaced by another of the alphabet."""
+    if not len(places):
         return solution
-    place = int(rng.integers(len(solution)))
+    place = int(places[rng.integers(len(places))])
     others = alphabet[alphabet != solution[place]]
     if not len(others):
         return solution

@@ -16,6 +16,9 @@ from fiberjax.tasks.vocabulary import UNKNOWN, before_end, only_message, shorten
 Frames = Callable[[tuple[str, ...]], Frame]
 """From who says the messages of a row to the chat around them."""
 
+ReplyFrame = Callable[[str], Frame]
+"""From who answers to the chat around what is said, from the end of one turn to the next turn."""
+
 # Continues a text: what follows it is encoded as no beginning is. Never part of a prompt.
 _ANCHOR = "\N{BLACK DIAMOND SUIT}fiberjax-anchor\N{BLACK DIAMOND SUIT}"
 
@@ -32,6 +35,7 @@ class PublishedVocabulary:
         encodes prompts as they are.
       stop: texts that end a completion, which then ends before them.
       turn_ends: whether the token that the frame ends an answer with ends a completion too.
+      reply_frame: of what is said between two turns; None where nothing stands around it.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class PublishedVocabulary:
         frames: Frames | None = None,
         stop: tuple[str, ...] = (),
         turn_ends: bool = True,
+        reply_frame: ReplyFrame | None = None,
     ):
         import tokenizers
 
@@ -73,7 +78,7 @@ class PublishedVocabulary:
             if any(text in self._decode([token]) for text in stop)
         )
         self.end_ids = tuple(dict.fromkeys(end_ids))
-        self._frames = frames
+        self._frames, self._reply_frame = frames, reply_frame
         # The most common: the row is what a user says.
         self.frame = frame = None if frames is None else frames(("user",))
         if frame is not None:
@@ -82,6 +87,7 @@ class PublishedVocabulary:
                 # What the template ends an answer with is what the model does.
                 self.end_ids = tuple(dict.fromkeys((turn[0], *end_ids)))
         self._runs: dict[tuple[str, ...], list[tuple[list[int], list[Piece]]]] = {}
+        self._reply_runs: dict[str, list[tuple[list[int], list[Piece]]]] = {}
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text; what spells a control token is text like any other.
@@ -124,18 +130,55 @@ class PublishedVocabulary:
             return self.encode_prompt(only_message(messages))
         if roles not in self._runs:
             self._runs[roles] = self._encoded_runs(self._frames(roles))
+        return self._filled(self._runs[roles], texts)
+
+    def encode_reply(self, text: str, role: str = "user") -> list[int]:
+        """Returns the ids of what another says between two turns, in its chat where there is one.
+
+        Raises:
+          ValueError: as `encode`, or the template has no such role.
+        """
+        if self._reply_frame is None:
+            return self._encode(text, first=False) if text else []
+        if role not in self._reply_runs:
+            frame = self._reply_frame(role)
+            self._reply_runs[role] = self._encoded_runs(frame, first=False)
+        return self._filled(self._reply_runs[role], [text], first=False)
+
+    def decode_reply(self, ids: Sequence[int], role: str = "user") -> str:
+        """Returns the text of a reply; what the chat writes around it is left out."""
+        text = self._decode(ids)
+        if self._reply_frame is None:
+            return text
+        pieces = self._reply_frame(role).pieces
+        at = next(index for index, piece in enumerate(pieces) if piece.row is not None)
+        before, after = ("".join(p.text for p in of) for of in (pieces[:at], pieces[at + 1 :]))
+        # The end of the turn before may not be among the ids.
+        start = next(k for k in range(len(before) + 1) if text.startswith(before[k:]))
+        return text[len(before) - start :].removesuffix(after)
+
+    def _filled(
+        self,
+        runs: list[tuple[list[int], list[Piece]]],
+        texts: Sequence[str],
+        *,
+        first: bool = True,
+    ) -> list[int]:
+        """The ids of runs with the row's messages in them; `first` where they begin a sequence."""
         ids: list[int] = []
-        for encoded, pieces in self._runs[roles]:
+        for encoded, pieces in runs:
             ids += encoded
             run = "".join(piece.said(texts) for piece in pieces)
-            ids += self._encode(run, first=not ids) if run else []
+            ids += self._encode(run, first=first and not ids) if run else []
         return ids
 
-    def _encoded_runs(self, frame: Frame) -> list[tuple[list[int], list[Piece]]]:
+    def _encoded_runs(
+        self, frame: Frame, *, first: bool = True
+    ) -> list[tuple[list[int], list[Piece]]]:
         """Ids that all prompts share, and the pieces that follow them and hold the prompt.
 
         Between two control tokens, what the template and what people say is one text, as it is for
-        a tokenizer that reads the whole.
+        a tokenizer that reads the whole. `first` where the frame begins a sequence.
         """
         runs: list[tuple[list[int], list[Piece]]] = []
         ids: list[int] = []
@@ -148,7 +191,8 @@ class PublishedVocabulary:
                 ids = []
             elif run:
                 said = "".join(piece.said(()) for piece in run)
-                ids = ids + self._encode(said, first=not ids and not runs) if said else ids
+                begins = first and not ids and not runs
+                ids = ids + self._encode(said, first=begins) if said else ids
             run = []
 
         for piece in frame.pieces:

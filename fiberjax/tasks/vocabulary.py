@@ -50,6 +50,16 @@ class Vocabulary(Protocol):
     def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Returns the ids of a chat, pairs of a role and a text; ValueError as `encode`."""
 
+    def encode_reply(self, text: str, role: str = "user") -> list[int]:
+        """Returns the ids of what another says between two turns; ValueError as `encode`.
+
+        They begin where a turn ends, with its end where a chat writes one, and end where the next
+        begins.
+        """
+
+    def decode_reply(self, ids: Sequence[int], role: str = "user") -> str:
+        """Returns the text of a reply, without what stands around it; defined for every id."""
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text before the first end of sequence; defined for every id.
 
@@ -112,6 +122,16 @@ class CharVocabulary:
     def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Returns the ids of the one message that there may be; ValueError for several."""
         return self.encode_prompt(only_message(messages))
+
+    def encode_reply(self, text: str, role: str = "user") -> list[int]:
+        """Returns the ids of a text between two begins of sequence."""
+        del role
+        return [self.bos_id, *self.encode(text), self.bos_id]
+
+    def decode_reply(self, ids: Sequence[int], role: str = "user") -> str:
+        """Returns the text between the begins of sequence."""
+        del role
+        return self.decode(token for token in ids if token != self.bos_id)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text before the first end of sequence.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from fiberjax.layout import STATE, Layout, make_layout, state_ids
+from fiberjax.layout import STATE, TRAJECTORY, TURN, Layout, make_layout, state_ids
 from fiberjax.parallel import mesh, shardings
 from fiberjax.tasks.levels import Levels
 from fiberjax.train import packing
@@ -27,6 +27,7 @@ def make_batches(
     num_minibatches: int,
     levels: Levels,
     routes: np.ndarray | None = None,
+    turns: int = 1,
     states: bool = False,
     pack_micro_batches: int = 0,
 ) -> list[Batch]:
@@ -45,6 +46,7 @@ def make_batches(
       num_minibatches: n, divides the groups of a process.
       levels: which prompts share a cell.
       routes: integer[R, P + C, L, k], the experts to replay; None replays none.
+      turns: of the policy in a trajectory, at most.
       pack_micro_batches: packs several trajectories into a row; a micro-batch keeps the rows it
         has when the unpacked batch is split into this many. 0 leaves one trajectory a row.
       states: whether the gate couples the tokens of a state, so that the layout must name them.
@@ -59,9 +61,16 @@ def make_batches(
     for j in range(num_minibatches):
         chosen = group % num_minibatches == j
         mask = rollouts.mask[chosen]
-        completion = rollouts.tokens[chosen, -mask.shape[1] :] if states else None
         layout = _batch_layout(
-            device_mesh, mask, completion, size, levels, prompt_index, num_minibatches, j
+            device_mesh,
+            rollouts,
+            chosen,
+            levels,
+            prompt_index,
+            num_minibatches,
+            j,
+            turns=turns,
+            states=states,
         )
         by_token: Any = np.repeat(advantage[chosen, None], mask.shape[1], axis=1)
         batch = Batch(
@@ -96,36 +105,80 @@ def pack_rows(device_mesh: Mesh, batch: Batch, micro_batches: int) -> Batch:
     return packing.pack(batch, rows=size, shards=shards)
 
 
+def whole_layout(
+    mask: np.ndarray,
+    levels: Levels,
+    prompt_index: np.ndarray,
+    *,
+    turn: np.ndarray | None = None,
+    turns: int = 1,
+    state_id: np.ndarray | None = None,
+) -> Layout:
+    """The layout of a batch of whole prompt groups, on the host, as one device would have it.
+
+    Args:
+      mask: bool[B, T], the policy's tokens.
+      levels: which prompts share a cell, and whether turns are cells.
+      prompt_index: int[G], each group's prompt; a group has B/G rows.
+      turn: int[B, T], which of its trajectory's turns each token is of; read where turns are cells.
+      turns: of a trajectory at most, so that tables keep their size.
+      state_id: of `state_ids`, where the gate couples states.
+    """
+    rows = np.arange(len(mask))
+    finest, tables, cell_id = TRAJECTORY, {}, None
+    if levels.turns:
+        assert turn is not None
+        finest, tables = TURN, {TRAJECTORY: np.repeat(rows, turns)}
+        cell_id = rows[:, None] * turns + turn
+    tables |= levels.tables(prompt_index, len(mask) // len(prompt_index))
+    return make_layout(
+        mask,
+        tables,
+        cell_id=cell_id,
+        finest=finest,
+        num_cells=levels.num_cells,
+        # Above the trajectory tables are whole on every device: only its own sums cross them.
+        axis_names={name: mesh.ROW_AXES for name in (*levels.names[:1], STATE)},
+        state_id=state_id,
+    )
+
+
 def _batch_layout(
     device_mesh: Mesh,
-    mask: np.ndarray,
-    completion: np.ndarray | None,
-    group_size: int,
+    rollouts: Rollouts,
+    chosen: np.ndarray,
     levels: Levels,
     prompt_index: np.ndarray,
     num_minibatches: int,
     j: int,
+    *,
+    turns: int,
+    states: bool,
 ) -> Layout:
-    """The layout of minibatch j: this process's rows, and the tables that all processes share.
+    """The layout of minibatch j: this process's rows, and the tables that all processes share."""
+    columns = rollouts.mask.shape[1]
 
-    Given the completions' tokens, it names the states they were sampled in.
-    """
-    groups = len(prompt_index)
-    processes = groups * group_size // (len(mask) * num_minibatches)
+    def gathered(of: np.ndarray) -> np.ndarray:
+        return mesh.gather(device_mesh, of[chosen])
+
+    groups, size = len(prompt_index), rollouts.group_size
+    processes = groups * size // (int(chosen.sum()) * num_minibatches)
     in_batch = np.arange(groups) % (groups // processes) % num_minibatches == j
-    mask = mesh.gather(device_mesh, mask)
-    row = np.arange(len(mask))
-    states = None
-    if completion is not None:
-        completion = mesh.gather(device_mesh, completion)
+    mask = gathered(rollouts.mask)
+    state_id = None
+    if states:
+        row = np.arange(len(mask))
+        # What was said between turns is part of the prefix, and so of the state.
+        said = gathered(rollouts.segment_ids[:, -columns:]) != 0
         trajectory = np.broadcast_to(row[:, None], mask.shape)
-        states = state_ids(completion, mask, row // group_size, trajectory)
-    layout = make_layout(
+        tokens = gathered(rollouts.tokens[:, -columns:])
+        state_id = state_ids(tokens, said, row // size, trajectory)
+    layout = whole_layout(
         mask,
-        levels.tables(prompt_index[in_batch], group_size),
-        num_cells=levels.num_cells,
-        # Above the trajectory tables are whole on every device: only its own sums cross them.
-        axis_names={name: mesh.ROW_AXES for name in (*levels.names[:1], STATE)},
-        state_id=states,
+        levels,
+        prompt_index[in_batch],
+        turn=gathered(rollouts.turn) if levels.turns else None,
+        turns=turns,
+        state_id=state_id,
     )
     return shardings.local_layout(device_mesh, layout)

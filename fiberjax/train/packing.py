@@ -98,8 +98,8 @@ def pack(batch: Batch, *, rows: int, shards: int = 1) -> Batch:
       shards: row shards that these arrays will lie on.
 
     Returns:
-      A batch whose layout has one id a token, counted within its shard. Its columns are the
-      targets: column t of the layout is column t + 1 of the tokens.
+      A batch whose layout has one id a token, counted within its shard, of its trajectory or of
+      its turn. Its columns are the targets: column t of the layout is column t + 1 of the tokens.
 
     Raises:
       ValueError: the trajectories do not fit.
@@ -141,11 +141,12 @@ def pack(batch: Batch, *, rows: int, shards: int = 1) -> Batch:
         return move(whole, padding)[:, 1:]
 
     mask = move_completion(batch.layout.mask)
-    cell: Any = np.broadcast_to(
-        (np.arange(num, dtype=np.int32) % local)[:, None], (num, completion)
-    )
+    cell: Any = batch.layout.cell_id
+    if cell is None:  # A row is a cell.
+        cell = np.broadcast_to((np.arange(num, dtype=np.int32) % local)[:, None], (num, completion))
     state_id: Any = batch.layout.state_id
-    cell_id: Any = np.where(mask, move_completion(cell), local).astype(np.int32)
+    missing = batch.layout.sizes[0].shape[0] // shards
+    cell_id: Any = np.where(mask, move_completion(cell), missing).astype(np.int32)
     if state_id is not None:
         moved = move_completion(state_id)
         state_id = np.where(mask, moved, batch.layout.num_states).astype(np.int32)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from fiberjax.parallel import mesh
 from fiberjax.tasks import EncodedExamples, prompt_batch
-from fiberjax.train.rollout import Rollouts
+from fiberjax.train.rollout import Rollouts, texts_of
 
 
 def differ(rewards: np.ndarray, group_size: int, counted: np.ndarray | None = None) -> np.ndarray:
@@ -85,20 +85,19 @@ def assemble(
 
     index = np.concatenate([mesh.gather(device_mesh, of.prompts.prompt_index) for of in drawn])
     prompts = prompt_batch(examples, index[np.maximum(held, 0)], width)
-    tokens, mask = moved("tokens"), moved("mask")
+    tokens, mask, turn = moved("tokens"), moved("mask"), moved("turn")
     return Rollouts(
         tokens=tokens,
         positions=moved("positions"),
         segment_ids=moved("segment_ids"),
         mask=mask,
+        turn=turn,
         finished=moved("finished"),
         sampler_log_prob=moved("sampler_log_prob"),
         log_kept=moved("log_kept"),
         reward=moved("reward"),
+        replies_cut=moved("replies_cut"),
         prompts=prompts,
-        texts=[
-            examples.vocabulary.decode(row[width:][real])
-            for row, real in zip(tokens, mask, strict=True)
-        ],
+        texts=texts_of(examples.turns, examples.vocabulary, tokens[:, width:], mask, turn),
         failed=None if drawn[0].failed is None else moved("failed"),
     )

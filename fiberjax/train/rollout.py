@@ -6,7 +6,7 @@ a few numbers a row, are exchanged later.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,11 @@ from jax.sharding import Mesh
 from fiberjax import seeds
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import Samples, TransformerConfig, cast_kernels, sample
-from fiberjax.tasks import Domain, PromptBatch, Vocabulary, reward_completions
+from fiberjax.tasks import Domain, Examples, PromptBatch, Vocabulary, reward_completions
+from fiberjax.tasks.encoded import ONE_TURN
+from fiberjax.tasks.environments import Turns
+from fiberjax.tasks.examples import Example
+from fiberjax.train.turns import play, spoken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +28,20 @@ class Rollouts:
     """Completions of prompts, this process's rows; a prompt's G completions stand together.
 
     Attributes:
-      tokens: int32[R, P + C], prompt padded on the left, completion padded on the right.
+      tokens: int32[R, P + C], prompt padded on the left, completion padded on the right. Of
+        several turns, the completion is the policy's turns and the replies between them.
       positions: int32[R, P + C], from 0 at the first prompt token.
       segment_ids: int32[R, P + C], 1 at tokens, 0 at padding.
-      mask: bool[R, C], the completion's tokens, end of sequence included.
-      finished: bool[R], whether the completion ended by itself.
+      mask: bool[R, C], the policy's tokens, the end of sequence of each turn included.
+      turn: int32[R, C], which of its turns they are of, from 0; 0 elsewhere too.
+      finished: bool[R], whether the last turn ended by itself.
       sampler_log_prob: float32[R, C], of the distribution sampled from; nats.
       log_kept: float32[R, C], log of the mass that truncated sampling kept, at most 0; nats. Added
         to `sampler_log_prob` it gives the log-probability before truncation.
       reward: float32[R].
+      replies_cut: int32[R], replies that the window or the vocabulary did not hold whole.
       prompts: what was asked, one row a group.
-      texts: the completions, decoded.
+      texts: what verifiers read, decoded.
       failed: bool[R], whether the reward's function failed for it; None where none can.
     """
 
@@ -42,10 +49,12 @@ class Rollouts:
     positions: np.ndarray
     segment_ids: np.ndarray
     mask: np.ndarray
+    turn: np.ndarray
     finished: np.ndarray
     sampler_log_prob: np.ndarray
     log_kept: np.ndarray
     reward: np.ndarray
+    replies_cut: np.ndarray
     prompts: PromptBatch
     texts: list[str]
     failed: np.ndarray | None = None
@@ -65,7 +74,7 @@ class Sampler:
       mesh: where it runs.
       vocabulary: decodes completions.
       domains: verify them.
-      max_new_tokens: C.
+      max_new_tokens: C, of all turns and replies.
       temperature: of the sampler.
       top_k: 0 for all tokens.
       top_p: 1.0 for all tokens.
@@ -73,6 +82,7 @@ class Sampler:
       max_rows: drawn at a time on each row shard; 0 for all.
       seed: of every draw.
       greedy: takes the likeliest token, whatever temperature, top_k and top_p are.
+      turns: how an episode goes.
     """
 
     config: TransformerConfig
@@ -87,6 +97,12 @@ class Sampler:
     max_rows: int
     seed: int
     greedy: bool = False
+    turns: Turns = ONE_TURN
+
+    @property
+    def turn_tokens(self) -> int:
+        """The tokens of one turn, at most: C where there is but one."""
+        return self.turns.tokens(self.max_new_tokens)
 
     def read(self, params: Any) -> Any:
         """Parameters as the sampler reads them; made once for all calls with the same parameters.
@@ -126,9 +142,81 @@ class Sampler:
         place = per_shard * shards.start + np.arange(len(tokens))
         place += batch * per_shard * mesh.row_shards(self.mesh)
         size = rows_at_a_time(per_shard, self.max_rows)
-        num_parts = -(-per_shard // size)
+
+        def draw(of: np.ndarray, real: np.ndarray, rows: np.ndarray, turn: int) -> Samples | None:
+            keys = functools.partial(seeds.row_keys, self.seed, seeds.of_turn(stream, turn), step)
+            return self._drawn(params, of, real, place[rows], keys, size, whole=turn == 0)
+
+        examples: list[Example] = []
+        if self.turns.environment is not None:
+            known = Examples(self.domains)
+            examples = [known[i] for i in np.repeat(prompts.prompt_index, samples)]
+        played = play(
+            draw,
+            self.turns,
+            self.vocabulary,
+            examples,
+            tokens,
+            prompt_mask,
+            self.max_new_tokens,
+        )
+        texts = texts_of(self.turns, self.vocabulary, played.tokens, played.mask, played.turn)
+        rewards = reward_completions(self.domains, prompts, texts)
+        real = np.concatenate([prompt_mask, played.real], axis=1)
+        return Rollouts(
+            tokens=np.concatenate([tokens, played.tokens], axis=1),
+            positions=positions_of(real),
+            segment_ids=real.astype(np.int32),
+            mask=played.mask,
+            turn=played.turn,
+            finished=played.finished,
+            sampler_log_prob=played.log_prob,
+            log_kept=played.log_kept,
+            reward=rewards.reward.reshape(-1),
+            replies_cut=played.cut,
+            prompts=prompts,
+            texts=texts,
+            failed=rewards.failed.reshape(-1),
+        )
+
+    def _drawn(
+        self,
+        params: Any,
+        tokens: np.ndarray,
+        prompt_mask: np.ndarray,
+        place: np.ndarray,
+        keys: Callable[[jax.Array], jax.Array],
+        size: int,
+        *,
+        whole: bool,
+    ) -> Samples | None:
+        """One turn of some of this process's rows, on the host; all processes take part.
+
+        Args:
+          params: of `read`.
+          tokens: int32[N, W], padded on the left.
+          prompt_mask: bool[N, W].
+          place: int[N], of each row in the global batch.
+          keys: from places on the mesh to the rows' keys.
+          size: rows of a shard that are drawn together.
+          whole: whether every process has as many rows as any other.
+
+        Returns:
+          None where no process has a row.
+        """
+        held = size * len(mesh.local_shards(self.mesh))
+        num_parts = -(-len(tokens) // held)
+        if not whole:
+            parts = np.full(len(mesh.local_shards(self.mesh)), num_parts)
+            num_parts = int(mesh.gather(self.mesh, parts).max())
+        if num_parts == 0:
+            return None
+        count = len(tokens)
+        if count == 0:  # Others have rows left: any will do.
+            tokens, place = np.zeros((1, tokens.shape[1]), np.int32), np.zeros(1, place.dtype)
+            prompt_mask = np.ones(tokens.shape, bool)
         # One static shape: the last part is filled up with the first rows again.
-        filled = np.resize(np.arange(len(tokens)), num_parts * size * len(shards))
+        filled = np.resize(np.arange(len(tokens)), num_parts * held)
         pending = []
         for part in filled.reshape(num_parts, -1):
             rows, mask, places = mesh.place(
@@ -136,45 +224,23 @@ class Sampler:
                 (tokens[part], prompt_mask[part], place[part].astype(np.int32)),
                 mesh.ROWS,
             )
-            keys = seeds.row_keys(self.seed, stream, step, places)
-            pending.append(self.draw(params, rows, mask, keys))
+            pending.append(self.draw(params, rows, mask, keys(places)))
         drawn = jax.tree.map(
-            lambda *parts: np.concatenate(list(map(mesh.local_values, parts)))[: len(tokens)],
-            *pending,
+            lambda *parts: np.concatenate(list(map(mesh.local_values, parts)))[:count], *pending
         )
-        drawn = cut_at_stops(self.vocabulary, drawn)
-        mask = np.arange(self.max_new_tokens) < drawn.length[:, None]
-        texts = [
-            self.vocabulary.decode(row[:length])
-            for row, length in zip(drawn.tokens, drawn.length, strict=True)
-        ]
-        real = np.concatenate([prompt_mask, mask], axis=1)
-        rewards = reward_completions(self.domains, prompts, texts)
-        return Rollouts(
-            tokens=np.concatenate([tokens, drawn.tokens], axis=1),
-            positions=positions_of(real),
-            segment_ids=real.astype(np.int32),
-            mask=mask,
-            finished=drawn.finished,
-            sampler_log_prob=drawn.log_prob,
-            log_kept=drawn.log_kept,
-            reward=rewards.reward.reshape(-1),
-            prompts=prompts,
-            texts=texts,
-            failed=rewards.failed.reshape(-1),
-        )
+        return cut_at_stops(self.vocabulary, drawn)
 
     def draw(
         self, params: Any, prompts: jax.Array, prompt_mask: jax.Array, keys: jax.Array
     ) -> Samples:
-        """The compiled part of a call: one completion of each row; see `policy.sample`."""
+        """The compiled part of a call: one turn of each row; see `policy.sample`."""
         return sample(
             self.config,
             params,
             prompts,
             prompt_mask,
             keys,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.turn_tokens,
             eos_id=(*self.vocabulary.end_ids, *self.vocabulary.stop_ids),
             pad_id=self.vocabulary.pad_id,
             temperature=self.temperature,
@@ -184,6 +250,28 @@ class Sampler:
             greedy=self.greedy,
             placement=shardings.placement(self.mesh, self.config),
         )
+
+
+def texts_of(
+    turns: Turns,
+    vocabulary: Vocabulary,
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    turn: np.ndarray,
+) -> list[str]:
+    """What verifiers read of each row; "" of one without a token.
+
+    Args:
+      turns: how an episode goes.
+      vocabulary: of the policy.
+      tokens: int32[R, C], behind the prompt.
+      mask: bool[R, C], the policy's.
+      turn: int32[R, C], which of its turns.
+    """
+    return [
+        turns.text(spoken(vocabulary, turns.role, *row))
+        for row in zip(tokens, mask, turn, strict=True)
+    ]
 
 
 def cut_at_stops(vocabulary: Vocabulary, drawn: Any) -> Any:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from fiberjax import diagnostics, kl, objective, optimizers, step_share
 from fiberjax.gates import Gate
+from fiberjax.layout import TRAJECTORY
 from fiberjax.objective import Mean, Reduction
 from fiberjax.parallel import mesh
 from fiberjax.policy import TokenOutputs, TransformerConfig, lora
@@ -137,7 +138,7 @@ def make_step(
             return whole(lora.attached(options.lora, base, trained), rows)
 
         # A packed batch has fewer rows than trajectories, and micro-batches of as many rows.
-        num_trajectories = batch.layout.sizes[0].shape[0]
+        num_trajectories = batch.layout.sizes[batch.layout.index(TRAJECTORY)].shape[0]
         parts = max(1, options.num_micro_batches * len(batch.tokens) // num_trajectories)
         outputs, pullback = outputs_and_pullback(forward, state.params, batch.rows, parts)
         metrics, cotangents = objective_gradient(device_mesh, gate, options, outputs, batch, knobs)

@@ -24,6 +24,7 @@ GOLDEN = {
     "addition": "42a21df19dffabd6",
     "running_sum": "7d39e2d9774876ed",
     "selection": "4c5f52bc8961bfa9",
+    "calculation": "fd599f29fcaaf39d",
 }
 
 
@@ -145,6 +146,7 @@ def test_prompts_are_distinct_and_problems_hash_alike_however_written(name):
         ("running_sum", "T:1+2+3=", "T:3+1+2="),
         ("modular", "M:(3*4+5)%7=", "M:(4*3+5)%7="),
         ("countdown", "C:3,7,8>24=", "C:8,3,7>24="),
+        ("calculation", "calc:12*34=", "calc:34*12="),
     ],
 )
 def test_one_problem_written_twice_is_in_one_split(name, one, other):

@@ -7,7 +7,7 @@ import pytest
 
 from fiberjax.layout import make_layout
 from fiberjax.tasks import Domain, Example
-from fiberjax.tasks.levels import check_names, columns_of, make_levels
+from fiberjax.tasks.levels import check_names, columns_of, make_levels, of_layout
 
 TREE = (("group", ""), ("topic", "topic"), ("field", "field"), ("domain", "domain"))
 
@@ -89,6 +89,8 @@ def test_a_column_that_the_data_lack_is_refused(domains):
         ((("group", ""), ("group", "domain")), "the name 'group' twice"),
         ((("a", "domain"), ("b", "domain")), "the column 'domain' twice"),
         ((("domain", "domain"), ("group", "")), "it is the finest"),
+        ((("group", ""), ("turn", "turn")), r"expected \('turn', 'turn'\), before all others"),
+        ((("turn", ""),), r"expected \('turn', 'turn'\), before all others"),
     ],
 )
 def test_wrong_levels_are_refused_without_data(levels, message):
@@ -98,6 +100,15 @@ def test_wrong_levels_are_refused_without_data(levels, message):
 
 def test_only_further_columns_are_read_from_a_file():
     assert columns_of(TREE) == ("topic", "field")
+    assert columns_of((("turn", "turn"), *TREE)) == ("topic", "field")
+
+
+def test_turns_stand_below_the_trajectory(domains):
+    levels = check_names((("turn", "turn"), *TREE))
+    plain, made = (make_levels(of, domains) for of in (check_names(TREE), levels))
+    assert made.turns and not plain.turns and made.names == plain.names
+    assert made.of_layout == ("turn", *plain.of_layout) == of_layout(levels)
+    assert made.tables(np.array([0, 3]), 2).keys() == plain.tables(np.array([0, 3]), 2).keys()
 
 
 def test_domains_without_examples_give_tables_of_their_size(domains):
