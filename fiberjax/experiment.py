@@ -210,6 +210,7 @@ class Experiment:
             logit_noise=logit_noise,
             max_rows=self.rollout.max_rows,
             seed=self.seed,
+            slots=self.rollout.slots,
         )
 
     def evaluation_sampler(self) -> Sampler:

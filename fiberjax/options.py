@@ -339,6 +339,10 @@ class Rollout:
       max_rows: completions drawn at a time on each row shard at most, in evaluations too: the cache
         holds these, and more are drawn in parts, one after the other; 0 draws all together. The
         draws are the same.
+      slots: in place of such parts, completions decoded at a time on each row shard, in evaluations
+        too: one that ends makes place for one that waits, so that a long answer holds nobody up.
+        The cache holds these, `max_rows` is not read, and the draws are the same; 0 leaves it at
+        parts. See docs/rollouts.md.
       resample: leaves groups whose rewards are all equal out of the updates, and draws further
         prompts in their place: the largest multiple of `prompts` that an iteration draws. What is
         missing then is padding, which no mean counts. 0 or 1 trains on what is drawn.
@@ -353,6 +357,7 @@ class Rollout:
     top_k: int
     top_p: float
     max_rows: int
+    slots: int
     resample: int
     shuffle_rewards: bool
 
@@ -361,6 +366,7 @@ class Rollout:
         _require(self.top_k >= 0, "top_k", self.top_k, "at least 0")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         _require(self.max_rows >= 0, "max_rows", self.max_rows, "at least 0")
+        _require(self.slots >= 0, "slots", self.slots, "at least 0")
         _require(self.resample >= 0, "resample", self.resample, "at least 0")
         if self.resample > 1 and self.samples == 1:
             raise ValueError(

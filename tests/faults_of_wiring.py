@@ -25,7 +25,7 @@ FAULTS = (
     ),
     Mutant(
         "the mass kept by truncation is taken after it",
-        "fiberjax/policy/sampler.py",
+        "fiberjax/policy/drawing.py",
         "_log_kept(tempered, z)",
         "_log_kept(z, z)",
         (f"{TRAINER}::test_truncated_sampling_is_no_mismatch",),
@@ -33,8 +33,8 @@ FAULTS = (
     Mutant(
         "drawn tables that nobody wrote are whole on every device",
         "fiberjax/policy/sampler.py",
-        'return Samples(*(placement.activation(of, "activation") for of in state.samples))',
-        "return state.samples",
+        'return Samples(*(placement.activation(of, "activation") for of in samples))',
+        "return samples",
         (f"{ROLLOUT}::test_what_is_drawn_lies_where_its_rows_do",),
     ),
     # The step.

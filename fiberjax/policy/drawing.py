@@ -1,7 +1,7 @@
 """Drawing a token: its distribution, a draw from it, and what is kept of it.
 
-The distribution is softmax(z / τ), restricted to the likeliest tokens and renormalised. A draw takes
-two uniforms a row, from the row's own key, so it does not depend on the rest of the batch.
+The distribution is softmax(z / τ), restricted to the likeliest tokens and renormalised. A draw
+takes two uniforms a row, from the row's own key: the rest of the batch does not matter.
 """
 
 import dataclasses

@@ -75,8 +75,8 @@ def sample(
       logit_noise: σ, at least 0; a Python 0.0 costs nothing.
       greedy: take the likeliest token; static. `temperature`, `top_k`, `top_p` and `logit_noise`
         are then ignored and `log_prob` is that of the policy at temperature 1.
-      limits: int32[B], at least 1: the most tokens of each row's completion, where that is less than
-        `max_new_tokens`; None for no other limit.
+      limits: int32[B], at least 1: the most tokens of each row's completion, where they are fewer
+        than `max_new_tokens`; None for no other limit.
       slots: rows that are decoded at a time on each row shard of `placement`; where more wait, they
         take the places of those that have ended. 0 decodes all rows together; static. Rows draw the
         same, up to what rounding does to a draw at the edge of a token.
@@ -158,7 +158,7 @@ def _sample(
 
 
 class _State(NamedTuple):
-    """What a step of the loop carries; `token` [B] is the one drawn last, `live` [B] who goes on."""
+    """What a step carries; `token` [B] is the one drawn last, `live` [B] says who goes on."""
 
     step: Array
     token: Array

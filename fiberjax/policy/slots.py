@@ -1,9 +1,9 @@
 """Sampling in slots: a row that ends makes place for one that waits, inside the compiled loop.
 
-A slot is a place in the batch, with columns of its own in the cache. Prompts wait in a queue on each
-row shard. Where enough slots of a shard are free, as many prompts are taken from its queue, read
-together, and put into the cache; between that, all slots are decoded in step. So a batch takes as
-long as its tokens, not as its longest rows.
+A slot is a place in the batch, with columns of its own in the cache. Prompts wait in a queue on
+each row shard. Where enough slots are free, as many prompts are taken from the queue, read together
+and put into the cache; between that, all slots are decoded in step. So a batch takes as long as its
+tokens, not as its longest rows.
 
 In the cache the column of a token is its position: short prompts take few columns, and a step reads
 no more than the longest row that goes on needs. Prompts are read at the narrowest of a few widths
@@ -168,7 +168,8 @@ def refilled(
                 position=length[of],
                 count=jnp.zeros_like(of),
                 live=filled,
-                since=jnp.broadcast_to(step, of.shape),
+                # A slot that was nobody's before counts as its first row's.
+                since=jnp.where(slots.row < rows_of_shard, step, slots.since),
             )
             return _Slots(*(jnp.where(filled, a, b) for a, b in zip(new, slots, strict=True)))
 

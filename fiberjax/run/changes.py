@@ -95,7 +95,10 @@ RULES: tuple[Rule, ...] = (
     Rule(("evaluation.*",), "free", "it measures, and what was measured before is measured again"),
     Rule(("tasks.data_dir", "warm_start.directory"), "free", "they say where things are kept"),
     Rule(
-        ("rollout.max_rows", "training.micro_batches", "training.packing", "training.chunk"),
+        (
+            *("rollout.max_rows", "rollout.slots"),
+            *("training.micro_batches", "training.packing", "training.chunk"),
+        ),
         "logged",
         "they change the rounding alone",
     ),

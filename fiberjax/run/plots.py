@@ -174,6 +174,7 @@ NOT_DRAWN: Mapping[str, str] = {
     "resample/prompts_kept": "seen in batch/fill",
     "resample/updates_skipped": "0 but where batch/fill is near 0",
     "batch/reward/mean": "what was kept, which says nothing of the policy: reward/mean does",
+    "rollout/wasted_steps": "of the sampler's loop, not of the policy",
     "rollout/kept_mass/mean": "set by top_k and top_p; 1 without them",
     "rollout/kept_mass/min": "set by top_k and top_p; 1 without them",
     "gate/channel/<level>/<sign>": "nats to set budgets by: read for a level, not followed",

@@ -35,6 +35,8 @@ class Rollouts:
       reward: float32[R].
       prompts: what was asked, one row a group.
       texts: the completions, decoded.
+      held: int32[R], steps for which the row's place in a batch of the sampler was its own; None
+        where nobody counted.
     """
 
     tokens: np.ndarray
@@ -47,6 +49,7 @@ class Rollouts:
     reward: np.ndarray
     prompts: PromptBatch
     texts: list[str]
+    held: np.ndarray | None = None
 
     @property
     def group_size(self) -> int:
@@ -68,9 +71,11 @@ class Sampler:
       top_k: 0 for all tokens.
       top_p: 1.0 for all tokens.
       logit_noise: standard deviation of the noise on the logits; see `policy.sample`.
-      max_rows: drawn at a time on each row shard; 0 for all.
+      max_rows: drawn at a time on each row shard; 0 for all. Not read with slots.
       seed: of every draw.
       greedy: takes the likeliest token, whatever temperature, top_k and top_p are.
+      slots: rows decoded at a time on each row shard, which others follow into as they end; 0
+        decodes all that are drawn at a time together.
     """
 
     config: TransformerConfig
@@ -85,6 +90,7 @@ class Sampler:
     max_rows: int
     seed: int
     greedy: bool = False
+    slots: int = 0
 
     def read(self, params: Any) -> Any:
         """Parameters as the sampler reads them; made once for all calls with the same parameters.
@@ -123,7 +129,7 @@ class Sampler:
         per_shard = len(tokens) // len(shards)
         place = per_shard * shards.start + np.arange(len(tokens))
         place += batch * per_shard * mesh.row_shards(self.mesh)
-        size = rows_at_a_time(per_shard, self.max_rows)
+        size = rows_at_a_time(per_shard, 0 if self.slots else self.max_rows)
         num_parts = -(-per_shard // size)
         # One static shape: the last part is filled up with the first rows again.
         filled = np.resize(np.arange(len(tokens)), num_parts * size * len(shards))
@@ -158,6 +164,7 @@ class Sampler:
             reward=reward_completions(self.domains, prompts, texts).reshape(-1),
             prompts=prompts,
             texts=texts,
+            held=drawn.held,
         )
 
     def draw(
@@ -178,6 +185,7 @@ class Sampler:
             top_p=self.top_p,
             logit_noise=self.logit_noise,
             greedy=self.greedy,
+            slots=self.slots,
             placement=shardings.placement(self.mesh, self.config),
         )
 
