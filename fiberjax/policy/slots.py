@@ -220,7 +220,7 @@ def refilled(
     ends = stage_ends(capacity, stage)
 
     def round_(state: _State) -> _State:
-        state = lax.while_loop(due, refill, state)
+        state = lax.cond(due(state), refill, lambda state: state, state)
         for above, end in zip((0, *ends), ends, strict=False):
             state = lax.while_loop(
                 functools.partial(within, above=above, end=end),

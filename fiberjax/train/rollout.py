@@ -6,7 +6,7 @@ a few numbers a row, are exchanged later.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from fiberjax import seeds
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import Samples, TransformerConfig, cast_kernels, sample
 from fiberjax.tasks import Domain, PromptBatch, Vocabulary, reward_completions
+from fiberjax.train.engine import Draws, Engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Sampler:
       greedy: takes the likeliest token, whatever temperature, top_k and top_p are.
       slots: rows decoded at a time on each row shard, which others follow into as they end; 0
         decodes all that are drawn at a time together.
+      engine: who draws instead of the compiled loop; it knows no `logit_noise`.
     """
 
     config: TransformerConfig
@@ -91,12 +93,17 @@ class Sampler:
     seed: int
     greedy: bool = False
     slots: int = 0
+    engine: Engine | None = None
 
     def read(self, params: Any) -> Any:
         """Parameters as the sampler reads them; made once for all calls with the same parameters.
 
-        In the compute dtype and gathered over `fsdp`; what is not split is passed on as it is.
+        In the compute dtype and gathered over `fsdp`; what is not split is passed on as it is. An
+        engine has them pushed.
         """
+        if self.engine is not None:
+            self.engine.push(params)
+            return None
         if self.mesh.shape["fsdp"] == 1:
             return params
         return _gathered_kernels(params, self.config, self.mesh)
@@ -129,23 +136,11 @@ class Sampler:
         per_shard = len(tokens) // len(shards)
         place = per_shard * shards.start + np.arange(len(tokens))
         place += batch * per_shard * mesh.row_shards(self.mesh)
-        size = rows_at_a_time(per_shard, 0 if self.slots else self.max_rows)
-        num_parts = -(-per_shard // size)
-        # One static shape: the last part is filled up with the first rows again.
-        filled = np.resize(np.arange(len(tokens)), num_parts * size * len(shards))
-        pending = []
-        for part in filled.reshape(num_parts, -1):
-            rows, mask, places = mesh.place(
-                self.mesh,
-                (tokens[part], prompt_mask[part], place[part].astype(np.int32)),
-                mesh.ROWS,
-            )
-            keys = seeds.row_keys(self.seed, stream, step, places)
-            pending.append(self.draw(params, rows, mask, keys))
-        drawn = jax.tree.map(
-            lambda *parts: np.concatenate(list(map(mesh.local_values, parts)))[: len(tokens)],
-            *pending,
-        )
+        row_keys = functools.partial(seeds.row_keys, self.seed, stream, step)
+        if self.engine is not None:
+            drawn = self._asked(self.engine, tokens, prompt_mask, row_keys(place))
+        else:
+            drawn = self._drawn(params, tokens, prompt_mask, place, row_keys)
         drawn = cut_at_stops(self.vocabulary, drawn)
         mask = np.arange(self.max_new_tokens) < drawn.length[:, None]
         texts = [
@@ -164,8 +159,53 @@ class Sampler:
             reward=reward_completions(self.domains, prompts, texts).reshape(-1),
             prompts=prompts,
             texts=texts,
-            held=drawn.held,
+            held=None if self.engine is not None else drawn.held,
         )
+
+    def _drawn(
+        self,
+        params: Any,
+        tokens: np.ndarray,
+        prompt_mask: np.ndarray,
+        place: np.ndarray,
+        row_keys: Callable[[Any], jax.Array],
+    ) -> Samples:
+        """Completions of this process's rows by the compiled loop, on the host."""
+        shards = mesh.local_shards(self.mesh)
+        per_shard = len(tokens) // len(shards)
+        size = rows_at_a_time(per_shard, 0 if self.slots else self.max_rows)
+        num_parts = -(-per_shard // size)
+        # One static shape: the last part is filled up with the first rows again.
+        filled = np.resize(np.arange(len(tokens)), num_parts * size * len(shards))
+        pending = []
+        for part in filled.reshape(num_parts, -1):
+            rows, mask, places = mesh.place(
+                self.mesh,
+                (tokens[part], prompt_mask[part], place[part].astype(np.int32)),
+                mesh.ROWS,
+            )
+            pending.append(self.draw(params, rows, mask, row_keys(places)))
+        return jax.tree.map(
+            lambda *parts: np.concatenate(list(map(mesh.local_values, parts)))[: len(tokens)],
+            *pending,
+        )
+
+    def _asked(
+        self, engine: Engine, tokens: np.ndarray, prompt_mask: np.ndarray, keys: jax.Array
+    ) -> Samples:
+        """Completions of this process's rows by an engine; a row's seed is of its key."""
+        numbers = np.asarray(jax.random.key_data(keys))[:, -1] & np.uint32(2**31 - 1)
+        draws = Draws(
+            max_new_tokens=self.max_new_tokens,
+            vocab_size=self.config.vocab_size,
+            end_ids=(*self.vocabulary.end_ids, *self.vocabulary.stop_ids),
+            pad_id=self.vocabulary.pad_id,
+            temperature=0.0 if self.greedy else self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
+        prompts = [row[real].tolist() for row, real in zip(tokens, prompt_mask, strict=True)]
+        return engine.complete(prompts, numbers.tolist(), draws)
 
     def draw(
         self, params: Any, prompts: jax.Array, prompt_mask: jax.Array, keys: jax.Array
