@@ -148,11 +148,10 @@ def _sample(
 ) -> Samples:
     model = transformer.bind(config, cast_kernels(params, config), placement=placement)
     rows = (prompts, prompt_mask, keys, jnp.minimum(limits, max_new_tokens))
-    size = {"max_new_tokens": max_new_tokens, "pad_id": pad_id, "stage": stage}
-    if slots:
-        samples = slots_.refilled(model, distribution, *rows, slots=slots, **size)
-    else:
-        samples = _together(model, distribution, *rows, **size)
+    draw = functools.partial(slots_.refilled, slots=slots) if slots else _together
+    samples = draw(
+        model, distribution, *rows, max_new_tokens=max_new_tokens, pad_id=pad_id, stage=stage
+    )
     # A table that no step writes would otherwise be whole on every device.
     return Samples(*(placement.activation(of, "activation") for of in samples))
 

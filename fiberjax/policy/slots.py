@@ -38,7 +38,7 @@ class _Slots(NamedTuple):
       limit: int32[R], the most tokens of its completion.
       token: int32[R], drawn last.
       position: int32[R], of that token.
-      count: int32[R], tokens drawn.
+      drawn: int32[R], tokens of it so far.
       live: bool[R], whether the row goes on.
       since: int32[R], the step after which it came.
     """
@@ -48,7 +48,7 @@ class _Slots(NamedTuple):
     limit: Array
     token: Array
     position: Array
-    count: Array
+    drawn: Array
     live: Array
     since: Array
 
@@ -105,7 +105,7 @@ def refilled(
 
     def draw(samples: Samples, slots: _Slots, hidden: Array, drawing: Array) -> Any:
         """Draws the next token of some of the slots and records it."""
-        token, log_prob, log_kept = distribution.draw(model.unembed(hidden), slots.key, slots.count)
+        token, log_prob, log_kept = distribution.draw(model.unembed(hidden), slots.key, slots.drawn)
         ended = distribution.ends(token)
 
         def record(*of: Any) -> Samples:
@@ -125,11 +125,11 @@ def refilled(
             return samples
 
         drawn = (token, log_prob, *([] if log_kept is None else [log_kept]))
-        samples = place.by_rows(record, samples, slots.row, slots.count, drawing, ended, *drawn)
-        count = slots.count + drawing
+        samples = place.by_rows(record, samples, slots.row, slots.drawn, drawing, ended, *drawn)
+        count = slots.drawn + drawing
         live = jnp.where(drawing, ~ended & (count < slots.limit), slots.live)
         token = jnp.where(drawing, token, slots.token)
-        return samples, slots._replace(token=token, count=count, live=live)
+        return samples, slots._replace(token=token, drawn=count, live=live)
 
     def by_shard(x: Array) -> Array:
         return x.reshape(shards, -1)
@@ -166,7 +166,7 @@ def refilled(
                 limit=limit[of],
                 token=slots.token,
                 position=length[of],
-                count=jnp.zeros_like(of),
+                drawn=jnp.zeros_like(of),
                 live=filled,
                 # A slot that was nobody's before counts as its first row's.
                 since=jnp.where(slots.row < rows_of_shard, step, slots.since),
@@ -244,7 +244,7 @@ def refilled(
             limit=zeros,
             token=zeros,
             position=zeros,
-            count=zeros,
+            drawn=zeros,
             live=jnp.zeros((count,), bool),
             since=zeros,
         ),

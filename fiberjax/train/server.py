@@ -63,7 +63,7 @@ class Server:
         Raises:
           ServerError: it did not.
         """
-        whole = lora.merged(None, None, params) if lora.adapted(params) else params
+        whole = lora.merged(None, params, params) if lora.adapted(params) else params
         weights.save(self.folder, self.config, whole, dtype=self.dtype)
         body = _filled(json.loads(self.reload_body), str(Path(self.folder).resolve()))
         status, answer = self._request(self.reload, body, _BYTES)
