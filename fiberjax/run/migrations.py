@@ -158,6 +158,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         renamed={"tasks.verifier": {"exact": "auto"}},
         rewrite=_columns_by_name,
     ),
+    Migration(added={"training.router_replay": False}, renamed={}),
     Migration(
         added={
             "rollout.slots": 0,
