@@ -130,6 +130,8 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.rollout.top_k = 0
     config.rollout.top_p = 1.0
     config.rollout.max_rows = 0
+    config.rollout.slots = 0
+    config.rollout.engine = "own"
     config.rollout.resample = 0
     config.rollout.shuffle_rewards = False  # A control: True teaches nothing.
 
@@ -192,6 +194,20 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.checkpoint = ConfigDict({"every": 20, "keep": 2, "best": "", "best_mode": "max"})
     config.stop = ConfigDict({"metric": "", "patience": 3, "min_delta": 0.0, "mode": "max"})
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    # Of another program that draws; read where config.rollout.engine is "http".
+    config.server = ConfigDict(
+        {
+            "url": "",
+            "model": "",
+            "folder": "",
+            "reload": "/update_weights_from_disk",
+            "reload_body": '{"model_path": "{folder}"}',
+            "dtype": "bfloat16",
+            "timeout": 600.0,
+            "retries": 2,
+            "concurrency": 64,
+        }
+    )
 
     config.writers = ("jsonl", "tensorboard")
     config.plugins = ()  # Files of your own, with gates, rewards and estimators.

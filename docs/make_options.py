@@ -39,6 +39,7 @@ SECTIONS: Mapping[str, type] = {
     "curriculum": options.Curriculum,
     "evaluation": options.Evaluation,
     "keep": options.Keep,
+    "server": options.Server,
     "checkpoint": options.Checkpoint,
     "stop": options.Stop,
     "mesh": options.Mesh,

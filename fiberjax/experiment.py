@@ -15,6 +15,7 @@ from fiberjax import gates, optimizers, options, plugins, seeds
 from fiberjax.advantages import ESTIMATORS, WITHIN_GROUPS, Estimator
 from fiberjax.gates import GATES, Budgets, GateSpec
 from fiberjax.layout import STATE
+from fiberjax.mismatch import CORRECTIONS
 from fiberjax.model_folder import check_model, check_shape, check_weights, read_shape
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, cast_kernels, init, lora
@@ -34,7 +35,9 @@ from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels, 
 from fiberjax.tasks.loading import load_domains, make_vocabulary
 from fiberjax.tasks.rewards import Verifier, isolated_in
 from fiberjax.tasks.rewards.own import expressions_of, table_of
+from fiberjax.train.engine import Engine
 from fiberjax.train.rollout import Sampler
+from fiberjax.train.server import Server
 from fiberjax.train.update import Knobs, StepOptions, TrainState
 
 # `reward/<domain>` and the rows of the evaluation table share their names with these.
@@ -54,6 +57,7 @@ SECTIONS = (
         "lora",
         "warm_start",
         "rollout",
+        "server",
         "training",
     ),
     *(
@@ -91,6 +95,7 @@ class Experiment:
       model: the published model that training starts from, if any.
       warm_start: options of the supervised phase.
       rollout: options of sampling.
+      engine: another program that draws completions; None where the compiled loop does.
       training: options of the updates.
       budget_control: what the gate's budgets follow.
       curriculum: options of the prompt stream.
@@ -124,6 +129,7 @@ class Experiment:
     model: options.Model
     warm_start: options.WarmStart
     rollout: options.Rollout
+    engine: Engine | None
     training: options.Training
     budget_control: options.BudgetControl
     curriculum: options.Curriculum
@@ -220,6 +226,8 @@ class Experiment:
             max_rows=self.rollout.max_rows,
             seed=self.seed,
             turns=self.turns,
+            slots=self.rollout.slots,
+            engine=self.engine,
         )
 
     def evaluation_sampler(self) -> Sampler:
@@ -347,6 +355,7 @@ def from_config(
         model=model,
         warm_start=warm_start,
         rollout=rollout,
+        engine=make_engine(config.server, rollout, training, policy, device_mesh),
         training=training,
         budget_control=make_budget_control(config.budget_control, gate),
         curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
@@ -373,6 +382,37 @@ def from_config(
     if load_data is None:
         check_data(built)
     return built
+
+
+def make_engine(
+    config: Any,
+    rollout: options.Rollout,
+    training: options.Training,
+    policy: TransformerConfig,
+    device_mesh: Mesh,
+) -> Engine | None:
+    """The client of the server that draws completions; None where nobody else does."""
+    chosen = options.parse(options.Server, config, "config.server")
+    if rollout.engine == "own":
+        return None
+    try:
+        chosen.check()
+    except ValueError as error:
+        raise ValueError(f"config.rollout.engine = 'http', and config.server.{error}") from None
+    if training.mismatch == "none" and training.edge != "direct":
+        raise ValueError(
+            "config.rollout.engine = 'http' draws by another program, whose log-probabilities are "
+            "not the trainer's, and config.training.mismatch = 'none' would not correct it: "
+            f"expected one of {', '.join(CORRECTIONS)}, or config.training.edge = 'direct'"
+        )
+    if rollout.slots:
+        raise ValueError(
+            f"config.rollout.slots = {rollout.slots} is of the compiled loop, and "
+            "config.rollout.engine = 'http' does not run it: expected 0"
+        )
+    if len({device.process_index for device in device_mesh.devices.flat}) > 1:
+        raise ValueError("config.rollout.engine = 'http' is for runs of one process; got several")
+    return Server(policy, **dataclasses.asdict(chosen))
 
 
 class _Tables(NamedTuple):

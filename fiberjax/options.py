@@ -8,8 +8,10 @@ values; nothing else sees a ConfigDict.
 
 import dataclasses
 import difflib
+import json
 import math
 import typing
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -445,6 +447,65 @@ class WarmStart:
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
 
 
+ENGINES = ("own", "http")
+"""Who draws completions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """The server that draws completions where config.rollout.engine is "http".
+
+    Not read otherwise. How vLLM and SGLang are started: docs/rollouts.md.
+
+    Attributes:
+      url: "http://host:port", what stands before "/v1/completions".
+      model: the name that the server has for the policy.
+      folder: where the policy's weights are written before every iteration; the server must see it
+        by the same path.
+      reload: path of the request that makes the server read them.
+      reload_body: what the request says, JSON; "{folder}" in one of its texts is that folder.
+      dtype: "float32" or "bfloat16", of the weights there.
+      timeout: seconds that one answer may take.
+      retries: how often a request is made again, with the same seed, where nobody answers or the
+        server says that the fault is its own.
+      concurrency: requests at a time.
+    """
+
+    url: str
+    model: str
+    folder: str
+    reload: str
+    reload_body: str
+    dtype: str
+    timeout: float
+    retries: int
+    concurrency: int
+
+    def __post_init__(self) -> None:
+        _require_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        _require_positive(self, "timeout", "concurrency")
+        _require(self.retries >= 0, "retries", self.retries, "at least 0")
+        _require(self.reload.startswith("/"), "reload", self.reload, "a path that begins with /")
+        try:
+            json.loads(self.reload_body)
+        except ValueError as error:
+            raise ValueError(
+                f"reload_body must be JSON ({error}), got {self.reload_body!r}"
+            ) from None
+
+    def check(self) -> None:
+        """Refuses what a server that is asked must have."""
+        try:
+            address = urllib.parse.urlsplit(self.url)
+            fits = address.scheme in ("http", "https") and bool(address.hostname)
+            fits = fits and (address.port or 1) > 0 and not address.query
+        except ValueError:
+            fits = False
+        _require(fits, "url", self.url, "like 'http://127.0.0.1:8000'")
+        for name in ("model", "folder"):
+            _require(bool(getattr(self, name)), name, getattr(self, name), "given")
+
+
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """Sampling of one iteration.
@@ -458,6 +519,13 @@ class Rollout:
       max_rows: completions drawn at a time on each row shard at most, in evaluations too: the cache
         holds these, and more are drawn in parts, one after the other; 0 draws all together. The
         draws are the same.
+      slots: in place of such parts, completions decoded at a time on each row shard, in evaluations
+        too: one that ends makes place for one that waits, so that a long answer holds nobody up.
+        The cache holds these, `max_rows` is not read, and the draws are the same; 0 leaves it at
+        parts. See docs/rollouts.md.
+      engine: who draws completions, in evaluations too: "own", the compiled loop on the mesh, or
+        "http", a server that speaks OpenAI's completions; see `Server`. Its log-probabilities are
+        not those of the trainer to the last digit, so training.mismatch must then correct them.
       resample: leaves groups whose rewards are all equal out of the updates, and draws further
         prompts in their place: the largest multiple of `prompts` that an iteration draws. What is
         missing then is padding, which no mean counts. 0 or 1 trains on what is drawn.
@@ -472,6 +540,8 @@ class Rollout:
     top_k: int
     top_p: float
     max_rows: int
+    slots: int
+    engine: str
     resample: int
     shuffle_rewards: bool
 
@@ -480,6 +550,13 @@ class Rollout:
         _require(self.top_k >= 0, "top_k", self.top_k, "at least 0")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         _require(self.max_rows >= 0, "max_rows", self.max_rows, "at least 0")
+        _require(self.slots >= 0, "slots", self.slots, "at least 0")
+        _require_choice("engine", self.engine, ENGINES)
+        if self.engine == "http" and (self.top_k or self.top_p < 1):
+            raise ValueError(
+                f"engine = 'http' does not say how much mass top_k = {self.top_k} and top_p = "
+                f"{self.top_p} keep, which the ratios need: expected top_k = 0 and top_p = 1.0"
+            )
         _require(self.resample >= 0, "resample", self.resample, "at least 0")
         if self.resample > 1 and self.samples == 1:
             raise ValueError(

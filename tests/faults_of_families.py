@@ -40,8 +40,8 @@ FAULTS = (
     Mutant(
         "the sampler reads beyond the window",
         "fiberjax/policy/transformer.py",
-        "columns_of[1], window=self._window(sliding)",
-        "columns_of[1]",
+        "seen, old, window=window)",
+        "seen, old)",
         (f"{_GREEDY}[mistral]",),
     ),
     Mutant(

@@ -73,9 +73,9 @@ FAULTS = (
     ),
     Mutant(
         "the sampler looks for one end token",
-        "fiberjax/policy/sampler.py",
-        "jnp.any(token[:, None] == jnp.array(end_ids), axis=1)",
-        "(token == end_ids[0])",
+        "fiberjax/policy/drawing.py",
+        "jnp.any(token[:, None] == jnp.array(self.end_ids), axis=1)",
+        "(token == self.end_ids[0])",
         ("tests/policy/test_sampler.py::test_any_of_several_tokens_ends_a_completion",),
     ),
     Mutant(

@@ -6,6 +6,7 @@ UPDATE = "tests/train/test_update.py"
 ROLLOUT = "tests/train/test_rollout.py"
 PACKING = ("tests/train/test_packing.py",)
 TRAINER = "tests/run/test_trainer.py"
+SLOTS = "tests/policy/test_slots.py"
 RESAMPLED = "tests/run/test_resampling.py"
 SOURCE = "tests/tasks/test_source.py"
 CHANGES = "tests/run/test_changes.py"
@@ -25,7 +26,7 @@ FAULTS = (
     ),
     Mutant(
         "the mass kept by truncation is taken after it",
-        "fiberjax/policy/sampler.py",
+        "fiberjax/policy/drawing.py",
         "_log_kept(tempered, z)",
         "_log_kept(z, z)",
         (f"{TRAINER}::test_truncated_sampling_is_no_mismatch",),
@@ -33,9 +34,74 @@ FAULTS = (
     Mutant(
         "drawn tables that nobody wrote are whole on every device",
         "fiberjax/policy/sampler.py",
-        'return Samples(*(placement.activation(of, "activation") for of in state.samples))',
-        "return state.samples",
+        'return Samples(*(placement.activation(of, "activation") for of in samples))',
+        "return samples",
         (f"{ROLLOUT}::test_what_is_drawn_lies_where_its_rows_do",),
+    ),
+    # Slots.
+    Mutant(
+        "a row begins one column too early in its slot",
+        "fiberjax/policy/slots.py",
+        "position=length[of],",
+        "position=length[of] - 1,",
+        (f"{SLOTS}::test_rows_are_drawn_as_without_slots_in_any_order",),
+    ),
+    Mutant(
+        "a window is one token too long in slots",
+        "fiberjax/policy/transformer.py",
+        "seen & (distance < window))[:, None]",
+        "seen & (distance <= window))[:, None]",
+        (f"{SLOTS}::test_rows_are_drawn_as_without_slots_in_any_order",),
+    ),
+    Mutant(
+        "prompts are always read at their full width",
+        "fiberjax/policy/slots.py",
+        "branch = jnp.sum(longest > jnp.array(widths[:-1], jnp.int32))",
+        "branch = jnp.int32(len(widths) - 1)",
+        (f"{SLOTS}::test_prompts_are_read_at_widths_that_hold_them_and_columns_as_needed",),
+    ),
+    Mutant(
+        "a row leaves its slot as long as the run has lasted",
+        "fiberjax/policy/slots.py",
+        "time = state.step - state.slots.since + 1",
+        "time = state.step + 1",
+        (f"{SLOTS}::test_every_distribution_and_number_of_slots",),
+    ),
+    Mutant(
+        "a limit of a row is not kept to",
+        "fiberjax/policy/sampler.py",
+        "live &= ~finished & (samples.length < limits)",
+        "live &= ~finished",
+        (f"{SLOTS}::test_rows_are_drawn_as_without_slots_in_any_order",),
+    ),
+    # A server that draws.
+    Mutant(
+        "weights are not pushed",
+        "fiberjax/train/rollout.py",
+        "            self.engine.push(params)\n",
+        "",
+        (f"{TRAINER}::test_an_iteration_on_what_a_server_drew",),
+    ),
+    Mutant(
+        "a log-probability above 0 is believed",
+        "fiberjax/train/engine.py",
+        "or value > _ROUNDING",
+        "",
+        ("tests/train/test_engine.py::test_what_cannot_be_believed_is_named",),
+    ),
+    Mutant(
+        "every status is asked again",
+        "fiberjax/train/server.py",
+        "if last or not (status >= 500 or status == 429):",
+        "if last:",
+        ("tests/train/test_server.py::test_bad_answers_are_one_error_with_the_address",),
+    ),
+    Mutant(
+        "an answer may be of any length",
+        "fiberjax/train/server.py",
+        "if len(answer) > limit:",
+        "if False:",
+        ("tests/train/test_server.py::test_bad_answers_are_one_error_with_the_address",),
     ),
     # The step.
     Mutant(

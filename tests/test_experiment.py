@@ -71,6 +71,12 @@ BAD = [
     ("rollout.resample", -1, r"config\.rollout: resample must be at least 0; got -1"),
     ("rollout.temperature", 0.0, r"config\.rollout: temperature must be positive"),
     ("rollout.top_p", 1.5, r"config\.rollout: top_p must be in \(0, 1\]; got 1\.5"),
+    ("rollout.slots", -1, r"config\.rollout: slots must be at least 0; got -1"),
+    ("rollout.engine", "vllm", r"config\.rollout: engine must be one of own, http; got 'vllm'"),
+    ("server.reload", "load", r"config\.server: reload must be a path that begins with /"),
+    ("server.reload_body", "{", r"config\.server: reload_body must be JSON .*got '\{'"),
+    ("server.timeout", 0.0, r"config\.server: timeout must be positive; got 0\.0"),
+    ("server.dtype", "int8", r"config\.server: dtype must be one of float32, bfloat16"),
     ("rollout.shuffle_rewards", 1, r"config\.rollout\.shuffle_rewards must be bool; got 1"),
     ("training.weighting", "tokens", r"weighting must be one of trajectory, token, constant"),
     ("training.kl_estimator", "k1", r"kl_estimator must be one of k2, k3; got 'k1'"),
@@ -149,6 +155,31 @@ def test_bad_options_are_refused_before_anything_compiles(
         experiment.from_config(config, one_device)
     assert "\n" not in str(error.value)
     assert len(compilations) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"server.url": "127.0.0.1:8000"}, r"config\.server\.url must be like 'http://.*got '127"),
+        ({"server.url": "http://a:99999"}, r"config\.server\.url must be like 'http://"),
+        ({"server.model": ""}, r"config\.server\.model must be given"),
+        ({"server.folder": ""}, r"config\.server\.folder must be given"),
+        ({"training.mismatch": "none"}, r"mismatch = 'none' would not correct it: expected one of"),
+        ({"rollout.slots": 4}, r"config\.rollout\.slots = 4 is of the compiled loop"),
+        ({"rollout.top_k": 4}, r"config\.rollout: engine = 'http' does not say .* top_k = 4"),
+        ({"rollout.top_p": 0.5}, r"expected top_k = 0 and top_p = 1\.0"),
+    ],
+    ids=str,
+)
+def test_what_a_server_needs_is_asked_for_before_anything_compiles(
+    make_config, one_device, changes, message
+):
+    config = make_config()
+    config.rollout.engine, config.training.mismatch = "http", "truncate"
+    config.server.update({"url": "http://127.0.0.1:1", "model": "policy", "folder": "weights"})
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        experiment.from_config(config, one_device)
 
 
 def test_the_mismatch_is_not_corrected_twice(make_config, one_device):

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from fiberjax.layout import TRAJECTORY, Layout
 from fiberjax.parallel.mesh import REPLICATED, ROW_AXES, ROWS, local_rows, row_shards
 from fiberjax.policy import Placement, TransformerConfig, attention
+from fiberjax.policy.placement import put_rows, write_columns
 
 # Path of a parameter (and of its moments in the optimizer state) -> how its axes are split. The
 # leading axis of `layers/...` is the layer, which is scanned over and never split. Experts are
@@ -171,6 +172,11 @@ class MeshPlacement(Placement):
         """Of the devices: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
+    @property
+    def row_shards(self) -> int:
+        """Into how many parts the rows are split."""
+        return row_shards(self.mesh)
+
     def activation(self, x: jax.Array, name: str) -> jax.Array:
         """`x`, split as `ACTIVATION_SPECS` says."""
         spec = ACTIVATION_SPECS[name]
@@ -280,6 +286,41 @@ class MeshPlacement(Placement):
             # Checked, the permutations' own gradients would have to say over which axes they vary.
             check_vma=False,
         )(x, share, expert, *kernels)
+
+    def by_rows(self, local: Callable[..., Any], *arrays: Any) -> Any:
+        """`local` on each device's rows."""
+        return self._local(local, (ROWS,) * len(arrays), ROWS)(*arrays)
+
+    def write(
+        self, table: jax.Array, layer: jax.Array, column: jax.Array, new: jax.Array
+    ) -> jax.Array:
+        """Each device its rows, and its heads where they divide."""
+        narrow, cache = self._narrow(table)
+        specs = (cache, REPLICATED, ROWS, narrow)
+        return self._local(write_columns, specs, cache)(table, layer, column, new)
+
+    def put(self, table: jax.Array, new: jax.Array, source: jax.Array) -> jax.Array:
+        """Each device its rows, and its heads where they divide."""
+        _, cache = self._narrow(table)
+        return self._local(put_rows, (cache, cache, ROWS), cache)(table, new, source)
+
+    def _narrow(self, table: jax.Array) -> tuple[P, P]:
+        """How a column [B, G, ...] and a cache [L, B, G, ...] lie."""
+        divides = table.shape[2] % self.mesh.shape["tensor"] == 0
+        narrow = ACTIVATION_SPECS["column"] if divides else ROWS
+        return narrow, P(None, *narrow)
+
+    def _local(self, local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+        if self.mesh.size == 1:
+            return local
+        return jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            # What is the same on all parts of `tensor` is computed on each of them.
+            check_vma=False,
+        )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -5,6 +5,7 @@ the partitioner added. What it costs is counted in `costs`.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -200,8 +201,18 @@ def walk(module: Module, default_trips: int = 1) -> Iterator[tuple[Instruction, 
 
     Args:
       module: from `parse`.
-      default_trips: of loops whose length is not in the text: the sampler's, which may end early.
+      default_trips: of loops whose length is not in the text: the sampler's, which may end early. A
+        loop around such loops, as that of slots is, counts once.
     """
+
+    @functools.cache
+    def unknown(name: str) -> bool:
+        """Whether a computation holds a loop of unknown length."""
+        return any(
+            (of.opcode == "while" and trip_count(module, of, -1) < 0)
+            or any(unknown(callee) for callees in of.callees().values() for callee in callees)
+            for of in module.computations[name].values()
+        )
 
     def visit(name: str, times: int) -> Iterator[tuple[Instruction, Computation, int]]:
         computation = module.computations[name]
@@ -209,8 +220,9 @@ def walk(module: Module, default_trips: int = 1) -> Iterator[tuple[Instruction, 
             yield instruction, computation, times
             roles = instruction.callees()
             if instruction.opcode == "while":
-                trips = trip_count(module, instruction, default_trips)
-                yield from visit(roles["body"][0], times * trips)
+                body = roles["body"][0]
+                trips = trip_count(module, instruction, 1 if unknown(body) else default_trips)
+                yield from visit(body, times * trips)
             elif instruction.opcode != "fusion":
                 for callees in roles.values():
                     for callee in callees:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
-from fiberjax.plans.programs import PROGRAMS, Program, batch_rows, drawn_rows
+from fiberjax.plans.programs import PROGRAMS, Program, batch_rows, decoded_rows
 from fiberjax.plans.topologies import Chip, Topology
 from fiberjax.policy import TransformerConfig, num_params
 
@@ -100,9 +100,10 @@ def advise(experiment: Experiment, program: Program) -> list[str]:
     )
     advice = []
     if program.name == "sampler":
-        rows = drawn_rows(experiment) // mesh.row_shards(experiment.mesh)
+        rows = decoded_rows(experiment) // mesh.row_shards(experiment.mesh)
+        option = "slots" if experiment.rollout.slots else "max_rows"
         advice.append(
-            f"rollout.max_rows = {max(1, rows // 2)}: {rows} rows at a time on each row shard keep "
+            f"rollout.{option} = {max(1, rows // 2)}: {rows} rows at a time on each row shard keep "
             f"{shown(program.memory.get('key-value cache', 0))} of keys and values"
         )
     else:

@@ -96,7 +96,21 @@ def packed_rows(experiment: Experiment) -> int | None:
 
 
 def drawn_rows(experiment: Experiment) -> int:
-    """Rows that the sampler draws at a time at most: of rollouts, evaluations or profiles."""
+    """Rows of the sampler's largest call: of rollouts, evaluations or profiles."""
+    drawn = experiment.rollout
+    most = 0 if drawn.slots else drawn.max_rows
+    shards = mesh.row_shards(experiment.mesh)
+    return shards * max(rollout.rows_at_a_time(rows, most) for rows in _shard_rows(experiment))
+
+
+def decoded_rows(experiment: Experiment) -> int:
+    """Rows that are decoded at a time in it, which the cache holds: as many as there are slots."""
+    rows, shards = drawn_rows(experiment), mesh.row_shards(experiment.mesh)
+    return min(rows, shards * experiment.rollout.slots) if experiment.rollout.slots else rows
+
+
+def _shard_rows(experiment: Experiment) -> list[int]:
+    """Rows of a row shard that are drawn in rollouts, profiles and evaluations."""
     drawn, wanted = experiment.rollout, experiment.evaluation
     shards = mesh.row_shards(experiment.mesh)
     per_shard = [
@@ -104,7 +118,7 @@ def drawn_rows(experiment: Experiment) -> int:
         drawn.prompts * experiment.curriculum.profile_samples // shards,
         wanted.batch * wanted.samples // shards,
     ]
-    return shards * max(rollout.rows_at_a_time(rows, drawn.max_rows) for rows in per_shard if rows)
+    return [rows for rows in per_shard if rows]
 
 
 def abstract_batch(experiment: Experiment, packed: int | None = None) -> Batch:
@@ -234,12 +248,16 @@ def plan_packed_step(experiment: Experiment, chip: Chip) -> Program | None:
 
 
 def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
-    """Compiles the sampler; its loops count as if every completion ran to the limit."""
+    """Compiles the sampler; its loops count as if every completion ran to the limit.
+
+    With slots, they count for as many completions as there are slots.
+    """
     config, window = experiment.policy, experiment.window
     params = sampling_params(experiment)
     turn = experiment.turns.tokens(window.completion)
     capacity = window.prompt + window.completion - 1
-    cache = jax.eval_shape(lambda: init_cache(config, drawn_rows(experiment), capacity))
+    looped = capacity if decoded_rows(experiment) < drawn_rows(experiment) else turn
+    cache = jax.eval_shape(lambda: init_cache(config, decoded_rows(experiment), capacity))
     # By rows, and by heads where they divide.
     tensor = experiment.mesh.shape["tensor"]
     split = mesh.row_shards(experiment.mesh) * (tensor if config.num_kv_heads % tensor == 0 else 1)
@@ -260,7 +278,7 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
         chip,
         memory,
         resident=resident,
-        default_trips=turn // len(stage_ends(turn, STAGE)),
+        default_trips=turn // len(stage_ends(looped, STAGE)),
     )
 
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
-from jax import Array
+import jax.numpy as jnp
+from jax import Array, lax
 
 from fiberjax.policy import attention
 
@@ -15,6 +17,11 @@ class Placement:
     `shardings.placement` makes one for a mesh, which overrides what it must. Hashable, so that it
     can be a static argument.
     """
+
+    @property
+    def row_shards(self) -> int:
+        """Into how many parts the rows are split."""
+        return 1
 
     def activation(self, x: Array, name: str) -> Array:
         """An activation, on the devices that should hold its parts.
@@ -70,6 +77,51 @@ class Placement:
           *kernels: of the experts, dtype[E, in, out].
         """
         return local(0, x, share, expert, *kernels)
+
+    def by_rows(self, local: Callable[..., Any], *arrays: Any) -> Any:
+        """`local` of each row shard's part of the arrays, which are split along their first axis.
+
+        So are its results; nothing is exchanged.
+        """
+        return local(*arrays)
+
+    def write(self, table: Array, layer: Array, column: Array, new: Array) -> Array:
+        """The keys or values of a cache, with one column of a layer written in each row.
+
+        Args:
+          table: dtype[L, B, G, C, K].
+          layer: int32[].
+          column: int32[B].
+          new: dtype[B, G, K].
+        """
+        return write_columns(table, layer, column, new)
+
+    def put(self, table: Array, new: Array, source: Array) -> Array:
+        """The keys or values of a cache, with the first columns of some rows replaced.
+
+        Args:
+          table: dtype[L, B, G, C, K].
+          new: dtype[L, N, G, P, K], P at most C; as many of the N on each row shard.
+          source: int32[B], which of its shard's rows of `new` a row takes; negative for none.
+        """
+        return put_rows(table, new, source)
+
+
+def write_columns(table: Array, layer: Array, column: Array, new: Array) -> Array:
+    """`Placement.write` where all of it lies here."""
+    rows = jnp.arange(len(column))
+    return table.at[layer, rows, :, column].set(
+        new, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
+    )
+
+
+def put_rows(table: Array, new: Array, source: Array) -> Array:
+    """`Placement.put` where all of it lies here."""
+    columns = new.shape[3]
+    taken = new[:, jnp.maximum(source, 0)]
+    old = table[:, :, :, :columns]
+    merged = jnp.where((source >= 0)[:, None, None, None], taken, old)
+    return lax.dynamic_update_slice(table, merged, (0,) * table.ndim)
 
 
 ONE_DEVICE = Placement()

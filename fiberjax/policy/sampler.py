@@ -4,10 +4,12 @@ Prompts are padded on the left, so that every row's completion begins in the sam
 writes one column of the cache. The loop ends as soon as every row has ended. Reading the cache is
 most of a step's work on an accelerator, so the loop runs in stages, each of which reads no more
 columns than its last token needs.
+
+With `slots`, fewer rows are decoded at a time, and a row that ends makes place for one that waits;
+that loop is in `slots`.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,40 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from fiberjax.policy import slots as slots_
 from fiberjax.policy import transformer
 from fiberjax.policy.config import TransformerConfig
+from fiberjax.policy.drawing import Distribution, Samples, empty, stage_ends
 from fiberjax.policy.placement import ONE_DEVICE, Placement
 
 # The most tokens of a stage of the loop: six stages for answers of 3,072 tokens.
 STAGE = 512
-
-# A token this many nats below the likeliest has no mass: e⁻⁸⁰ is far below what a float32 sum over
-# the vocabulary resolves, and far above the numbers that some devices flush to zero.
-_DEEPEST = 80.0
-
-
-class Samples(NamedTuple):
-    """Completions, one a row.
-
-    Attributes:
-      tokens: int32[B, C]; `pad_id` from `length` on. The end token, if drawn, is the last token
-        of the completion and counts in `length`. Whether a column belongs to the completion is
-        decided by `length`, never by the token there.
-      log_prob: float32[B, C], log-probability of each token under the distribution it was drawn
-        from (tempered, truncated, renormalised), in nats; 0 from `length` on.
-      log_kept: float32[B, C], log of the mass of the tempered distribution that `top_k` and `top_p`
-        kept when the token was drawn, in nats, at most 0; exactly 0 without truncation and from
-        `length` on. `log_prob + log_kept` is the log-probability before truncation: what
-        `token_outputs` computes.
-      length: int32[B], tokens in the completion.
-      finished: bool[B], whether it ended with the end token rather than at the limit.
-    """
-
-    tokens: Array
-    log_prob: Array
-    log_kept: Array
-    length: Array
-    finished: Array
 
 
 def sample(
@@ -66,6 +42,8 @@ def sample(
     top_p: Array | float = 1.0,
     logit_noise: Array | float = 0.0,
     greedy: bool = False,
+    limits: Array | None = None,
+    slots: int = 0,
     stage: int = STAGE,
     placement: Placement = ONE_DEVICE,
 ) -> Samples:
@@ -97,6 +75,11 @@ def sample(
       logit_noise: σ, at least 0; a Python 0.0 costs nothing.
       greedy: take the likeliest token; static. `temperature`, `top_k`, `top_p` and `logit_noise`
         are then ignored and `log_prob` is that of the policy at temperature 1.
+      limits: int32[B], at least 1: the most tokens of each row's completion, where they are fewer
+        than `max_new_tokens`; None for no other limit.
+      slots: rows that are decoded at a time on each row shard of `placement`; where more wait, they
+        take the places of those that have ended. 0 decodes all rows together; static. Rows draw the
+        same, up to what rounding does to a draw at the edge of a token.
       stage: the most tokens of a stage, at least 1; each stage is compiled by itself; static.
       placement: where the policy's arrays lie.
 
@@ -113,119 +96,114 @@ def sample(
     if greedy:
         temperature, top_k, top_p, logit_noise = 1.0, 0, 1.0, 0.0
     _validate_distribution(config, temperature, top_k, top_p, logit_noise)
+    if slots < 0:
+        raise ValueError(f"slots must be 0 or positive, got {slots}")
+    if limits is not None and limits.shape != keys.shape:
+        raise ValueError(f"limits must be one a row, shape {keys.shape}, got {limits.shape}")
     truncate = not (isinstance(top_p, int | float) and top_p == 1.0)
     disturb = not (isinstance(logit_noise, int | float) and logit_noise == 0.0)
+    distribution = Distribution(
+        temperature,
+        top_p if truncate else None,
+        logit_noise if disturb else None,
+        top_k=0 if top_k == config.vocab_size else top_k,
+        greedy=greedy,
+        end_ids=end_ids,
+        placement=placement,
+    )
     return _sample(
         params,
         prompts,
         prompt_mask,
         keys,
-        temperature,
-        top_p if truncate else None,
-        logit_noise if disturb else None,
+        jnp.full(len(keys), max_new_tokens, jnp.int32) if limits is None else limits,
+        distribution,
         config=config,
         max_new_tokens=max_new_tokens,
-        end_ids=end_ids,
         pad_id=pad_id,
-        top_k=0 if top_k == config.vocab_size else top_k,
-        greedy=greedy,
-        stage_ends=stage_ends(max_new_tokens, stage),
+        slots=slots if slots * placement.row_shards < len(keys) else 0,
+        stage=stage,
         placement=placement,
-    )
-
-
-def stage_ends(max_new_tokens: int, stage: int) -> tuple[int, ...]:
-    """Where the stages of the loop end: as few as may be, of one length or one less.
-
-    >>> stage_ends(3072, 512)
-    (512, 1024, 1536, 2048, 2560, 3072)
-    >>> stage_ends(10, 4)
-    (3, 6, 10)
-    """
-    count = -(-max_new_tokens // stage)
-    return tuple(max_new_tokens * (k + 1) // count for k in range(count))
-
-
-class _State(NamedTuple):
-    """What a step of the loop carries; `token` [B] is the one drawn last."""
-
-    step: Array
-    token: Array
-    samples: Samples
-    cache: transformer.Cache
-
-
-def _empty(batch: int, columns: int, pad_id: int) -> Samples:
-    """Completions of which nothing is drawn yet."""
-    return Samples(
-        tokens=jnp.full((batch, columns), pad_id, jnp.int32),
-        log_prob=jnp.zeros((batch, columns), jnp.float32),
-        log_kept=jnp.zeros((batch, columns), jnp.float32),
-        length=jnp.zeros((batch,), jnp.int32),
-        finished=jnp.zeros((batch,), bool),
     )
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=(
-        *("config", "max_new_tokens", "end_ids", "pad_id", "top_k", "greedy"),
-        *("stage_ends", "placement"),
-    ),
+    static_argnames=("config", "max_new_tokens", "pad_id", "slots", "stage", "placement"),
 )
 def _sample(
     params: transformer.Params,
     prompts: Array,
     prompt_mask: Array,
     keys: Array,
-    temperature: Array | float,
-    top_p: Array | float | None,
-    logit_noise: Array | float | None,
+    limits: Array,
+    distribution: Distribution,
     *,
     config: TransformerConfig,
     max_new_tokens: int,
-    end_ids: tuple[int, ...],
     pad_id: int,
-    top_k: int,
-    greedy: bool,
-    stage_ends: tuple[int, ...],
+    slots: int,
+    stage: int,
     placement: Placement,
 ) -> Samples:
+    model = transformer.bind(config, cast_kernels(params, config), placement=placement)
+    rows = (prompts, prompt_mask, keys, jnp.minimum(limits, max_new_tokens))
+    draw = functools.partial(slots_.refilled, slots=slots) if slots else _together
+    samples = draw(
+        model, distribution, *rows, max_new_tokens=max_new_tokens, pad_id=pad_id, stage=stage
+    )
+    # A table that no step writes would otherwise be whole on every device.
+    return Samples(*(placement.activation(of, "activation") for of in samples))
+
+
+class _State(NamedTuple):
+    """What a step carries; `token` [B] is the one drawn last, `live` [B] says who goes on."""
+
+    step: Array
+    token: Array
+    live: Array
+    samples: Samples
+    cache: transformer.Cache
+
+
+def _together(
+    model: transformer.Transformer,
+    distribution: Distribution,
+    prompts: Array,
+    prompt_mask: Array,
+    keys: Array,
+    limits: Array,
+    *,
+    max_new_tokens: int,
+    pad_id: int,
+    stage: int,
+) -> Samples:
+    """All rows in step: the loop ends when the last of them has."""
     batch, prompt_columns = prompts.shape
-    kernels = cast_kernels(params, config)
-    model = transformer.bind(config, kernels, placement=placement)
-    truncates = top_k > 0 or top_p is not None
 
     def draw(state: _State, hidden: Array) -> _State:
         """Draws the token of column `state.step` and records it."""
-        z = model.unembed(hidden[:, -1])
-        if greedy:
-            token, log_prob = _argmax(z)
-        else:
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
-            if logit_noise is not None:
-                z += logit_noise * _normal(step_keys, z)
-            tempered = z / temperature
-            z = truncated_logits(tempered, top_k=top_k, top_p=top_p)
-            uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(step_keys)
-            token, log_prob = _categorical(uniform, z, placement)
-        past = state.samples
-        token = jnp.where(past.finished, pad_id, token)
+        token, log_prob, log_kept = distribution.draw(
+            model.unembed(hidden[:, -1]), keys, state.step
+        )
+        past, live = state.samples, state.live
+        token = jnp.where(live, token, pad_id)
 
         def record(table: Array, column: Array) -> Array:
+            column = jnp.where(live, column, jnp.zeros_like(column))
             return lax.dynamic_update_slice(table, column[:, None], (0, state.step))
 
-        samples = Samples(
-            tokens=record(past.tokens, token),
-            log_prob=record(past.log_prob, jnp.where(past.finished, 0.0, log_prob)),
-            log_kept=past.log_kept,
-            length=past.length + ~past.finished,
-            finished=past.finished | jnp.any(token[:, None] == jnp.array(end_ids), axis=1),
+        finished = live & distribution.ends(token)
+        samples = past._replace(
+            tokens=lax.dynamic_update_slice(past.tokens, token[:, None], (0, state.step)),
+            log_prob=record(past.log_prob, log_prob),
+            length=past.length + live,
+            finished=past.finished | finished,
         )
-        if truncates:
-            log_kept = jnp.where(past.finished, 0.0, _log_kept(tempered, z))
+        if log_kept is not None:
             samples = samples._replace(log_kept=record(past.log_kept, log_kept))
-        return _State(state.step + 1, token, samples, state.cache)
+        live &= ~finished & (samples.length < limits)
+        return _State(state.step + 1, token, live, samples, state.cache)
 
     prompt_length_of_row = jnp.sum(prompt_mask, axis=1, dtype=jnp.int32)
     ones = jnp.ones((batch, 1), jnp.int32)
@@ -238,120 +216,29 @@ def _sample(
         return draw(state._replace(cache=cache), hidden)
 
     def unfinished(state: _State, *, end: int) -> Array:
-        return (state.step < end) & ~jnp.all(state.samples.finished)
+        return (state.step < end) & jnp.any(state.live)
 
     # Prompts attend to prompts: the columns of the completion are added afterwards.
     positions = jnp.cumsum(prompt_mask, axis=1, dtype=jnp.int32) - 1
     hidden, cache = model.prefill(prompts, positions, prompt_mask.astype(jnp.int32))
     # The last token drawn is never decoded: it needs no column.
     cache = transformer.extend_cache(cache, max_new_tokens - 1)
-    empty = _empty(batch, max_new_tokens, pad_id)
-    start = _State(jnp.int32(0), jnp.zeros((batch,), jnp.int32), empty, cache)
+    start = _State(
+        step=jnp.int32(0),
+        token=jnp.zeros((batch,), jnp.int32),
+        live=jnp.ones((batch,), bool),
+        samples=empty(batch, max_new_tokens, pad_id),
+        cache=cache,
+    )
     state = draw(start, hidden)
-    for end in stage_ends:
+    for end in stage_ends(max_new_tokens, stage):
         state = lax.while_loop(
             functools.partial(unfinished, end=end),
             # One token fewer than are drawn by then has a column.
             functools.partial(step, columns=prompt_columns + end - 1),
             state,
         )
-    # A table that no step writes would otherwise be whole on every device.
-    return Samples(*(placement.activation(of, "activation") for of in state.samples))
-
-
-def truncated_logits(z: Array, *, top_k: int, top_p: Array | float | None) -> Array:
-    """`z` [B, V] with −∞ outside the `top_k` likeliest and the nucleus of mass `top_p`.
-
-    Args:
-      z: float32[B, V], already divided by the temperature.
-      top_k: 0 keeps every token.
-      top_p: in (0, 1], of the mass that `top_k` leaves; None keeps every token.
-
-    Returns:
-      float32[B, V]; at least one entry of a row is finite.
-    """
-    if top_k == 0 and top_p is None:
-        return z
-    sorted_z = lax.top_k(z, top_k)[0] if top_k else -jnp.sort(-z, axis=-1)
-    if top_p is None:
-        threshold = sorted_z[:, -1:]
-    else:
-        probability = jax.nn.softmax(sorted_z, axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability
-        kept = (before < top_p).at[:, 0].set(True)
-        threshold = jnp.min(jnp.where(kept, sorted_z, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(z >= threshold, z, -jnp.inf)
-
-
-def _log_kept(z: Array, truncated: Array) -> Array:
-    """Log of the share of softmax(z) that `truncated` [B, V] keeps, float32[B], at most 0."""
-    share = jax.nn.logsumexp(truncated, axis=-1) - jax.nn.logsumexp(z, axis=-1)
-    return jnp.minimum(share, 0.0)
-
-
-def _argmax(z: Array) -> tuple[Array, Array]:
-    token = jnp.argmax(z, axis=-1).astype(jnp.int32)
-    return token, jnp.max(z, axis=-1) - jax.nn.logsumexp(z, axis=-1)
-
-
-def _categorical(uniform: Array, z: Array, placement: Placement) -> tuple[Array, Array]:
-    """One draw a row from softmax(z), z float32[B, V], and its log-probability.
-
-    In two stages, a block of tokens and a token of that block, each by inverting a cumulative sum:
-    two uniforms a row, `uniform` [B, 2] in [0, 1), instead of V, and no running sum over the
-    vocabulary. The log-probability is finite: both stages pass over what has no mass, and a block
-    has mass only if a token of it has.
-    """
-    batch, vocab = z.shape
-    width = _block_width(vocab)
-    z = z - jnp.max(z, axis=-1, keepdims=True)
-    mass = jnp.where(z > -_DEEPEST, jnp.exp(z), 0.0)
-    mass = jnp.pad(mass, ((0, 0), (0, -vocab % width)))
-    blocks = mass.reshape(batch, -1, width)
-    block_mass = placement.activation(jnp.sum(blocks, axis=-1), "activation")
-    block = _invert(block_mass, uniform[:, 0])
-    within = _invert(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], uniform[:, 1])
-    token = block * width + within
-    chosen = jnp.take_along_axis(z, token[:, None], axis=-1)[:, 0]
-    return token, chosen - jnp.log(jnp.sum(block_mass, axis=-1))
-
-
-def _normal(keys: Array, z: Array) -> Array:
-    """Standard normal noise of the shape of `z` [B, V], row b by `keys[b]`."""
-
-    def row(key: Array) -> Array:
-        # Apart from the uniforms, which are drawn with the key itself.
-        return jax.random.normal(jax.random.fold_in(key, 1), z.shape[1:], z.dtype)
-
-    return jax.vmap(row)(keys)
-
-
-def _block_width(vocab: int) -> int:
-    """Tokens in a block: about √V, but fewer where blocks then stay whole on 8 parts of V.
-
-    Logits split over `tensor` keep their place if every part holds whole blocks; else every token
-    drawn would gather all logits.
-    """
-    width = 2 ** math.ceil(math.log2(vocab) / 2)
-    whole = math.gcd(vocab, 8 * width) // 8
-    return whole if whole >= 8 else width
-
-
-def _invert(mass: Array, uniform: Array) -> Array:
-    """The first index of each row where the running share of `mass` [B, n] exceeds `uniform` [B].
-
-    An index without mass is never returned where there is any mass, whatever the rounding: in exact
-    arithmetic the running sum does not rise there, but in float32 it may (partial sums are not
-    added in one order, and need not be monotone), so such an index is passed over. Rounding may
-    also leave no index with mass beyond `uniform`, when the sum still rises after the last one:
-    then that last one is meant. So the result is an index that was tested for its mass.
-    """
-    running = jnp.cumsum(mass, axis=-1)
-    held = mass > 0
-    beyond = held & (running > uniform[:, None] * running[:, -1:])
-    index = jnp.arange(mass.shape[-1], dtype=jnp.int32)
-    last = jnp.max(jnp.where(held, index, 0), axis=-1)
-    return jnp.min(jnp.where(beyond, index, last[:, None]), axis=-1)
+    return state.samples._replace(held=jnp.full_like(state.samples.held, state.step))
 
 
 def cast_kernels(params: transformer.Params, config: TransformerConfig) -> transformer.Params:

@@ -182,12 +182,72 @@ class Transformer(nnx.Module):
           columns: how many columns of the cache are read, at least those that are filled
             afterwards (not checked either); all by default; static.
         """
-        x, angles = self._embed(tokens, positions, segment_ids)
         start = cache.length
         segments = lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
         seen = segments[:, :columns]
-        columns_of = (start + jnp.arange(tokens.shape[1]), jnp.arange(seen.shape[1]))
-        one_layer = (1, *cache.key.shape[1:3], seen.shape[1], cache.key.shape[4])
+        new, old = start + jnp.arange(tokens.shape[1]), jnp.arange(seen.shape[1])
+
+        def write(table: Array, index: Array, column: Array) -> Array:
+            return lax.dynamic_update_slice(table, column[None], (index, 0, 0, start, 0))
+
+        def mask(window: Array | int | None) -> Array:
+            return attention.causal_mask(segment_ids, new, seen, old, window=window)
+
+        embedded = self._embed(tokens, positions, segment_ids)
+        x, keys, values = self._columns(embedded, cache.key, cache.value, len(old), write, mask)
+        return x, Cache(keys, values, segments, start + tokens.shape[1])
+
+    def decode_own(
+        self, tokens: Array, positions: Array, keys: Array, values: Array, *, columns: int
+    ) -> tuple[Array, Array, Array]:
+        """The normed last activations [B, D] of a token a row, and the cache with it.
+
+        In this cache the column of a token is its position: each row writes its own, and sees
+        those up to it.
+
+        Args:
+          tokens: int32[B].
+          positions: int32[B], below `columns` for rows whose result means anything.
+          keys: compute_dtype[L, B, G, C, K].
+          values: compute_dtype[L, B, G, C, K].
+          columns: how many columns are read; static.
+        """
+        old = jnp.arange(columns)
+
+        def write(table: Array, index: Array, column: Array) -> Array:
+            return self.placement.write(table, index, positions, column[:, :, 0])
+
+        def mask(window: Array | int | None) -> Array:
+            distance = positions[:, None] - old
+            seen = distance >= 0
+            return (seen if window is None else seen & (distance < window))[:, None]
+
+        one = jnp.ones_like(positions)[:, None]
+        embedded = self._embed(tokens[:, None], positions[:, None], one)
+        x, keys, values = self._columns(embedded, keys, values, columns, write, mask)
+        return x[:, 0], keys, values
+
+    def _columns(
+        self,
+        embedded: tuple[Array, Any],
+        keys: Array,
+        values: Array,
+        columns: int,
+        write: Callable[[Array, Array, Array], Array],
+        mask: Callable[[Array | int | None], Array],
+    ) -> tuple[Array, Array, Array]:
+        """New columns through all layers, over a cache that `write` puts theirs into.
+
+        Args:
+          embedded: from `_embed`.
+          keys: [L, B, G, C, K].
+          values: [L, B, G, C, K].
+          columns: of the cache that are read.
+          write: the cache, a layer and its new column [B, G, T, K] -> the cache.
+          mask: a window -> who sees what, bool[B, T, columns].
+        """
+        x, angles = embedded
+        one_layer = (1, *keys.shape[1:3], columns, keys.shape[4])
         graphdef, stacked = nnx.split(self.layers)
 
         # The cache is carried, not scanned over: a scan's outputs would be a copy of all of it.
@@ -197,22 +257,19 @@ class Transformer(nnx.Module):
             block = nnx.merge(graphdef, params)
             query, key, value = block.project(x, self._angles(angles, sliding))
             key, value = (self.placement.activation(new, "column") for new in (key, value))
-            at = (index, 0, 0, start, 0)
-            keys = lax.dynamic_update_slice(keys, key[None], at)
-            values = lax.dynamic_update_slice(values, value[None], at)
+            keys, values = write(keys, index, key), write(values, index, value)
             key, value = (
                 lax.dynamic_slice(x, (index, 0, 0, 0, 0), one_layer)[0] for x in (keys, values)
             )
-            mask = attention.causal_mask(
-                segment_ids, columns_of[0], seen, columns_of[1], window=self._window(sliding)
+            heads = attention.masked(
+                *(query, key, value, mask(self._window(sliding))),
+                scale=self.config.attention_scale,
             )
-            scale = self.config.attention_scale
-            heads = attention.masked(query, key, value, mask, scale=scale)
             return (block.finish(x, heads)[0], keys, values), None
 
         steps = (jnp.arange(self.config.num_layers), (stacked, self._sliding()))
-        (x, keys, values), _ = lax.scan(layer, (x, cache.key, cache.value), steps)
-        return self.final_norm(x), Cache(keys, values, segments, start + tokens.shape[1])
+        (x, keys, values), _ = lax.scan(layer, (x, keys, values), steps)
+        return self.final_norm(x), keys, values
 
     def _sliding(self) -> Array | None:
         """Whether each layer slides, bool[L]; None where all are of one kind."""

@@ -108,7 +108,10 @@ RULES: tuple[Rule, ...] = (
     Rule(("evaluation.*",), "free", "it measures, and what was measured before is measured again"),
     Rule(("tasks.data_dir", "warm_start.directory"), "free", "they say where things are kept"),
     Rule(
-        ("rollout.max_rows", "training.micro_batches", "training.packing", "training.chunk"),
+        (
+            *("rollout.max_rows", "rollout.slots"),
+            *("training.micro_batches", "training.packing", "training.chunk"),
+        ),
         "logged",
         "they change the rounding alone",
     ),
@@ -127,7 +130,8 @@ RULES: tuple[Rule, ...] = (
         "logged",
         "updates to come take them",
     ),
-    Rule(("rollout.resample",), "logged", "iterations to come draw by it"),
+    Rule(("rollout.resample", "rollout.engine"), "logged", "iterations to come draw by it"),
+    Rule(("server.*",), "free", "they say where another program is, and how it is asked"),
     Rule(("seed",), "fixed", "every draw follows from it"),
     Rule(("model.*", "policy.*", "window.*"), "fixed", "the checkpoints are of this policy"),
     Rule(("warm_start.*",), "fixed", "the run began with it"),

@@ -96,6 +96,9 @@ METRICS: Mapping[str, Metric] = {
     ),
     "rollout/kept_mass/mean": Metric("probability", "mass kept by top-k and top-p, mean"),
     "rollout/kept_mass/min": Metric("probability", "mass kept by top-k and top-p, smallest"),
+    "rollout/wasted_steps": Metric(
+        "fraction", "steps of places in the sampler's batches whose row had ended, of all of them"
+    ),
     "curriculum/target": Metric("probability", "pass rate the curriculum aims at"),
     "curriculum/share/<name>": Metric(
         "fraction", "training prompts by their last known pass rate, untried ones among them"

@@ -196,6 +196,24 @@ MIGRATIONS: tuple[Migration, ...] = (
         },
         renamed={},
     ),
+    Migration(
+        added={
+            "rollout.slots": 0,
+            "rollout.engine": "own",
+            "server": {
+                "url": "",
+                "model": "",
+                "folder": "",
+                "reload": "/update_weights_from_disk",
+                "reload_body": '{"model_path": "{folder}"}',
+                "dtype": "bfloat16",
+                "timeout": 600.0,
+                "retries": 2,
+                "concurrency": 64,
+            },
+        },
+        renamed={},
+    ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

@@ -180,6 +180,7 @@ NOT_DRAWN: Mapping[str, str] = {
     "batch/reward/mean": "what was kept, which says nothing of the policy: reward/mean does",
     "turns/mean": "seen in turns/replied",
     "turns/replies_cut": "0 where config.turns.reply is wide enough",
+    "rollout/wasted_steps": "of the sampler's loop, not of the policy",
     "rollout/kept_mass/mean": "set by top_k and top_p; 1 without them",
     "rollout/kept_mass/min": "set by top_k and top_p; 1 without them",
     "gate/channel/<level>/<sign>": "nats to set budgets by: read for a level, not followed",

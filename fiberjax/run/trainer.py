@@ -469,6 +469,10 @@ def rollout_metrics(
     }
     if drawn[0].failed is not None:
         scalars["verifier/failed"] = float(gathered(_failed).sum())
+    counted = [rollouts.held for rollouts in drawn if rollouts.held is not None]
+    if len(counted) == len(drawn):
+        steps = np.concatenate([mesh.gather(device_mesh, held) for held in counted])
+        scalars["rollout/wasted_steps"] = float(1 - length.sum() / steps.sum())
     for index, name in enumerate(domain_names):
         if np.any(domain == index):
             scalars[f"reward/{name}"] = float(by_group[domain == index].mean())

@@ -41,11 +41,12 @@ def named(entries: Any, path: str = "config.tasks.reasoning_gym") -> dict[str, d
     >>> named(("gcd", ("leg_counting", ("max_animals", 4))))
     {'gcd': {}, 'leg_counting': {'max_animals': 4}}
     """
+    given: list[Any] = list(entries)
     if isinstance(entries, str):
-        entries = [name.strip() for name in entries.split(",")] if entries else []
+        given = [name.strip() for name in entries.split(",")] if entries else []
     chosen: dict[str, dict[str, Any]] = {}
-    for entry in entries:
-        name, *knobs = [entry] if isinstance(entry, str) else entry or [None]
+    for entry in given:
+        name, *knobs = [entry] if isinstance(entry, str) else list(entry) or [None]
         pairs = all(isinstance(knob, tuple | list) and len(knob) == 2 for knob in knobs)
         if not isinstance(name, str) or not name or not pairs:
             raise ValueError(

@@ -20,6 +20,7 @@ from fiberjax.tasks import Domain, Examples, PromptBatch, Vocabulary, reward_com
 from fiberjax.tasks.encoded import ONE_TURN
 from fiberjax.tasks.environments import Turns
 from fiberjax.tasks.examples import Example
+from fiberjax.train.engine import Draws, Engine
 from fiberjax.train.turns import play, spoken
 
 
@@ -43,6 +44,8 @@ class Rollouts:
       prompts: what was asked, one row a group.
       texts: what verifiers read, decoded.
       failed: bool[R], whether the reward's function failed for it; None where none can.
+      held: int32[R], steps for which the row's place in a batch of the sampler was its own; None
+        where nobody counted.
     """
 
     tokens: np.ndarray
@@ -58,6 +61,7 @@ class Rollouts:
     prompts: PromptBatch
     texts: list[str]
     failed: np.ndarray | None = None
+    held: np.ndarray | None = None
 
     @property
     def group_size(self) -> int:
@@ -79,10 +83,13 @@ class Sampler:
       top_k: 0 for all tokens.
       top_p: 1.0 for all tokens.
       logit_noise: standard deviation of the noise on the logits; see `policy.sample`.
-      max_rows: drawn at a time on each row shard; 0 for all.
+      max_rows: drawn at a time on each row shard; 0 for all. Not read with slots.
       seed: of every draw.
       greedy: takes the likeliest token, whatever temperature, top_k and top_p are.
       turns: how an episode goes.
+      slots: rows decoded at a time on each row shard, which others follow into as they end; 0
+        decodes all that are drawn at a time together.
+      engine: who draws instead of the compiled loop; it knows no `logit_noise`.
     """
 
     config: TransformerConfig
@@ -98,6 +105,8 @@ class Sampler:
     seed: int
     greedy: bool = False
     turns: Turns = ONE_TURN
+    slots: int = 0
+    engine: Engine | None = None
 
     @property
     def turn_tokens(self) -> int:
@@ -107,8 +116,12 @@ class Sampler:
     def read(self, params: Any) -> Any:
         """Parameters as the sampler reads them; made once for all calls with the same parameters.
 
-        In the compute dtype and gathered over `fsdp`; what is not split is passed on as it is.
+        In the compute dtype and gathered over `fsdp`; what is not split is passed on as it is. An
+        engine has them pushed.
         """
+        if self.engine is not None:
+            self.engine.push(params)
+            return None
         if self.mesh.shape["fsdp"] == 1:
             return params
         return _gathered_kernels(params, self.config, self.mesh)
@@ -141,10 +154,12 @@ class Sampler:
         per_shard = len(tokens) // len(shards)
         place = per_shard * shards.start + np.arange(len(tokens))
         place += batch * per_shard * mesh.row_shards(self.mesh)
-        size = rows_at_a_time(per_shard, self.max_rows)
+        size = rows_at_a_time(per_shard, 0 if self.slots else self.max_rows)
 
         def draw(of: np.ndarray, real: np.ndarray, rows: np.ndarray, turn: int) -> Samples | None:
             keys = functools.partial(seeds.row_keys, self.seed, seeds.of_turn(stream, turn), step)
+            if self.engine is not None:
+                return self._asked(self.engine, of, real, keys(place[rows]))
             return self._drawn(params, of, real, place[rows], keys, size, whole=turn == 0)
 
         examples: list[Example] = []
@@ -177,6 +192,7 @@ class Sampler:
             prompts=prompts,
             texts=texts,
             failed=rewards.failed.reshape(-1),
+            held=None if self.engine is not None else played.held,
         )
 
     def _drawn(
@@ -230,6 +246,25 @@ class Sampler:
         )
         return cut_at_stops(self.vocabulary, drawn)
 
+    def _asked(
+        self, engine: Engine, tokens: np.ndarray, prompt_mask: np.ndarray, keys: jax.Array
+    ) -> Samples | None:
+        """One turn of some rows by an engine, as `_drawn`; a row's seed is of its key."""
+        if len(tokens) == 0:
+            return None
+        numbers = np.asarray(jax.random.key_data(keys))[:, -1] & np.uint32(2**31 - 1)
+        draws = Draws(
+            max_new_tokens=self.turn_tokens,
+            vocab_size=self.config.vocab_size,
+            end_ids=(*self.vocabulary.end_ids, *self.vocabulary.stop_ids),
+            pad_id=self.vocabulary.pad_id,
+            temperature=0.0 if self.greedy else self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
+        prompts = [row[real].tolist() for row, real in zip(tokens, prompt_mask, strict=True)]
+        return cut_at_stops(self.vocabulary, engine.complete(prompts, numbers.tolist(), draws))
+
     def draw(
         self, params: Any, prompts: jax.Array, prompt_mask: jax.Array, keys: jax.Array
     ) -> Samples:
@@ -248,6 +283,7 @@ class Sampler:
             top_p=self.top_p,
             logit_noise=self.logit_noise,
             greedy=self.greedy,
+            slots=self.slots,
             placement=shardings.placement(self.mesh, self.config),
         )
 

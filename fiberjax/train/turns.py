@@ -36,6 +36,7 @@ class Episodes(NamedTuple):
       log_kept: float32[R, C], alike.
       finished: bool[R], whether the last turn ended by itself.
       cut: int32[R], replies that are not whole: too long, or not in the vocabulary.
+      held: int32[R], steps for which the row had a place in a batch of the sampler, all turns.
     """
 
     tokens: np.ndarray
@@ -46,6 +47,7 @@ class Episodes(NamedTuple):
     log_kept: np.ndarray
     finished: np.ndarray
     cut: np.ndarray
+    held: np.ndarray
 
 
 def play(
@@ -74,7 +76,7 @@ def play(
     real, mask = np.zeros((2, num, columns), bool)
     turn = np.zeros((num, columns), np.int32)
     log_prob, log_kept = np.zeros((2, num, columns), np.float32)
-    finished, cut = np.zeros(num, bool), np.zeros(num, np.int32)
+    finished, (cut, held) = np.zeros(num, bool), np.zeros((2, num), np.int32)
     used = np.zeros(num, np.int64)
     said: list[list[str]] = [[] for _ in range(num)]
     going = np.arange(num)
@@ -99,6 +101,7 @@ def play(
             table[rows, at] = values
         used[going] += drawn.length
         finished[going] = drawn.finished
+        held[going] += drawn.held
         if turns.environment is None or number + 1 == turns.limit:
             break
         on = []
@@ -115,7 +118,7 @@ def play(
             cut[row] += not whole
             on.append(row)
         going = np.array(on, np.int64)
-    return Episodes(tokens, real, mask, turn, log_prob, log_kept, finished, cut)
+    return Episodes(tokens, real, mask, turn, log_prob, log_kept, finished, cut, held)
 
 
 def left_padded(

@@ -59,6 +59,15 @@ def test_loops_without_a_length_take_the_default():
     assert costs.flops(module, default_trips=5) == 5 * FLOPS_OF_A_LAYER
 
 
+def test_a_loop_around_loops_without_a_length_counts_once():
+    def search(x, w):
+        inner = lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 1e30, lambda x: x @ w, x)  # noqa: E731
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 1e30, inner, x)
+
+    module = read(search, X, WEIGHTS[0])
+    assert costs.flops(module, default_trips=5) == 5 * FLOPS_OF_A_LAYER
+
+
 def test_collectives_are_counted_through_loops():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows, split = NamedSharding(mesh, P("data")), NamedSharding(mesh, P(None, "data"))

@@ -89,6 +89,11 @@ def test_rows_of_the_sampler_are_those_of_its_largest_part(build):
     assert programs.drawn_rows(build(curriculum__profile_samples=7)) == 16 * 7
     # 8 and 14 rows on a shard in parts of at most 7: 4 and 7.
     assert programs.drawn_rows(build(rollout__max_rows=7, curriculum__profile_samples=7)) == 8 * 7
+    # Slots take all that is drawn in one call, and hold as many of it as there are.
+    slots = build(rollout__max_rows=7, rollout__slots=3)
+    assert programs.drawn_rows(slots) == 16 * 4 and programs.decoded_rows(slots) == 8 * 3
+    assert programs.decoded_rows(build(rollout__slots=99)) == 16 * 4
+    assert programs.decoded_rows(build(rollout__max_rows=7)) == 8 * 4
 
 
 def test_memory_has_what_a_run_keeps_beside_a_program(build):

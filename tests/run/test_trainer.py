@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import served
 from compilations import compilations
 
 from fiberjax import experiment, seeds
@@ -13,7 +14,7 @@ from fiberjax.diagnostics import GLOBAL_REGIMES
 from fiberjax.objective import Max, Mean, Min, Sum
 from fiberjax.run import evaluation, warm_start
 from fiberjax.run.metrics import METRICS, describe
-from fiberjax.run.trainer import Trainer, joined
+from fiberjax.run.trainer import Trainer, joined, rollout_metrics
 from fiberjax.run.trainer import shuffled as shuffled_rewards
 from fiberjax.train.rollout import Sampler
 
@@ -194,6 +195,50 @@ def test_without_truncation_all_mass_is_kept(build):
     trainer, state = trainer_of(build(warm_start__steps=0))
     _, scalars = trainer.iterate(state, trainer.experiment.prompt_stream(), 0)
     assert scalars["rollout/kept_mass/min"] == scalars["rollout/kept_mass/mean"] == 1
+
+
+def test_an_iteration_on_what_a_server_drew(build, tmp_path):
+    """Its log-probabilities are the trainer's, with the weights of every iteration."""
+    with served.served(build().policy, 16) as (url, serving):
+        built = build(
+            rollout__engine="http",
+            training__mismatch="truncate",
+            warm_start__steps=0,
+            server__url=url,
+            server__model="policy",
+            server__folder=str(tmp_path / "weights"),
+            server__dtype="float32",
+            server__concurrency=4,
+        )
+        trainer, state = trainer_of(built)
+        stream = built.prompt_stream()
+        for iteration in range(2):
+            state, scalars = trainer.iterate(state, stream, iteration)
+            assert scalars["mismatch/log_prob_abs_max"] < 1e-4
+            assert "rollout/wasted_steps" not in scalars
+        reloads = [body for path, body in serving.asked if path == "/update_weights_from_disk"]
+        assert reloads == [{"model_path": str(tmp_path / "weights")}] * 2
+        seeds_sent = [body["seed"] for path, body in serving.asked if path == "/v1/completions"]
+        assert len(set(seeds_sent)) == len(seeds_sent) == 2 * 8 * 4
+
+
+def test_steps_of_rows_that_had_ended_are_counted(build):
+    trainer, state = trainer_of(build(warm_start__steps=0))
+    stream = trainer.experiment.prompt_stream()
+    rollouts = trainer._sampler(
+        trainer._sampler.read(state.params),
+        next(stream),
+        samples=trainer.experiment.rollout.samples,
+        stream=seeds.TRAINING,
+        step=0,
+    )
+    length = rollouts.mask.sum(axis=1)
+    scalars = rollout_metrics(
+        *(trainer.experiment.mesh, [rollouts], rollouts.reward),
+        trainer.experiment.domain_names,
+    )
+    expected = 1 - length.mean() / length.max()
+    assert scalars["rollout/wasted_steps"] == pytest.approx(expected) and expected > 0
 
 
 def test_one_temperature_is_sampled_and_scored_with(build):

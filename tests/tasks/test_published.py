@@ -304,6 +304,7 @@ def test_a_completion_ends_with_its_stop_string_as_if_it_had_been_drawn_so(read)
         log_kept=np.full((2, 9), -0.25, np.float32),
         length=np.array([9, 9], np.int32),
         finished=np.array([True, False]),
+        held=np.array([9, 9], np.int32),
     )
     cut = cut_at_stops(vocabulary, drawn)
     np.testing.assert_array_equal(cut.length, [6, 9])

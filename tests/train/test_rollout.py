@@ -236,6 +236,29 @@ def test_draws_do_not_depend_on_the_parts_they_are_drawn_in(
     assert drawn == sizes
 
 
+def test_draws_do_not_depend_on_slots_on_a_mesh(build, monkeypatch):
+    """Four row shards of eight rows, three at a time, two devices to each shard."""
+    built, params, rollouts = build()
+    device_mesh = mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    sampler = dataclasses.replace(built.sampler(built.train), mesh=device_mesh, max_rows=2, slots=3)
+    params = jax.device_put(params, jax.NamedSharding(device_mesh, mesh.REPLICATED))
+    drawn = []
+    draw = Sampler.draw
+    monkeypatch.setattr(
+        Sampler, "draw", lambda self, *of: drawn.append(len(of[1])) or draw(self, *of)
+    )
+    again = sampler(params, rollouts.prompts, samples=GROUP, stream=TRAINING, step=0)
+    assert drawn == [32]  # Nothing waits outside the loop.
+    assert again.texts == rollouts.texts
+    np.testing.assert_array_equal(again.tokens, rollouts.tokens)
+    np.testing.assert_allclose(again.sampler_log_prob, rollouts.sampler_log_prob, atol=1e-5)
+    length = rollouts.mask.sum(axis=1)
+    assert (rollouts.held == length.max()).all()
+    # All shards are decoded in step: as many steps for the slots of each.
+    steps = (again.held - 1).reshape(4, 8).sum(axis=1)
+    assert (steps == steps[0]).all() and (again.held >= length).all()
+
+
 @pytest.mark.parametrize("rows", [*range(1, 30), 127, 128])
 def test_parts_are_few_of_one_size_and_hold_all_rows(rows):
     assert rows_at_a_time(rows, 0) == rows

@@ -1,0 +1,122 @@
+"""The tunix side of `rollout.py`, in an environment that has google-tunix and not fiberjax.
+
+    python rollout_tunix.py '{"vocab_size": 2048, ...}' prompts.npz
+
+Answers one line of JSON for each line of stdin: `equal`, `ragged` or `about`. A row ends after as
+many tokens as its prompt's first one says, less 2: the sampler has no place for a schedule.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from tunix.generate.sampler import CacheConfig, Sampler
+from tunix.models.qwen3.model import ModelConfig, Qwen3
+
+PAD, EOS = 0, 1
+
+
+class Rows:
+    """A tokenizer whose texts are row numbers: the sampler insists on encoding strings."""
+
+    def __init__(self, prompts: np.ndarray):
+        self.prompts = prompts
+
+    def encode(self, text: str) -> list[int]:
+        """The prompt of row `text`."""
+        return self.prompts[int(text)].tolist()
+
+    def decode(self, ids: list[int]) -> str:
+        """Nothing: decoding is no part of the comparison."""
+        return ""
+
+    def bos_id(self) -> int:
+        """No token of the beginning."""
+        return 0
+
+    def eos_id(self) -> int:
+        """The end."""
+        return EOS
+
+    def pad_id(self) -> int:
+        """The padding."""
+        return PAD
+
+
+class Scheduled(Sampler):
+    """Ends rows by the schedule; the loop stops when all have ended, as it does by itself."""
+
+    def _sample(self, **given: Any) -> Any:
+        state = super()._sample(**given)
+        drawn = state.decoding_step - state.num_input_tokens + 1
+        ended = drawn >= state.token_buffer[:, 0] - 2
+        return dataclasses.replace(state, done=state.done | ended)
+
+
+def main() -> None:
+    """Builds, then answers until stdin ends."""
+    options = json.loads(sys.argv[1])
+    data = np.load(sys.argv[2])
+    shape = {
+        name: options[name]
+        for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads")
+    }
+    model = Qwen3(
+        ModelConfig(
+            **shape,
+            head_dim=options["head_dim"],
+            hidden_dim=options["mlp_dim"],
+            rope_theta=int(options["rope_theta"]),
+            norm_eps=options["norm_epsilon"],
+            use_tied_embedding=True,
+        ),
+        rngs=nnx.Rngs(0),
+    )
+    width, length = options["prompt"], options["completion"]
+    cache = CacheConfig(
+        width + length, options["num_layers"], options["num_kv_heads"], options["head_dim"]
+    )
+    samplers = {
+        case: Scheduled(model, Rows(data[f"{case}_prompts"]), cache) for case in ("equal", "ragged")
+    }
+
+    def sample(case: str, seed: int) -> int:
+        rows = len(data[f"{case}_prompts"])
+        for start in range(0, rows, options["rows"]):
+            samplers[case](
+                [str(row) for row in range(start, start + options["rows"])],
+                length,
+                max_prompt_length=width,
+                forbidden_tokens=[EOS],
+                temperature=1.0,
+                top_p=1.0,
+                return_logprobs=True,
+                seed=seed,
+            )
+        return int(data[f"{case}_lengths"].sum())
+
+    for seed, line in enumerate(sys.stdin):
+        command = line.strip()
+        if command == "about":
+            names = ("google-tunix", "jax", "jaxlib", "flax")
+            count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+            answer: dict[str, Any] = {name: version(name) for name in names} | {"params": count}
+        else:
+            wall, cpu = time.perf_counter(), time.process_time()
+            tokens = sample(command, seed)
+            answer = {
+                "wall": time.perf_counter() - wall,
+                "cpu": time.process_time() - cpu,
+                "tokens": tokens,
+            }
+        print(json.dumps(answer), file=sys.__stdout__, flush=True)
+
+
+if __name__ == "__main__":
+    main()
