@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,25 @@ def load(directory: str | Path, config: TransformerConfig, shardings: Any) -> tr
         ]
         # Read before the files close.
         return jax.block_until_ready(jax.tree.unflatten(structure, loaded))
+
+
+def where_not_finite(directory: str | Path, config: TransformerConfig, paths: Sequence[str]) -> str:
+    """Names the first tensor that holds a NaN or an infinity, and its file.
+
+    Args:
+      directory: of a checkpoint that `check` takes.
+      config: shape of the policy.
+      paths: of the parameters to look in, such as "layers/mlp/up/kernel"; one of them holds one.
+    """
+    tensors = check(directory, config)
+    names = families.FAMILIES[_description(Path(directory))[0]].tensors
+    shapes, _ = _parameters(config)
+    for name, _ in _tensor_shapes(names, {path: shapes[path] for path in paths}):
+        file = tensors[name].file
+        with _safetensors().safe_open(file, framework="np") as opened:
+            if not np.isfinite(np.asarray(opened.get_tensor(name), np.float32)).all():
+                return f"{name} in {file}"
+    return f"one of {', '.join(paths)}"  # As float32 alone, where the file has it wider.
 
 
 def _reader(

@@ -115,6 +115,7 @@ RULES: tuple[Rule, ...] = (
         "updates to come take them",
     ),
     Rule(("rollout.resample",), "logged", "iterations to come draw by it"),
+    Rule(("training.nonfinite",), "logged", "updates to come are left out by it"),
     Rule(("seed",), "fixed", "every draw follows from it"),
     Rule(("model.*", "policy.*", "window.*"), "fixed", "the checkpoints are of this policy"),
     Rule(("warm_start.*",), "fixed", "the run began with it"),

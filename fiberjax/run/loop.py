@@ -6,6 +6,7 @@ seed and the iteration, and the checkpoint holds the rest (policy, optimizer, pr
 """
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,17 +16,18 @@ from jax.experimental import multihost_utils
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
 from fiberjax.policy import lora
-from fiberjax.run import evaluation, identity, metrics, plots, rollouts, writers
+from fiberjax.run import evaluation, identity, plots, rollouts, writers
 from fiberjax.run.base import Base, make_base
 from fiberjax.run.best import Best, EarlyStop
 from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, comparable, evaluate, profile
 from fiberjax.run.interrupts import Interrupts
+from fiberjax.run.nonfinite import NonFinite
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.unpaid import Unpaid
-from fiberjax.run.warm_start import starting_params
+from fiberjax.run.warm_start import not_finite, starting_params
 from fiberjax.run.watching import Watch
 from fiberjax.tasks import PromptStream
 from fiberjax.train.update import TrainState
@@ -57,7 +59,7 @@ def run(
 
     Raises:
       ValueError: the directory cannot be written, or holds a run of another config.
-      FloatingPointError: an update was not finite; names the step and the term.
+      FloatingPointError: an update was not finite, and the config says to stop; see `nonfinite`.
     """
     directory = Path(directory)
     primary = jax.process_index() == 0
@@ -149,6 +151,7 @@ class Begun(NamedTuple):
       control: of the gate's budgets.
       best: of the checkpoints.
       stop: whether to stop early.
+      nonfinite: the updates that were left out.
       before: the evaluation before the first iteration.
     """
 
@@ -159,6 +162,7 @@ class Begun(NamedTuple):
     control: Controller
     best: Best
     stop: EarlyStop
+    nonfinite: NonFinite
     before: Measures
 
     def to_host(self, experiment: Experiment) -> dict[str, Any]:
@@ -168,6 +172,7 @@ class Begun(NamedTuple):
             "budget_control": self.control.get_state(),
             "best_value": self.best.get_state(),
             "stop": self.stop.get_state(),
+            "nonfinite": self.nonfinite.get_state(),
             "before": self.before.to_json(),
             "evaluation": evaluation.settings(experiment),
         }
@@ -179,21 +184,30 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     stream = experiment.prompt_stream()
     control = Controller(experiment.budget_control, experiment.iterations)
     best = Best(experiment.checkpoint.best, experiment.checkpoint.best_mode)
-    stop = EarlyStop(experiment.stop)
+    stop, nonfinite = EarlyStop(experiment.stop), NonFinite(experiment)
     shapes = experiment.abstract_state()
     base = make_base(experiment)
     found = saved.restore(shapes)
     if found is not None:
+        broken = not_finite(experiment.mesh, found.state)
+        if broken:
+            raise ValueError(
+                f"the checkpoint of iteration {found.iteration} is not finite in "
+                f"{', '.join(broken[:3])}: an earlier version saved it. Remove its folder to go on "
+                "from the one before"
+            )
         base.check(found.host)
         stream.set_state(found.host["stream"])
         control.set_state(found.host.get("budget_control"))
         best.set_state(found.host.get("best_value"))
         stop.set_state(found.host.get("stop"))
+        nonfinite.set_state(found.host.get("nonfinite"))
         before = Measures.of(found.host["before"])
         if not comparable(before, found.host.get("evaluation"), experiment):  # Changed since.
             first = base.params if experiment.lora else starting_params(experiment)
             before = evaluate(experiment, first, "evaluation before")
-        return Begun(base, found.state, found.iteration, stream, control, best, stop, before)
+        state, done = found.state, found.iteration
+        return Begun(base, state, done, stream, control, best, stop, nonfinite, before)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     if experiment.lora is None:
         # Donated: nothing but the state is kept on the devices.
@@ -205,7 +219,7 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     samples = rollouts.kept_of_evaluations(experiment)
     before = evaluate(experiment, params, "evaluation before", samples=samples)
     profile(experiment, params, stream)
-    return Begun(base, state, 0, stream, control, best, stop, before)
+    return Begun(base, state, 0, stream, control, best, stop, nonfinite, before)
 
 
 def train(
@@ -220,13 +234,14 @@ def train(
       `config.stop` stopped at; and the base of its adapters.
 
     Raises:
-      SystemExit: a host was asked to end, or nothing is paid (`unpaid`); the run is saved.
+      SystemExit: a host was asked to end, nothing is paid (`unpaid`), or too many updates in a
+        row were not finite (`nonfinite`); the run is saved.
       KeyboardInterrupt: a host alone was interrupted; the iteration is finished and saved.
     """
     primary = jax.process_index() == 0
     with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
         begun = begin(experiment, saved)
-        base, state, done, stream, control, best, stop, before = begun
+        base, state, done, stream, control, best, stop, nonfinite, before = begun
         if stop.reached and primary:
             print(f"{directory} stopped early after iteration {done}: {stop}")
         if done == experiment.iterations or stop.reached:
@@ -244,7 +259,8 @@ def train(
         ):
             folder = rollouts.open_folder(experiment, directory, done)
             watch = Watch(experiment, folder, writer, progress)
-            trainer = Trainer(experiment, reference, watch=watch.rollouts)
+            updates = functools.partial(nonfinite.observe, directory)
+            trainer = Trainer(experiment, reference, watch=watch.rollouts, updates=updates)
             if done == 0:
                 stop.observe(0, watch.start(before))
             for iteration in range(done, experiment.iterations):
@@ -252,7 +268,7 @@ def train(
                     state, scalars = trainer.iterate(state, stream, iteration, control.factor)
                 control.observe(iteration, scalars)
                 try:
-                    metrics.finite_or_raise(iteration + 1, scalars)
+                    nonfinite.check()
                     scalars |= watch.evaluation(
                         iteration + 1, experiment.whole(state.params, base.params)
                     )
@@ -275,7 +291,7 @@ def train(
                 ending = distributed.asked_to_end(iteration + 1) and not (last or stopping)
                 due = (iteration + 1) % experiment.checkpoint.every == 0
                 interrupted = interrupts.asked
-                wrong = unpaid.observe(iteration, scalars)
+                wrong = unpaid.observe(iteration, scalars) or nonfinite.problem
                 if last or stopping or ending or due or interrupted or improved or wrong:
                     saved.save(iteration + 1, state, begun.to_host(experiment), best.iteration)
                 if stopping:

@@ -62,7 +62,7 @@ def run_experiment(
 
     Raises:
       ValueError: anything wrong in the config, or a folder that holds a run of another one.
-      FloatingPointError: an update was not finite; names the step and the term.
+      FloatingPointError: an update was not finite, and the config says to stop.
       KeyboardInterrupt: it was interrupted.
     """
     if not isinstance(config, ConfigDict):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import os
 import sys
@@ -18,6 +19,8 @@ from fiberjax.tasks.families import FAMILIES, make_family
 # old file is reused.
 VERSION = "1.0.0"
 
+# Of a folder, which file systems take up to 255 bytes of; a longer name is a digest.
+_LONGEST_NAME = 200
 _FEATURES = ("prompt", "answer", "solution")
 
 
@@ -58,9 +61,13 @@ def family_config(
     parts = [family.name, f"difficulty={difficulty}"]
     parts += [f"{knob}={_path_safe(value)}" for knob, value in knobs.items()]
     parts += [f"{num_train}x{num_test}", f"seed={seed}"]
+    name = "-".join(parts)
+    if len(name.encode()) > _LONGEST_NAME:
+        digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+        name = f"{family.name}-{digest}"
     stated = ", ".join(f"{knob}={value!r}" for knob, value in knobs.items())
     return FamilyConfig(
-        name="-".join(parts),
+        name=name,
         version=tfds.core.Version(VERSION),
         description=(
             f"{family.description} Difficulty {difficulty} of {stated}. Procedurally drawn from "

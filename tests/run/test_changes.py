@@ -46,6 +46,7 @@ def test_every_option_has_its_class(config):
     }
     assert by_kind["logged"] == {
         *("optimizer.learning_rate", "rollout.resample", "rollout.max_rows"),
+        "training.nonfinite",
         *("gate.epsilon", "gate.weight_cap"),
         *(f"gate.levels.{level}.budget" for level in ("trajectory", "group", "domain")),
         *(f"budget_control.{name}" for name in ("target", "gain", "end", "largest")),

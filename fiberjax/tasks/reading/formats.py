@@ -317,7 +317,9 @@ def _batches(
         values = {}
         for name in wanted:
             try:
-                values[name] = batch.column(batch.schema.get_field_index(name)).to_pylist()
+                column = batch.column(batch.schema.get_field_index(name))
+                column.validate(full=True)  # What a damaged file says of itself is read unchecked.
+                values[name] = column.to_pylist()
             except (ValueError, OverflowError, pyarrow.ArrowException) as error:
                 raise ValueError(
                     f"{where}, after row {number}: the column {name!r} cannot be read "
