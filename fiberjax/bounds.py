@@ -6,11 +6,12 @@ Programs compute in float32 and count in int32. So a number counts as what it is
 float that becomes infinite is none, and one that becomes 0 is not positive.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ _INTERVAL = re.compile(r"([\[(])([^,]+), ([^,]+)([\])])")
 _INT32 = 2**31
 # Mappings and tuples within each other: what says more is no option, and recursion must end.
 _DEEPEST = 32
+# Of a name: names stand in errors.
+_LONGEST = 200
+_LONGEST_ERROR = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +127,30 @@ def check_sound(value: Any, path: str, depth: int = 0) -> None:
             check_sound(each, f"{path}[{index}]", depth + 1)
     elif isinstance(value, Mapping) or hasattr(value, "items"):
         for name, each in value.items():
-            if not isinstance(name, str):
-                raise ValueError(f"{path} must have texts for names; got {shown(name)}")
+            if not isinstance(name, str) or len(name) > _LONGEST:
+                raise ValueError(
+                    f"{path} must have texts of up to {_LONGEST} characters for names; got "
+                    f"{shown(name)}"
+                )
             _check_text(name, path)
             check_sound(each, f"{path}.{name}", depth + 1)
+
+
+@contextlib.contextmanager
+def named(path: str) -> Iterator[None]:
+    """Makes of every `ValueError` from within one line, not too long, that names a path.
+
+    Args:
+      path: put before an error that names no option.
+    """
+    try:
+        yield
+    except ValueError as error:
+        told = " ".join(str(error).split("\n"))
+        if len(told) > _LONGEST_ERROR:
+            told = f"{told[: _LONGEST_ERROR // 2]} … {told[-_LONGEST_ERROR // 4 :]}"
+        said = "config." in told or told.startswith("config:")
+        raise ValueError(told if said else f"{path}: {told}") from None
 
 
 def base_type(kind: Any) -> Any:

@@ -349,7 +349,7 @@ class Rollout:
         the true rewards.
     """
 
-    prompts: Annotated[int, AT_LEAST_1]
+    prompts: Annotated[int, Range("[1, 262144]")]
     samples: Annotated[int, AT_LEAST_1]
     temperature: Annotated[float, TEMPERATURE]
     top_k: Annotated[int, AT_LEAST_0]

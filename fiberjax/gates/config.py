@@ -339,7 +339,7 @@ def _level_budgets(
     for level in order:
         if level not in layout_levels:
             raise ValueError(
-                f"{path}.order names {level!r}, which the layout lacks; "
+                f"{path}.order names {shown(level)}, which the layout lacks; "
                 f"choose from {tuple(layout_levels)}"
             )
     positions = [list(layout_levels).index(level) for level in order]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fiberjax import bounds
 from fiberjax.bounds import AT_LEAST_0, POSITIVE, Range
-from fiberjax.policy.rope import canonical_scaling
+from fiberjax.policy.rope import canonical_scaling, check_frequencies
 
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "full", "dots")
@@ -118,6 +118,9 @@ class TransformerConfig:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         scaling = canonical_scaling(self.rope_type, self.rope_scaling)
         object.__setattr__(self, "rope_scaling", scaling)
+        check_frequencies(self.head_dim, self.rope_theta, self.rope_type, scaling)
+        if self.local_rope_theta:
+            check_frequencies(self.head_dim, self.local_rope_theta, "default", ())
         object.__setattr__(self, "layer_pattern", _shortest(self.layer_pattern, self.num_layers))
         if any(self.sliding) != (self.sliding_window > 0):
             expected = "positive" if any(self.sliding) else "0"
@@ -161,7 +164,8 @@ def _shortest(pattern: Sequence[str], num_layers: int) -> tuple[str, ...]:
     Raises:
       ValueError: it is empty, or has kinds that do not exist.
     """
-    if isinstance(pattern, str) or not pattern or not set(pattern) <= set(LAYERS):
+    known = not isinstance(pattern, str) and all(kind in LAYERS for kind in pattern)
+    if not known or not pattern:
         raise ValueError(f"layer_pattern must be kinds of {list(LAYERS)}, got {pattern!r}")
     kinds = list(itertools.islice(itertools.cycle(pattern), num_layers))
     fits = (n for n in range(1, num_layers + 1) if kinds[n:] == kinds[: num_layers - n])

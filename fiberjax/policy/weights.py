@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fiberjax.bounds import shown
 from fiberjax.policy import families, transformer
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.lora import LoRA
@@ -142,14 +143,14 @@ def _description(directory: Path) -> tuple[str, dict[str, Any]]:
     try:
         found = json.loads(path.read_text())
         kind = found["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{str(directory)!r} is no checkpoint: its config.json cannot be read "
             f"({type(error).__name__}: {error})"
         ) from None
-    if kind not in families.FAMILIES:
+    if not isinstance(kind, str) or kind not in families.FAMILIES:
         raise ValueError(
-            f"{path}: model_type is {kind!r}, expected one of {list(families.FAMILIES)}"
+            f"{path}: model_type is {shown(kind)}, expected one of {list(families.FAMILIES)}"
         )
     return kind, found
 

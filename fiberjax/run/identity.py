@@ -134,7 +134,7 @@ def _read(directory: Path) -> Saved | None:
         digests = config.pop("plugin_digests", {})
         config.pop("changes", None)
         return Saved(version, digests, migrations.migrate(config, version))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not the config of a run: {error}") from None
 
 

@@ -60,7 +60,9 @@ class Kind:
 
 @functools.cache
 def _configs() -> tuple[dict[str, Any], ...]:
-    found = [tiny.get_config(name).to_dict() for name in ("fiberpo_domain", "grpo", "silent_sequence")]
+    found = [
+        tiny.get_config(name).to_dict() for name in ("fiberpo_domain", "grpo", "silent_sequence")
+    ]
     files = tiny.get_config().to_dict()
     files["lora"]["rank"] = 2
     files["curriculum"]["domain_probability"] = {"sort": 0.5}
@@ -311,5 +313,5 @@ KINDS: dict[str, Kind] = {
     "data file": Kind(_make_file, _run_file, lambda folder: (f"{folder}/rows",)),
     "tokenizer": Kind(_make_tokenizer, _run_tokenizer, lambda folder: ("config.model.",)),
     "model folder": Kind(_make_model, _run_model, lambda folder: ("config.model.", str(folder))),
-    "saved config": Kind(_make_run, _run_run, lambda folder: ("config.", str(folder))),
+    "saved config": Kind(_make_run, _run_run, lambda folder: ("config.", "config:", str(folder))),
 }

@@ -12,8 +12,8 @@ from typing import Any
 
 from .kinds import Kind
 
-SECONDS = 1.0
-"""Of the processor, that a refusal or a build may take."""
+SECONDS = 2.0
+"""Of a processor that others use too: a second of one that is free."""
 HANG = 20.0
 MEMORY = 4 * 2**30
 """Bytes beyond what is there, that it may take."""
