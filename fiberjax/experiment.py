@@ -546,7 +546,7 @@ def check_data(experiment: Experiment) -> None:
       ValueError: names the domain, the row and what was expected.
     """
     for name in experiment.domain_names:
-        if name in RESERVED:
+        if name in RESERVED or name.endswith(("/low", "/high")):
             raise ValueError(
                 f"config.tasks: a domain cannot be called {name!r}: metrics of that name exist"
             )

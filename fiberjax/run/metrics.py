@@ -115,11 +115,13 @@ another: totals and counts of minibatches are added first and divided last.
 def describe(name: str) -> Metric:
     """Looks a metric up in `METRICS`, filling patterns; one `Metric`, blank where unknown.
 
-    >>> describe("reward/sort").unit
-    'reward'
+    >>> describe("reward/sort").unit, describe("reward/a/b").unit
+    ('reward', 'reward')
     """
     if name in METRICS:
         return METRICS[name]
+    if name.startswith("reward/"):  # A domain's name may have slashes.
+        return METRICS["reward/<domain>"]
     parts = name.split("/")
     for pattern, metric in METRICS.items():
         holes = pattern.split("/")

@@ -12,7 +12,9 @@ import importlib.util
 import json
 import math
 import os
+import re
 import secrets
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -66,7 +68,11 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """TensorBoard event files; values that are not finite are left out."""
+    """TensorBoard event files; values that are not finite are left out.
+
+    A tag holds letters, digits and `-_./` alone, with `_` for what else a name has. Of names that
+    would have one tag, those after the first get a digest of theirs behind it.
+    """
 
     def __init__(self, directory: Path, resume_step: int | None):
         # TensorBoard hides what older event files hold from the purged step on.
@@ -74,12 +80,20 @@ class TensorBoardWriter:
         self._events = SummaryWriter(
             str(directory), purge_step=first, flush_secs=10, write_to_disk=True
         )
+        self._tags: dict[str, str] = {}
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one event a scalar."""
         for name, value in scalars.items():
             if math.isfinite(value):
-                self._events.add_scalar(name, value, step)
+                self._events.add_scalar(self._tag(name), value, step)
+
+    def _tag(self, name: str) -> str:
+        """The tag of a name, which no other name of the run has."""
+        tag = re.sub(r"[^-/\w.]", "_", name).lstrip("/")
+        if self._tags.setdefault(tag, name) != name:
+            tag = f"{tag}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
+        return tag
 
     def write_text(self, step: int, name: str, text: str) -> None:
         """Adds it to the tab of texts."""
