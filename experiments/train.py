@@ -7,6 +7,9 @@ Examples:
         --config.gate.levels.trajectory.budget=0.3
 """
 
+import contextlib
+import sys
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -46,12 +49,29 @@ def main(argv: list[str]) -> None:
     with distributed.session(
         DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     ):
-        from fiberjax import experiment, model_folder
-        from fiberjax.run import identity, loop
+        from fiberjax import disk
+        from fiberjax.run import interrupts
 
+        try:
+            with interrupts.Interrupts(ends_process=True):
+                train()
+        except disk.NoRoom as error:
+            raise SystemExit(f"error: {error}") from None
+        except interrupts.Interrupted as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(interrupts.CODE) from None
+
+
+def train() -> None:
+    """Builds the experiment and runs it, alone in its folder."""
+    from fiberjax import experiment, model_folder
+    from fiberjax.run import identity, lock, loop
+
+    with contextlib.ExitStack() as stack:
         try:
             overridden = config_flags.get_override_values(FLAGS["config"])
             config = model_folder.with_folder(CONFIG.value, overridden)
+            stack.enter_context(lock.held(WORKDIR.value))
             config = identity.settle(WORKDIR.value, config)
             config_json = config.to_json_best_effort()
             built = experiment.from_config(config)

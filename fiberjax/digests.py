@@ -69,8 +69,8 @@ def problem(folder: Path, *, part: int = 0, parts: int = 1) -> str | None:
         raise FileNotFoundError(f"{folder} has no list of digests")
     expected: dict[str, tuple[int, str]] = {}
     for path in lists:
-        digest, _, body = path.read_bytes().partition(b"\n")
-        if hashlib.sha256(body.rstrip(b"\n")).hexdigest().encode() != digest:
+        own, _, body = path.read_bytes().partition(b"\n")
+        if hashlib.sha256(body.rstrip(b"\n")).hexdigest().encode() != own:
             return f"{path.name} has changed"
         expected |= {name: (size, of) for name, (size, of) in json.loads(body).items()}
     share = sorted(expected)[part::parts]

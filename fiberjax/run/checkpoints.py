@@ -5,6 +5,7 @@ they are checked before it is read. A damaged one is passed over for the newest 
 and set aside as soon as the next is saved.
 """
 
+import json
 import re
 import secrets
 import shutil
@@ -20,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from fiberjax import digests
+from fiberjax import digests, disk
 
 BEST = "best"
 """In what the host remembers: iterations finished in the best checkpoint."""
@@ -66,12 +67,13 @@ class Checkpoints:
     latest.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int):
+    def __init__(self, directory: str | Path, *, keep: int, record: Path | None = None):
         """Opens the directory, made if absent.
 
         Args:
           directory: where the checkpoints lie, one folder each.
           keep: how many of the latest to keep, beside the best one that `save` names.
+          record: a file to say what the newest one is, should it vanish; see `recorded`.
         """
         if keep < 1:
             raise ValueError(f"checkpoint.keep must be at least 1; got {keep}")
@@ -79,6 +81,9 @@ class Checkpoints:
         self._problems: dict[int, str | None] = {}
         self._listing: threading.Thread | None = None
         self._unlisted: OSError | None = None
+        self._saving = ""
+        self._record = record
+        self._tidy = False
         self._committed = threading.Event()
         self._best = _Best()
         policy = AnyPreservationPolicy([LatestN(keep), self._best])
@@ -143,18 +148,19 @@ class Checkpoints:
           host: what else is restored, a JSON-like dictionary.
           best: iterations finished in the best checkpoint, which is kept; this one or an earlier
             one. None for none.
+
+        Raises:
+          NoRoom: the disk is full, which may be seen as late as at the next save, or at the end.
         """
         self._wait()
-        self._set_aside()
+        self._make_way()
         self._best.iteration = best
         if best is not None:
             host = host | {BEST: best}
-        self._manager.save(
-            iteration,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
-            ),
-        )
+        self._saving = f"checkpoint {iteration}"
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
+        with disk.writing(self._saving, self._directory):
+            self._manager.save(iteration, args=items)
         self._problems[iteration] = None
         self._listing = threading.Thread(target=self._list, args=(iteration,), daemon=True)
         self._listing.start()
@@ -238,35 +244,41 @@ class Checkpoints:
                 if _writer(path.relative_to(folder)) == process
             ]
             digests.write(folder, own, process=process)
+            if self._record is not None and process == 0:
+                written = self._record.with_name(f".{self._record.name}.new")
+                written.write_text(json.dumps({"newest": iteration}) + "\n", encoding="utf-8")
+                written.replace(self._record)
         except OSError as error:
             self._unlisted = error
 
     def _wait(self) -> None:
         """Waits until the last save is whole, with its digests."""
-        try:
-            self._manager.wait_until_finished()
-        finally:
-            self._committed.set()
-            if self._listing is not None:
-                self._listing.join()
-                self._listing = None
-            self._committed.clear()
-        if self._unlisted is not None:
-            error, self._unlisted = self._unlisted, None
-            raise error
+        with disk.writing(self._saving, self._directory):
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._committed.set()
+                if self._listing is not None:
+                    self._listing.join()
+                    self._listing = None
+                self._committed.clear()
+            if self._unlisted is not None:
+                error, self._unlisted = self._unlisted, None
+                raise error
 
-    def _set_aside(self) -> None:
-        """Moves damaged checkpoints out of the way of those to come, into a folder beside."""
+    def _make_way(self) -> None:
+        """Moves damaged checkpoints into a folder beside, and removes halves that a kill left."""
         damaged = [of for of, problem in self._problems.items() if problem is not None]
-        if not damaged:
+        if self._tidy and not damaged:
             return
+        self._tidy = True
         if jax.process_index() == 0:
+            beside = self._directory.with_name(f"{self._directory.name}.damaged")
             for iteration in damaged:
-                aside(
-                    self._directory / str(iteration),
-                    self._directory.with_name(f"{self._directory.name}.damaged"),
-                )
-        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+                aside(self._directory / str(iteration), beside)
+            for half in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half, ignore_errors=True)
+        multihost_utils.sync_global_devices("what was there makes way")
         self._manager.reload()
         for iteration in damaged:
             del self._problems[iteration]
@@ -288,6 +300,14 @@ def newest(directory: str | Path) -> int:
     """Iterations finished in a directory's newest checkpoint, 0 without one; nothing is opened."""
     directory = Path(directory)
     return max(ocp.utils.checkpoint_steps(directory), default=0) if directory.is_dir() else 0
+
+
+def recorded(record: Path) -> int:
+    """Iterations finished in the newest checkpoint that was ever whole, by a record; 0 for none."""
+    try:
+        return int(json.loads(record.read_text(encoding="utf-8"))["newest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def exists(directory: str | Path) -> bool:

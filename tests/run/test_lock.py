@@ -76,8 +76,9 @@ def test_it_holds_within_itself_and_a_folder_of_nothing_goes(tmp_path):
         assert (folder / lock.FILE).exists()
     assert not folder.exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"workdir .* cannot be written"), lock.held(
-        tmp_path / "file"
+    with (
+        pytest.raises(ValueError, match=r"workdir .* cannot be written"),
+        lock.held(tmp_path / "file"),
     ):
         pass
 
