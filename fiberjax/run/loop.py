@@ -16,7 +16,7 @@ from fiberjax import disk
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
 from fiberjax.policy import lora
-from fiberjax.run import evaluation, identity, lock, metrics, plots, rollouts, writers
+from fiberjax.run import evaluation, identity, lock, metrics, plots, provenance, rollouts, writers
 from fiberjax.run.base import Base, make_base
 from fiberjax.run.best import Best, EarlyStop
 from fiberjax.run.budget_control import Controller
@@ -235,6 +235,9 @@ def train(
             print(f"{directory} stopped early after iteration {done}: {stop}")
         if done == experiment.iterations or stop.reached:
             return before, state, base
+        if primary:
+            with disk.writing("what makes the run", directory):
+                provenance.record(directory, done)
         reference, unpaid = base.params, Unpaid(experiment)
         if experiment.lora is None and experiment.training.kl_coefficient > 0:
             # The start, a second time: only a KL penalty needs it beside the state.

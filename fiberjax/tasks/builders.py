@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from fiberjax import digests
+from fiberjax import digests, disk
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import SPLITS, Example, Family, Split, draw_examples
 from fiberjax.tasks.families import FAMILIES, make_family
@@ -140,9 +140,13 @@ def build(config: FamilyConfig, data_dir: str | os.PathLike[str]) -> FiberjaxTas
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(leaving)
             shutil.rmtree(leaving, ignore_errors=True)
-    built = _built(config, data_dir)
+    with disk.writing("a data set", folder):
+        built = _built(config, data_dir)
     if not list(folder.glob(digests.NAME.format("*"))):
-        with contextlib.suppress(PermissionError):  # Someone else's files are read as they are.
+        with (
+            disk.writing("a data set", folder),
+            contextlib.suppress(PermissionError),
+        ):  # Someone else's files are read as they are.
             digests.write(folder, digests.files_of(folder))
     return built
 
