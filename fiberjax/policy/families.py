@@ -218,8 +218,8 @@ def _rope_kind(found: Description, given: Description, original: Any = None) -> 
     if kind == "yarn":
         whole = values["original_max_position_embeddings"]
         longest = found.values.get("max_position_embeddings")
-        known = type(longest) is int and 0 < longest < 2**31
-        implied = longest / whole if known else _REQUIRED
+        there = type(longest) is int and 0 < longest < 2**31
+        implied = longest / whole if there else _REQUIRED
         values["factor"] = given.number("factor", implied)
         scales = [
             given.number(name) if given.values.get(name) else None

@@ -13,16 +13,17 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
+from fiberjax import disk
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
 from fiberjax.policy import lora
-from fiberjax.run import evaluation, identity, plots, rollouts, writers
+from fiberjax.run import evaluation, identity, lock, plots, provenance, rollouts, writers
 from fiberjax.run.base import Base, make_base
 from fiberjax.run.best import Best, EarlyStop
 from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, comparable, evaluate, profile
-from fiberjax.run.interrupts import Interrupts
+from fiberjax.run.interrupts import Interrupted, Interrupts
 from fiberjax.run.nonfinite import NonFinite
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
@@ -30,11 +31,10 @@ from fiberjax.run.unpaid import Unpaid
 from fiberjax.run.warm_start import not_finite, starting_params
 from fiberjax.run.watching import Watch
 from fiberjax.tasks import PromptStream
+from fiberjax.train.rollout import Rollouts
 from fiberjax.train.update import TrainState
 
 SHOWN = {"reward": "reward/mean", "kl": "actor/ppo_kl", "entropy": "actor/entropy"}
-
-INTERRUPTED = "interrupted: this iteration is finished and saved; interrupt again to end at once"
 
 
 def run(
@@ -58,23 +58,26 @@ def run(
       The evaluation on held-out prompts, before and after.
 
     Raises:
-      ValueError: the directory cannot be written, or holds a run of another config.
+      ValueError: the directory cannot be written, is in use, or holds a run of another config.
       FloatingPointError: an update was not finite, and the config says to stop; see `nonfinite`.
+      NoRoom: the disk is full.
+      Interrupted: the run was asked to end.
     """
     directory = Path(directory)
-    primary = jax.process_index() == 0
     barrier("run folder claimed")
-    identity.claim(directory, experiment, config_json)
-    before, state, base = train(experiment, directory, trace_iteration)
-    after = evaluate_after(experiment, directory, experiment.whole(state.params, base.params))
-    table = evaluation.compare(
-        before.by_name,
-        after.by_name,
-        before.domain,
-        names=tuple(domain.name for domain in experiment.test),
-    )
-    if primary:
-        report(directory, table)
+    with lock.held(directory):
+        identity.claim(directory, experiment, config_json)
+        before, state, base = train(experiment, directory, trace_iteration)
+        after = evaluate_after(experiment, directory, experiment.whole(state.params, base.params))
+        table = evaluation.compare(
+            before.by_name,
+            after.by_name,
+            before.domain,
+            names=tuple(domain.name for domain in experiment.test),
+        )
+        if jax.process_index() == 0:
+            with disk.writing("the report", directory):
+                report(directory, table)
     return table
 
 
@@ -236,16 +239,20 @@ def train(
     Raises:
       SystemExit: a host was asked to end, nothing is paid (`unpaid`), or too many updates in a
         row were not finite (`nonfinite`); the run is saved.
-      KeyboardInterrupt: a host alone was interrupted; the iteration is finished and saved.
+      Interrupted: a host alone was asked to end; what is done is saved.
     """
-    primary = jax.process_index() == 0
-    with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
+    primary, keep = jax.process_index() == 0, experiment.checkpoint.keep
+    record = directory / identity.NEWEST
+    with Checkpoints(directory / "checkpoints", keep=keep, record=record) as saved:
         begun = begin(experiment, saved)
         base, state, done, stream, control, best, stop, nonfinite, before = begun
         if stop.reached and primary:
             print(f"{directory} stopped early after iteration {done}: {stop}")
         if done == experiment.iterations or stop.reached:
             return before, state, base
+        if primary:
+            with disk.writing("what makes the run", directory):
+                provenance.record(directory, done)
         reference, unpaid = base.params, Unpaid(experiment)
         if experiment.lora is None and experiment.training.kl_coefficient > 0:
             # The start, a second time: only a KL penalty needs it beside the state.
@@ -255,17 +262,40 @@ def train(
                 directory, resume_step=done or None, names=experiment.writers, enabled=primary
             ) as writer,
             Progress(experiment.iterations, "training", start=done) as progress,
-            Interrupts(INTERRUPTED) as interrupts,
+            Interrupts() as interrupts,
         ):
             folder = rollouts.open_folder(experiment, directory, done)
             watch = Watch(experiment, folder, writer, progress)
+
+            def drawn(iteration: int, rollouts: Rollouts) -> None:
+                interrupts.hold()
+                watch.rollouts(iteration, rollouts)
+
+            def save(iteration: int, host: dict[str, Any]) -> None:
+                lock.check(directory)
+                writer.flush()
+                saved.save(iteration, state, host, best.iteration)
+
             updates = functools.partial(nonfinite.observe, directory)
-            trainer = Trainer(experiment, reference, watch=watch.rollouts, updates=updates)
+            trainer = Trainer(experiment, reference, watch=drawn, updates=updates)
             if done == 0:
                 stop.observe(0, watch.start(before))
             for iteration in range(done, experiment.iterations):
-                with traced(directory / "trace", iteration + 1 == trace_iteration):
-                    state, scalars = trainer.iterate(state, stream, iteration, control.factor)
+                undrawn = stream.get_state()
+
+                def rescue(iteration: int = iteration, undrawn: Any = undrawn) -> None:
+                    if saved.latest() != iteration and iteration > 0:
+                        save(iteration, begun.to_host(experiment) | {"stream": undrawn})
+
+                try:
+                    interrupts.abandon(rescue)
+                    with traced(directory / "trace", iteration + 1 == trace_iteration):
+                        state, scalars = trainer.iterate(state, stream, iteration, control.factor)
+                    interrupts.hold()
+                except Interrupted as error:
+                    interrupts.rescue()
+                    raise Interrupted(error.signal, kept(iteration)) from None
+                lock.check(directory)
                 control.observe(iteration, scalars)
                 try:
                     nonfinite.check()
@@ -290,10 +320,11 @@ def train(
                 stopping = stop.reached and not last
                 ending = distributed.asked_to_end(iteration + 1) and not (last or stopping)
                 due = (iteration + 1) % experiment.checkpoint.every == 0
-                interrupted = interrupts.asked
+                interrupted = bool(interrupts.asked)
                 wrong = unpaid.observe(iteration, scalars) or nonfinite.problem
                 if last or stopping or ending or due or interrupted or improved or wrong:
-                    saved.save(iteration + 1, state, begun.to_host(experiment), best.iteration)
+                    interrupts.in_time()
+                    save(iteration + 1, begun.to_host(experiment))
                 if stopping:
                     progress.print(f"stops early after iteration {iteration + 1}: {stop}")
                     break
@@ -305,8 +336,13 @@ def train(
                 if wrong:
                     raise SystemExit(f"stopped: {wrong}")
                 if interrupted:
-                    break  # Raised as `interrupts` is left.
+                    raise Interrupted(interrupts.asked, kept(iteration + 1))
     return before, state, base
+
+
+def kept(iteration: int) -> str:
+    """What is saved of a run that ends after an iteration."""
+    return f"iteration {iteration} is saved" if iteration > 0 else "nothing was trained yet"
 
 
 def traced(directory: Path, wanted: bool) -> contextlib.AbstractContextManager:

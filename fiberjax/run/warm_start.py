@@ -113,7 +113,7 @@ def warm_start(
     """The warm-started parameters: read from disk if they were made before, else trained.
 
     Runs that start at the same time may each train them; the first to finish is kept, and all start
-    from what was kept.
+    from what was kept. What is damaged since is made anew, and that is said.
 
     Args:
       options: the phase's options.
@@ -138,13 +138,19 @@ def warm_start(
     directory = Path(options.directory) / _digest([settings, shape, seed, depends_on])
     abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     abstract = shardings.abstract(abstract, shardings.param_shardings(device_mesh, abstract))
-    if not checkpoints.exists(directory):
-        params = initial_params(folder, config, device_mesh, seed=seed)
-        params = _train(options, config, device_mesh, params, batches(), chunk)
-        host = {"settings": settings, "policy": shape}
-        if checkpoints.save_first(directory, options.steps, params, host):
-            return params
-        del params
+    if checkpoints.exists(directory):
+        try:
+            return checkpoints.read(directory, abstract).state
+        except checkpoints.Damaged as error:
+            if jax.process_index() == 0:
+                print(f"the warm start is made anew: {error}")
+            checkpoints.discard(directory)
+    params = initial_params(folder, config, device_mesh, seed=seed)
+    params = _train(options, config, device_mesh, params, batches(), chunk)
+    host = {"settings": settings, "policy": shape}
+    if checkpoints.save_first(directory, options.steps, params, host):
+        return params
+    del params
     return checkpoints.read(directory, abstract).state
 
 

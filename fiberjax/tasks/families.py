@@ -176,7 +176,7 @@ def make_family(name: str, knobs: Mapping[str, object] | None = None) -> Family:
             value = values[knob] = tuple(value)
         if type(value) is not kind:
             raise ValueError(f"knob {name}.{knob} is {shown(value)}, expected {kind.__name__}")
-        if kind is tuple and any(type(each) is not int for each in value):
+        if isinstance(value, tuple) and any(type(each) is not int for each in value):
             raise ValueError(f"knob {name}.{knob} is {shown(value)}, expected whole numbers")
     try:
         return family(**values)

@@ -260,6 +260,22 @@ def test_an_interrupted_save_leaves_nothing_that_looks_complete(
     assert len(count_training) == 2 and len(folders(config)) == 1
 
 
+def test_what_is_damaged_is_made_anew(config, one_device, count_training, capsys):
+    first = start(config, one_device)
+    (folder,) = pathlib.Path(config.warm_start.directory).iterdir()
+    data = max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    capsys.readouterr()
+    assert_equal(start(config, one_device), first)
+    assert len(count_training) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "the warm start is made anew: " in line and data.name in line
+    assert_equal(start(config, one_device), first)
+    assert len(count_training) == 2 and len(folders(config)) == 1
+
+
 def test_it_teaches(make_config, one_device):
     config = make_config()
     built = experiment.from_config(config, one_device)
