@@ -23,6 +23,7 @@ import faults_of_data
 import faults_of_families
 import faults_of_mathematics
 import faults_of_models
+import faults_of_soundness
 import faults_of_watching
 import faults_of_wiring
 from faults_of_mathematics import Mutant
@@ -38,6 +39,7 @@ MUTANTS = (
     *faults_of_wiring.FAULTS,
     *faults_of_data.FAULTS,
     *faults_of_watching.FAULTS,
+    *faults_of_soundness.FAULTS,
 )
 
 

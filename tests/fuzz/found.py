@@ -74,7 +74,7 @@ FOUND: dict[str, list[Any]] = {
         _model("gemma3", layer_types=[[], "full_attention"]),
         _model("llama", rope_theta=10**400),
         _model("llama", rope_theta=1e-320),
-        _model("llama", rope_theta=1.0),
+        _model("llama", rope_parameters={"rope_type": "default", "rope_theta": 1.0}),
         (CHECKPOINTS[0], "config.json", b"[" * 100_000),
     ],
     "saved config": [b"[" * 100_000, b"\xff\xfe", b'{"version": true}'],
