@@ -110,14 +110,18 @@ def main() -> None:
         row = min(seen, key=lambda of: abs(of.iteration - wanted))
         print(f"| {row.iteration} | {row.megabytes:.1f} | {row.files} | {row.threads} | ", end="")
         print(f"{row.programs} |")
-    half = [of for of in seen if of.iteration > given.iterations / 2]
-    at = np.array([of.iteration for of in half], float)
-    slope = np.polyfit(at, [of.megabytes * 1e3 for of in half], 1)[0]
+    # What follows the last iteration, the evaluation and the plots, is no part of it.
+    early, late = (
+        [of for of in seen if low < of.iteration / given.iterations < high]
+        for low, high in ((0.1, 0.5), (0.5, 1.0))
+    )
+    at = np.array([of.iteration for of in late], float)
+    slope = np.polyfit(at, [of.megabytes * 1e3 for of in late], 1)[0]
+    print(f"\nover the second half {slope:+.2f} kB an iteration; at most, in the first half and ")
+    for name in ("files", "threads", "programs"):
+        most = [max(getattr(of, name) for of in part) for part in (early, late)]
+        print(f"  in the second, {most[0]} and {most[1]} {name}")
     seconds, cpu = time.monotonic() - began[0], time.process_time() - began[1]
-    print(f"\nover the second half: {slope:+.2f} kB an iteration, ", end="")
-    print(f"{half[-1].files - half[0].files:+d} files, ", end="")
-    print(f"{half[-1].threads - half[0].threads:+d} threads, ", end="")
-    print(f"{half[-1].programs - half[0].programs:+d} programs; ", end="")
     print(f"{seconds:.0f} s, {cpu:.0f} s of all cores")
 
 
