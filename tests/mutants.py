@@ -21,6 +21,7 @@ from pathlib import Path
 
 import faults_of_data
 import faults_of_families
+import faults_of_keeping
 import faults_of_mathematics
 import faults_of_models
 import faults_of_watching
@@ -38,6 +39,7 @@ MUTANTS = (
     *faults_of_wiring.FAULTS,
     *faults_of_data.FAULTS,
     *faults_of_watching.FAULTS,
+    *faults_of_keeping.FAULTS,
 )
 
 
