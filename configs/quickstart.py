@@ -127,6 +127,7 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.training.edge = "update"
     config.training.step_share = gates.step_share(gate)
     config.training.mismatch = "none"
+    config.training.router_replay = False
     config.training.mismatch_cap = 2.0
     config.training.mismatch_floor = 0.5
     config.training.chunk = 128

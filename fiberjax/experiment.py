@@ -308,6 +308,11 @@ def from_config(
     check_model(model, window, warm_start)
     vocabulary = make_vocabulary(tasks, model)
     policy = make_policy(config.policy, vocabulary, shape, model.folder)
+    if training.router_replay and policy.num_experts == 0:
+        raise ValueError(
+            "config.training.router_replay = True, but the policy has no experts: expected "
+            "config.policy.num_experts of at least 1, or False"
+        )
     adapters = make_adapters(config.lora, policy)
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if model.folder and load_data is None:

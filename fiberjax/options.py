@@ -400,6 +400,9 @@ class Training:
         beyond the cap or below the floor); of trajectories "truncate_trajectory" (the product of
         the ratios, capped) or "reject" (dropped where their geometric mean is beyond the cap or
         below the floor). Only "none" goes with the direct edge.
+      router_replay: of a mixture of experts, sends each token of the updates to the experts that
+        the policy before them sent it to, in every layer: ratios then tell of weights, and not of
+        tokens that went elsewhere. Shares of experts stay those of the current policy.
       mismatch_cap: the cap, a ratio above 1.
       mismatch_floor: the floor, a ratio below 1.
       chunk: columns whose logits exist at a time.
@@ -419,6 +422,7 @@ class Training:
     edge: str
     step_share: str
     mismatch: str
+    router_replay: bool
     mismatch_cap: float
     mismatch_floor: float
     chunk: int

@@ -17,6 +17,38 @@ ADAPTERS = "tests/policy/test_lora.py"
 RUNS = "tests/run/test_adapters.py"
 
 FAULTS = (
+    # Experts.
+    Mutant(
+        "replayed tokens go where the current router likes",
+        "fiberjax/policy/experts.py",
+        "        if replayed is None:",
+        "        if True:",
+        ("tests/policy/test_experts.py::test_replayed_tokens_go_where_they_are_told",),
+    ),
+    Mutant(
+        "routes are replayed in the wrong layer",
+        "fiberjax/policy/transformer.py",
+        "jnp.moveaxis(experts, 0, 2)",
+        "jnp.moveaxis(experts[::-1], 0, 2)",
+        ("tests/policy/test_experts.py::test_routes_lead_back_where_they_come_from",),
+    ),
+    Mutant(
+        "a batch's routes are not read",
+        "fiberjax/train/batch.py",
+        "return rows if self.routes is None else (*rows, self.routes)",
+        "return rows",
+        ("tests/train/test_router_replay.py::test_a_replayed_update_is_another",),
+    ),
+    Mutant(
+        "an iteration keeps no routes",
+        "fiberjax/run/trainer.py",
+        "            routes=routes,",
+        "            routes=None,",
+        (
+            "tests/train/test_router_replay.py::"
+            "test_an_iteration_replays_the_routes_of_the_policy_that_sampled",
+        ),
+    ),
     # Tokens.
     Mutant(
         "only the first end of sequence ends a completion",
@@ -443,8 +475,8 @@ FAULTS = (
     Mutant(
         "the reference moves with the adapters",
         "fiberjax/run/trainer.py",
-        "self._log_probs(self._reference, rows",
-        "self._log_probs(params, rows",
+        "self._scored(self._reference, rows",
+        "self._scored(params, rows",
         (f"{RUNS}::test_a_run_trains_and_keeps_adapters_alone",),
     ),
     Mutant(

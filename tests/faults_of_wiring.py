@@ -239,15 +239,15 @@ FAULTS = (
     Mutant(
         "the current policy is its own reference",
         "fiberjax/run/trainer.py",
-        "self._log_probs(self._reference, rows",
-        "self._log_probs(params, rows",
+        "self._scored(self._reference, rows",
+        "self._scored(params, rows",
         GRPO,
     ),
     Mutant(
         "old log-probabilities are at temperature 1",
         "fiberjax/run/trainer.py",
-        "self._log_probs(params, rows, rollouts.mask, temperature)",
-        "self._log_probs(params, rows, rollouts.mask, np.float32(1))",
+        "self._log_probs(params, rows, mask, self.experiment.knobs.temperature)",
+        "self._log_probs(params, rows, mask, np.float32(1))",
         GRPO,
     ),
     Mutant(

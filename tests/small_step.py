@@ -73,7 +73,7 @@ KNOBS = Knobs(BUDGETS, np.float32(1.0), np.float32(0.01), np.float32(0.1))
 OPTIONS = StepOptions(kl_estimator="k3", entropy_bonus=True, chunk=4)
 
 
-def build(shape, options=OPTIONS, config=CONFIG):
+def build(shape, options=OPTIONS, config=CONFIG, batch=None):
     """The step, its state and its batch on a mesh of this shape.
 
     With adapters the state is of these, and the step is of all parameters as its base.
@@ -89,7 +89,7 @@ def build(shape, options=OPTIONS, config=CONFIG):
 
     shardings = state_shardings(device_mesh, jax.eval_shape(fresh))
     state = jax.jit(fresh, out_shardings=shardings)()
-    batch = make_batch()
+    batch = make_batch() if batch is None else batch
     placed = mesh.place(device_mesh, batch, batch_specs(batch))
     step = make_step(config, device_mesh, GATE, OPTIMIZER, options, shardings)
     if options.lora is not None:

@@ -141,7 +141,12 @@ def abstract_batch(experiment: Experiment, packed: int | None = None) -> Batch:
             state_id=ids if experiment.couples_states else None,
         )
     whole, part = shape(rows, width, jnp.int32), shape(rows, columns, jnp.float32)
-    batch = Batch(whole, whole, whole, layout, part, part, part, part)
+    routes: Any = None
+    if experiment.training.router_replay:
+        policy = experiment.policy
+        taken = (rows, width, policy.num_layers, policy.experts_per_token)
+        routes = jax.ShapeDtypeStruct(taken, policy.route_dtype)
+    batch = Batch(whole, whole, whole, layout, part, part, part, part, routes)
     return _on_mesh(experiment, batch, batch_specs(batch))
 
 

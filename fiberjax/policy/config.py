@@ -160,6 +160,11 @@ class TransformerConfig:
         """The compute dtype as a dtype."""
         return COMPUTE_DTYPES[self.compute_dtype]
 
+    @property
+    def route_dtype(self) -> Any:
+        """The dtype that an expert's index is kept in."""
+        return jnp.uint8 if self.num_experts <= 256 else jnp.uint16
+
 
 def _shortest(pattern: Sequence[str], num_layers: int) -> tuple[str, ...]:
     """The shortest pattern that gives the same layers.

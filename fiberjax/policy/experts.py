@@ -36,12 +36,23 @@ class Router(nnx.Module):
         self.count = config.experts_per_token
         self.renormalise = config.norm_topk_prob
 
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        """Of x [B, T, D]: the share of each chosen expert float32[B, T, k], and its index."""
+    def __call__(self, x: Array, replayed: Array | None = None) -> tuple[Array, Array]:
+        """Of x [B, T, D]: the share of each chosen expert float32[B, T, k], and its index.
+
+        Args:
+          x: the normed activations.
+          replayed: integer[B, T, k], the experts to take in place of the likeliest; shares stay
+            those that this router gives them, and have its gradient.
+        """
         flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
         # A TPU would take the factors of a float32 product as bfloat16.
         logits = jnp.dot(flat, self.kernel[...], precision=lax.Precision.HIGHEST)
-        share, expert = lax.top_k(jax.nn.softmax(logits, axis=-1), self.count)
+        probability = jax.nn.softmax(logits, axis=-1)
+        if replayed is None:
+            share, expert = lax.top_k(probability, self.count)
+        else:
+            expert = replayed.reshape(-1, self.count).astype(jnp.int32)
+            share = jnp.take_along_axis(probability, expert, axis=-1)
         if self.renormalise:
             share = share / jnp.sum(share, axis=-1, keepdims=True)
         shape = (*x.shape[:-1], self.count)
@@ -73,9 +84,9 @@ class Experts(nnx.Module):
         self.activation = config.activation
         self.placement = placement
 
-    def __call__(self, x: Array) -> Array:
-        """Maps [B, T, D] to [B, T, D]."""
-        share, expert = self.router(x)
+    def __call__(self, x: Array, replayed: Array | None = None) -> tuple[Array, Array]:
+        """Maps [B, T, D] to [B, T, D]; with it, the experts int32[B, T, k] that did so."""
+        share, expert = self.router(x, replayed)
         kernels = [
             self.placement.kernel(one.kernel[...].astype(x.dtype), split)
             for one, split in (
@@ -85,7 +96,7 @@ class Experts(nnx.Module):
             )
         ]
         local = functools.partial(dispatch, activation=self.activation)
-        return self.placement.experts(local, x, share.astype(x.dtype), expert, *kernels)
+        return self.placement.experts(local, x, share.astype(x.dtype), expert, *kernels), expert
 
 
 def dispatch(

@@ -182,14 +182,22 @@ class Block(nnx.Module):
         """Queries, keys and values of the normed residual stream."""
         return self.attention.project(self.attention_norm(x), rope)
 
-    def finish(self, x: Array, heads: Array) -> Array:
-        """The layer's output, given what attention read."""
+    def finish(
+        self, x: Array, heads: Array, replayed: Array | None = None
+    ) -> tuple[Array, Array | None]:
+        """The layer's output, given what attention read, and the experts of each token, if any.
+
+        `replayed` names the experts to take in place of the likeliest.
+        """
         attended = self.attention.output(heads)
         x = x + (self.attention_post_norm(attended) if self.post_norms else attended)
-        think = self.experts if self.mixture else self.mlp
-        thought = think(self.mlp_norm(x))
+        normed, expert = self.mlp_norm(x), None
+        if self.mixture:
+            thought, expert = self.experts(normed, replayed)
+        else:
+            thought = self.mlp(normed)
         x = x + (self.mlp_post_norm(thought) if self.post_norms else thought)
-        return self.placement.activation(x, "activation")
+        return self.placement.activation(x, "activation"), expert
 
 
 def _residual(config: TransformerConfig) -> float:

@@ -90,7 +90,13 @@ class Transformer(nnx.Module):
         if not config.tie_embeddings:
             self.head = layers.Embedding(config, rngs=rngs)
 
-    def hidden(self, tokens: Array, positions: Array, segment_ids: Array) -> Array:
+    def hidden(
+        self,
+        tokens: Array,
+        positions: Array,
+        segment_ids: Array,
+        routes: Array | None = None,
+    ) -> Array:
         """The normed last activations, compute_dtype[B, S, D].
 
         A token attends to the tokens before it in its row, and itself, that share its segment id.
@@ -99,23 +105,44 @@ class Transformer(nnx.Module):
           tokens: int32[B, S].
           positions: int32[B, S], counted from 0 within each segment.
           segment_ids: int32[B, S]; 0 is padding, whose contents never matter.
+          routes: of `routed`, the experts that each token takes in each layer; None takes the
+            likeliest.
         """
-        return self._rows(tokens, positions, segment_ids, keep=False)[0]
+        return self._rows(tokens, positions, segment_ids, routes)[0]
+
+    def routed(self, tokens: Array, positions: Array, segment_ids: Array) -> tuple[Array, Array]:
+        """What `hidden` returns, and the routes: the experts of each token, integer[B, S, L, k].
+
+        Of a mixture alone. They are of the smallest unsigned type that holds them.
+        """
+        x, (_, experts) = self._rows(tokens, positions, segment_ids, keep=("routes",))
+        return x, jnp.moveaxis(experts, 0, 2).astype(self.config.route_dtype)
 
     def prefill(self, tokens: Array, positions: Array, segment_ids: Array) -> tuple[Array, Cache]:
         """What `hidden` returns, and the full cache of the S columns; not differentiable."""
-        x, (keys, values) = self._rows(tokens, positions, segment_ids, keep=True)
+        x, ((keys, values), _) = self._rows(tokens, positions, segment_ids, keep=("cache",))
         return x, Cache(keys, values, segment_ids, jnp.int32(tokens.shape[1]))
 
     def _rows(
-        self, tokens: Array, positions: Array, segment_ids: Array, *, keep: bool
+        self,
+        tokens: Array,
+        positions: Array,
+        segment_ids: Array,
+        routes: Array | None = None,
+        *,
+        keep: tuple[str, ...] = (),
     ) -> tuple[Array, Any]:
-        """Whole rows through all layers; with `keep`, their keys and values [L, B, G, S, K] too."""
+        """Whole rows through all layers, and what is kept of each layer.
+
+        Kept are a pair: of "cache" keys and values [L, B, G, S, K], of "routes" experts
+        [L, B, S, k]; None for what is not.
+        """
         x, angles = self._embed(tokens, positions, segment_ids)
+        by_layer = None if routes is None else jnp.moveaxis(routes, 2, 0)
         graphdef, stacked = nnx.split(self.layers)
 
         def layer(x: Array, step: Any) -> tuple[Array, Any]:
-            params, sliding = step
+            params, sliding, replayed = step
             block = nnx.merge(graphdef, params)
             query, key, value = block.project(x, self._angles(angles, sliding))
             heads = self.placement.attend(
@@ -123,13 +150,15 @@ class Transformer(nnx.Module):
                 scale=self.config.attention_scale,
                 window=self._window(sliding),
             )
-            return block.finish(x, heads), (key, value) if keep else None
+            x, expert = block.finish(x, heads, replayed)
+            cache = (key, value) if "cache" in keep else None
+            return x, (cache, expert if "routes" in keep else None)
 
         # A few layers are written out: their activations are then kept where they are, where a loop
         # would copy them into a stack.
         shallow = self.config.num_layers <= _WRITTEN_OUT and self.config.remat == "none"
-        layer = _remat(layer, "none" if keep else self.config.remat)
-        steps = (stacked, self._sliding())
+        layer = _remat(layer, "none" if "cache" in keep else self.config.remat)
+        steps = (stacked, self._sliding(), by_layer)
         x, kept = lax.scan(layer, x, steps, unroll=self.config.num_layers if shallow else 1)
         return self.final_norm(x), kept
 
@@ -179,7 +208,7 @@ class Transformer(nnx.Module):
             )
             scale = self.config.attention_scale
             heads = attention.masked(query, key, value, mask, scale=scale)
-            return (block.finish(x, heads), keys, values), None
+            return (block.finish(x, heads)[0], keys, values), None
 
         steps = (jnp.arange(self.config.num_layers), (stacked, self._sliding()))
         (x, keys, values), _ = lax.scan(layer, (x, cache.key, cache.value), steps)

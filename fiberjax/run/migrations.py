@@ -158,6 +158,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         renamed={"tasks.verifier": {"exact": "auto"}},
         rewrite=_columns_by_name,
     ),
+    Migration(added={"training.router_replay": False}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

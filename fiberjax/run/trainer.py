@@ -75,6 +75,7 @@ class Trainer:
             experiment.mesh,
             experiment.training.chunk,
             experiment.training.micro_batches * experiment.training.minibatches,
+            routes=experiment.training.router_replay,
         )
         self._estimate: Callable = jax.jit(experiment.estimate, static_argnums=2)
         self._learning_rate: Callable = jax.jit(jax.vmap(experiment.schedule))
@@ -248,6 +249,14 @@ class Trainer:
         }
         return state, scalars
 
+    def _scored(self, params: Any, rows: Any, mask: np.ndarray) -> tuple[np.ndarray, Any]:
+        """This process's log-probabilities of completions, and the routes, if they are replayed."""
+        scored = self._log_probs(params, rows, mask, self.experiment.knobs.temperature)
+        if not self.experiment.training.router_replay:
+            return mesh.local_values(scored), None
+        log_prob, routes = map(mesh.local_values, scored)
+        return log_prob, routes
+
     def _batches(
         self, params: Any, rollouts: Rollouts, rewards: np.ndarray, present: np.ndarray
     ) -> tuple[list, dict[str, float]]:
@@ -262,14 +271,11 @@ class Trainer:
         if not present.any():
             return [], {}
         training = self.experiment.training
-        temperature = self.experiment.knobs.temperature
         rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
-        old = mesh.local_values(self._log_probs(params, rows, rollouts.mask, temperature))
+        old, routes = self._scored(params, rows, rollouts.mask)
         reference = np.zeros_like(old)
         if training.kl_coefficient > 0:
-            reference = mesh.local_values(
-                self._log_probs(self._reference, rows, rollouts.mask, temperature)
-            )
+            reference, _ = self._scored(self._reference, rows, rollouts.mask)
         # Before truncation, as the trainer's are: what truncation left out is no disagreement.
         sampler = rollouts.sampler_log_prob + rollouts.log_kept
         weight = np.ones_like(old)
@@ -291,6 +297,7 @@ class Trainer:
             sample_weight=weight,
             num_minibatches=training.minibatches,
             levels=self.experiment.levels,
+            routes=routes,
             pack_micro_batches=training.micro_batches if training.packing else 0,
             states=self.experiment.couples_states,
         )

@@ -23,6 +23,9 @@ class Batch:
       reference_log_prob: float32[B, T], of the reference policy; nats. Zeros without a KL term.
       sample_weight: float32[B, T], the correction for sampler and trainer disagreeing; ones
         without one.
+      routes: unsigned integer[B, S, L, k], the experts that the policy before the first update sent
+        each token to, in each layer, which the updates send it to again; None lets the current
+        policy choose.
     """
 
     tokens: jax.Array
@@ -33,6 +36,13 @@ class Batch:
     old_log_prob: jax.Array
     reference_log_prob: jax.Array
     sample_weight: jax.Array
+    routes: jax.Array | None = None
+
+    @property
+    def rows(self) -> tuple[jax.Array, ...]:
+        """What the policy reads; see `forward.Rows`."""
+        rows = (self.tokens, self.positions, self.segment_ids)
+        return rows if self.routes is None else (*rows, self.routes)
 
 
 def batch_specs(batch: Batch) -> Batch:

@@ -15,8 +15,8 @@ from fiberjax.layout import Layout, make_layout
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TokenOutputs, TransformerConfig, bind, chunked_token_outputs
 
-Rows = tuple[jax.Array, jax.Array, jax.Array]
-"""Tokens, positions and segment ids of rows, each int32[B, S]."""
+Rows = tuple[jax.Array, ...]
+"""Tokens, positions, segment ids of rows, each int32[B, S]; and their routes, to replay them."""
 
 Forward = Callable[[Any, Rows], TokenOutputs]
 
@@ -43,16 +43,26 @@ def make_forward(
       chunk: columns whose logits exist at a time.
       entropy_gradient: whether entropies have a gradient, or are constants.
     """
+    of_hidden = _make_head(
+        device_mesh, layout, temperature, chunk, entropy_gradient=entropy_gradient
+    )
 
     def forward(params: Any, rows: Rows) -> TokenOutputs:
-        tokens, positions, segment_ids = rows
+        model = bind(config, params, placement=shardings.placement(device_mesh, config))
+        return of_hidden(model, model.hidden(*rows), rows)
+
+    return forward
+
+
+def _make_head(
+    device_mesh: Mesh, layout: Layout, temperature: Any, chunk: int, *, entropy_gradient: bool
+) -> Callable[[Any, jax.Array, Rows], TokenOutputs]:
+    """From the policy and its activations over rows to its outputs; arguments as `make_forward`."""
+
+    def of_hidden(model: Any, hidden: jax.Array, rows: Rows) -> TokenOutputs:
+        tokens, _, segment_ids = rows[:3]
         start = tokens.shape[1] - layout.mask.shape[1]
-        model = bind(
-            config,
-            params,
-            placement=shardings.placement(device_mesh, config),
-        )
-        hidden = model.hidden(tokens, positions, segment_ids)[:, start - 1 : -1]
+        hidden = hidden[:, start - 1 : -1]
         targets = jnp.where(segment_ids[:, start:] != 0, tokens[:, start:], 0)
 
         def local(hidden: Any, kernel: Any, targets: Any, temperature: Any) -> TokenOutputs:
@@ -77,7 +87,7 @@ def make_forward(
             axis_names=set(mesh.ROW_AXES),
         )(*arguments)
 
-    return forward
+    return of_hidden
 
 
 def outputs_and_pullback(
@@ -130,8 +140,13 @@ def outputs_and_pullback(
 
 
 def make_log_probs(
-    config: TransformerConfig, device_mesh: Mesh, chunk: int, num_micro_batches: int
-) -> Callable[[Any, Rows, Any, Any], jax.Array]:
+    config: TransformerConfig,
+    device_mesh: Mesh,
+    chunk: int,
+    num_micro_batches: int,
+    *,
+    routes: bool = False,
+) -> Callable[[Any, Rows, Any, Any], Any]:
     """Compiles the policy's own log-probabilities of whole rollouts.
 
     Args:
@@ -139,24 +154,29 @@ def make_log_probs(
       device_mesh: from `mesh.make_mesh`.
       chunk: columns whose logits exist at a time.
       num_micro_batches: into how many parts the rows are cut.
+      routes: whether to tell which experts each token was sent to; of a mixture alone.
 
     Returns:
       `(params, rows, mask, temperature)` -> float32[R, C] on the mesh, nats: of the completions,
-      the last C columns, whose real tokens the mask names. Rows and mask are this process's, on
-      the host.
+      the last C columns, whose real tokens the mask names; with `routes`, a pair with these,
+      integer[R, P + C, L, k]. Rows and mask are this process's, on the host.
     """
 
-    def log_probs(params: Any, rows: Rows, layout: Layout, temperature: Any) -> jax.Array:
-        forward = make_forward(
-            config, device_mesh, layout, temperature, chunk, entropy_gradient=False
-        )
-        return in_micro_batches(
-            lambda part: forward(params, part).log_prob, rows, num_micro_batches
-        )
+    def log_probs(params: Any, rows: Rows, layout: Layout, temperature: Any) -> Any:
+        of_hidden = _make_head(device_mesh, layout, temperature, chunk, entropy_gradient=False)
+
+        def of_part(part: Rows) -> Any:
+            model = bind(config, params, placement=shardings.placement(device_mesh, config))
+            if not routes:
+                return of_hidden(model, model.hidden(*part), part).log_prob
+            hidden, taken = model.routed(*part)
+            return of_hidden(model, hidden, part).log_prob, taken
+
+        return in_micro_batches(of_part, rows, num_micro_batches)
 
     compiled = jax.jit(log_probs, out_shardings=NamedSharding(device_mesh, mesh.ROWS))
 
-    def of_rollouts(params: Any, rows: Rows, mask: Any, temperature: Any) -> jax.Array:
+    def of_rollouts(params: Any, rows: Rows, mask: Any, temperature: Any) -> Any:
         layout = mesh.place(device_mesh, make_layout(mask), mesh.ROWS)
         return compiled(params, mesh.place(device_mesh, rows, mesh.ROWS), layout, temperature)
 

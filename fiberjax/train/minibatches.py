@@ -26,6 +26,7 @@ def make_batches(
     sample_weight: np.ndarray,
     num_minibatches: int,
     levels: Levels,
+    routes: np.ndarray | None = None,
     states: bool = False,
     pack_micro_batches: int = 0,
 ) -> list[Batch]:
@@ -43,6 +44,7 @@ def make_batches(
       sample_weight: float32[R, C].
       num_minibatches: n, divides the groups of a process.
       levels: which prompts share a cell.
+      routes: integer[R, P + C, L, k], the experts to replay; None replays none.
       pack_micro_batches: packs several trajectories into a row; a micro-batch keeps the rows it
         has when the unpacked batch is split into this many. 0 leaves one trajectory a row.
       states: whether the gate couples the tokens of a state, so that the layout must name them.
@@ -71,6 +73,7 @@ def make_batches(
             old_log_prob=old_log_prob[chosen],
             reference_log_prob=reference_log_prob[chosen],
             sample_weight=sample_weight[chosen],
+            routes=None if routes is None else routes[chosen],
         )
         if pack_micro_batches:
             batch = pack_rows(device_mesh, batch, pack_micro_batches)

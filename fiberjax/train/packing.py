@@ -129,7 +129,7 @@ def pack(batch: Batch, *, rows: int, shards: int = 1) -> Batch:
 
     def move(values: Any, padding: int = 0) -> Any:
         values = np.asarray(values)
-        packed = np.full((shards * rows, width), padding, values.dtype)
+        packed = np.full((shards * rows, width, *values.shape[2:]), padding, values.dtype)
         packed[target_row, target_column] = values[source, at]
         return packed
 
@@ -160,4 +160,5 @@ def pack(batch: Batch, *, rows: int, shards: int = 1) -> Batch:
         old_log_prob=move_completion(batch.old_log_prob),
         reference_log_prob=move_completion(batch.reference_log_prob),
         sample_weight=move_completion(batch.sample_weight),
+        routes=None if batch.routes is None else move(batch.routes),
     )

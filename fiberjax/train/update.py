@@ -136,11 +136,10 @@ def make_step(
         def forward(trained: Any, rows: Rows) -> TokenOutputs:
             return whole(lora.attached(options.lora, base, trained), rows)
 
-        rows = (batch.tokens, batch.positions, batch.segment_ids)
         # A packed batch has fewer rows than trajectories, and micro-batches of as many rows.
         num_trajectories = batch.layout.sizes[0].shape[0]
         parts = max(1, options.num_micro_batches * len(batch.tokens) // num_trajectories)
-        outputs, pullback = outputs_and_pullback(forward, state.params, rows, parts)
+        outputs, pullback = outputs_and_pullback(forward, state.params, batch.rows, parts)
         metrics, cotangents = objective_gradient(device_mesh, gate, options, outputs, batch, knobs)
         gradient = pullback(cotangents)
         extra = {}
@@ -181,7 +180,7 @@ def objective_gradient(
         (_, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(outputs)
         return metrics, cotangents
 
-    without: Any = {"tokens": None, "positions": None, "segment_ids": None}
+    without: Any = {"tokens": None, "positions": None, "segment_ids": None, "routes": None}
     batch = dataclasses.replace(batch, **without)
     return jax.shard_map(
         local,

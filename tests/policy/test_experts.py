@@ -12,6 +12,7 @@ from flax import nnx
 
 from fiberjax import policy
 from fiberjax.policy import experts
+from fiberjax.policy.placement import ONE_DEVICE
 
 from . import shapes
 
@@ -114,6 +115,44 @@ def test_the_router_takes_the_likeliest(renormalise):
         expected = expected / expected.sum(-1, keepdims=True)
     np.testing.assert_allclose(share, expected, rtol=1e-5)
     np.testing.assert_array_equal(expert, np.argsort(-probability)[..., :2])
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_replayed_tokens_go_where_they_are_told(renormalise):
+    """Through those experts, by the shares that this router gives them, with its gradient."""
+    config = mixture(norm_topk_prob=renormalise)
+    kernels = {
+        name: of["kernel"][0] for name, of in shapes.params(config)["layers"]["experts"].items()
+    }
+    block = experts.Experts(config, ONE_DEVICE, scale=1.0, rngs=shapes.rngs())
+    for name, kernel in kernels.items():
+        getattr(block, name).kernel = nnx.Param(kernel)
+    x = jax.random.normal(jax.random.key(1), (2, 3, config.embed_dim))
+    probability = np.asarray(jax.nn.softmax(x @ kernels["router"]))
+    told = np.argsort(probability)[..., :2]  # The unlikeliest.
+    share = np.take_along_axis(probability, told, axis=-1)
+    if renormalise:
+        share = share / share.sum(-1, keepdims=True)
+    out, taken = block(x, jnp.asarray(told, jnp.uint8))
+    np.testing.assert_array_equal(taken, told)
+    of_experts = [kernels[name] for name in ("gate", "up", "down")]
+    np.testing.assert_allclose(out, looped(x, share, told, *of_experts, held=range(4)), atol=1e-5)
+    gradient = nnx.grad(lambda block: jnp.sum(jnp.sin(block(x, jnp.asarray(told))[0])))(block)
+    assert jnp.max(jnp.abs(gradient["router"]["kernel"][...])) > 1e-3
+
+
+def test_routes_lead_back_where_they_come_from():
+    """Layer by layer: another order of the layers is another way."""
+    config = mixture()
+    params, tokens = shapes.params(config), shapes.tokens(2, 6)
+    model = policy.bind(config, params)
+    rows = tokens, *shapes.whole(tokens)
+    hidden, routes = jax.jit(model.routed)(*rows)
+    assert routes.shape == (2, 6, config.num_layers, 2) and routes.dtype == jnp.uint8
+    np.testing.assert_allclose(hidden, model.hidden(*rows), atol=1e-5)
+    np.testing.assert_allclose(model.hidden(*rows, routes), hidden, atol=1e-5)
+    assert np.any(routes[:, :, 0] != routes[:, :, 1])
+    assert np.max(np.abs(model.hidden(*rows, routes[:, :, ::-1]) - hidden)) > 1e-2
 
 
 def test_sampler_and_trainer_route_alike_in_bfloat16():

@@ -49,7 +49,7 @@ def test_every_option_has_its_class(config):
         *("gate.epsilon", "gate.weight_cap"),
         *(f"gate.levels.{level}.budget" for level in ("trajectory", "group", "domain")),
         *(f"budget_control.{name}" for name in ("target", "gain", "end", "largest")),
-        *("training.entropy_coefficient", "training.kl_coefficient"),
+        *("training.entropy_coefficient", "training.kl_coefficient", "training.router_replay"),
         *("training.micro_batches", "training.packing", "training.chunk"),
         *("mesh.data", "mesh.fsdp", "mesh.tensor"),
     }
