@@ -9,6 +9,7 @@ Examples:
 """
 
 import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def main(argv: list[str]) -> None:
         from fiberjax import disk
         from fiberjax.run import interrupts
 
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with interrupts.Interrupts(ends_process=True):
                 train()
@@ -104,4 +107,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    # While modules are loaded there is nothing to be saved, and an interrupt just ends it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     app.run(main, flags_parser=parse_flags)

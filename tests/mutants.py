@@ -21,6 +21,7 @@ from pathlib import Path
 
 import faults_of_data
 import faults_of_families
+import faults_of_keeping
 import faults_of_mathematics
 import faults_of_models
 import faults_of_soundness
@@ -40,6 +41,7 @@ MUTANTS = (
     *faults_of_data.FAULTS,
     *faults_of_watching.FAULTS,
     *faults_of_soundness.FAULTS,
+    *faults_of_keeping.FAULTS,
 )
 
 

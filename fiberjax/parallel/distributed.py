@@ -20,9 +20,14 @@ START_SECONDS = 600
 _leaving: list[Callable[[], None]] = []
 
 
-def before_leaving(call: Callable[[], None]) -> None:
-    """Has something called before this process ends without unwinding, as `leave` ends it."""
+@contextlib.contextmanager
+def before_leaving(call: Callable[[], None]) -> Iterator[None]:
+    """Within it, something is called should this process end without unwinding, by `leave`."""
     _leaving.append(call)
+    try:
+        yield
+    finally:
+        _leaving.remove(call)
 
 
 def on_cluster() -> bool:

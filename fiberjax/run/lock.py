@@ -140,11 +140,11 @@ def held(directory: str | os.PathLike[str]) -> Iterator[None]:
                 with contextlib.suppress(OSError):
                     path.parent.rmdir()
 
-    distributed.before_leaving(release)
-    try:
-        yield
-    finally:
-        release()
+    with distributed.before_leaving(release):
+        try:
+            yield
+        finally:
+            release()
 
 
 def check(directory: str | os.PathLike[str]) -> None:

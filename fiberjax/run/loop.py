@@ -48,8 +48,8 @@ def run(
 
     Args:
       experiment: from `experiment.from_config`.
-      directory: the run folder: `config.json`, `metrics.jsonl` and what other writers make,
-        `samples/`, `checkpoints/`, `evaluation.{json,md}` and `plots/`.
+      directory: the run folder: `config.json`, `run.json`, `metrics.jsonl` and what other writers
+        make, `samples/`, `checkpoints/`, `evaluation.{json,md}` and `plots/`.
       config_json: the config as JSON; a directory with another one is refused. See `identity`.
       trace_iteration: an iteration, counted from 1, that is traced into `trace/` for TensorBoard's
         profiler, on every host; None traces none.

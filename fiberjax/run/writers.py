@@ -127,7 +127,13 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         """Flushes and closes the events."""
-        self._events.close()
+        try:
+            self._events.close()
+        except OSError:
+            # It closes nothing where it cannot flush.
+            with contextlib.suppress(OSError):
+                self._events._py_recordio_writer.close()
+            raise
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()

@@ -62,7 +62,11 @@ FOUND: dict[str, list[Any]] = {
         {"name": "ppo", "clip_high": 10**400},
         {"name": "fgh", "order": (["group"],), "levels": {}},
     ],
-    "data file": [_arrow(), (".jsonl", b'{"prompt": "\\ud800", "answer": "1"}\n')],
+    "data file": [
+        _arrow(),
+        (".parquet", _written(ROWS, ".parquet").replace(b"unused", b"unus\xf2d")),
+        (".jsonl", b'{"prompt": "\\ud800", "answer": "1"}\n'),
+    ],
     "tokenizer": [
         _ids(2**31),
         _ids(-1),

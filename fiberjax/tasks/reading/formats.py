@@ -163,7 +163,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
                 yield from read(whole if seeks else cast(IO[bytes], unzipped), where)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{where}: not a readable gzip file ({error})") from None
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         names = {".parquet": "Parquet", ".arrow": "Arrow"}
         name = f"{names.get(kind.removesuffix(_ZIP), '')} file".strip()
         raise ValueError(f"{where}: not a readable {name} ({_line(error)})") from None
