@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fiberjax import options
+from fiberjax import bounds, options
 from fiberjax.gates import GATES, config
 from fiberjax.policy import TransformerConfig
 from fiberjax.presets import PRESETS
@@ -96,8 +96,11 @@ def _section(name: str, section: type, quickstart: Any, pods: Any) -> str:
     rows = []
     for field in dataclasses.fields(section):
         here, there = given[field.name], larger[field.name]
-        kinds = typing.get_args(field.type) or (field.type,)
-        kind = "section" if field.type is Mapping else " or ".join(k.__name__ for k in kinds)
+        base = bounds.base_type(field.type)
+        kinds = typing.get_args(base) or (base,)
+        kind = "section" if base is Mapping else " or ".join(k.__name__ for k in kinds)
+        taken = [of for of in typing.get_args(field.type)[1:] if isinstance(of, bounds.Range)]
+        kind += "".join(f" in {of.interval}" for of in taken)
         differs = "" if _plain(here) == _plain(there) else _shown(there)
         rows.append((f"`{field.name}`", kind, _shown(here), differs, told[field.name]))
     first = str(inspect.getdoc(section)).splitlines()[0]

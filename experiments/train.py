@@ -5,7 +5,13 @@ Examples:
     python experiments/train.py --config=configs/quickstart.py:gspo --workdir=runs/gspo
     python experiments/train.py --config=configs/quickstart.py --workdir=runs/wide \
         --config.gate.levels.trajectory.budget=0.3
+    python experiments/train.py --from_run=runs/quickstart --workdir=runs/again
 """
+
+import contextlib
+import signal
+import sys
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -15,7 +21,9 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is kept; resumed if it exists.", required=True
 )
-
+FROM_RUN = flags.DEFINE_string(
+    "from_run", None, "A run that is repeated, in another --workdir and without a --config."
+)
 TRACE_ITERATION = flags.DEFINE_integer(
     "trace_iteration",
     None,
@@ -38,6 +46,8 @@ def main(argv: list[str]) -> None:
     """Builds the experiment, then runs it."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    if (CONFIG.value is None) == (FROM_RUN.value is None):
+        raise app.UsageError("expected --config or --from_run, and not both")
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Data sets and checkpoints tell a lot.
     # After the flags are parsed: a mistyped option is refused before jax starts.
@@ -46,15 +56,39 @@ def main(argv: list[str]) -> None:
     with distributed.session(
         DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     ):
-        from fiberjax import experiment, model_folder
-        from fiberjax.run import identity, loop
+        from fiberjax import disk
+        from fiberjax.run import interrupts
 
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            overridden = config_flags.get_override_values(FLAGS["config"])
-            config = model_folder.with_folder(CONFIG.value, overridden)
+            with interrupts.Interrupts(ends_process=True):
+                train()
+        except disk.NoRoom as error:
+            raise SystemExit(f"error: {error}") from None
+        except interrupts.Interrupted as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(interrupts.CODE) from None
+
+
+def train() -> None:
+    """Builds the experiment and runs it, alone in its folder."""
+    from fiberjax import experiment, model_folder
+    from fiberjax.run import identity, lock, loop, provenance
+
+    with contextlib.ExitStack() as stack:
+        try:
+            if FROM_RUN.value:
+                config = provenance.repeated(Path(FROM_RUN.value), Path(WORKDIR.value))
+            else:
+                overridden = config_flags.get_override_values(FLAGS["config"])
+                config = model_folder.with_folder(CONFIG.value, overridden)
+            stack.enter_context(lock.held(WORKDIR.value))
             config = identity.settle(WORKDIR.value, config)
             config_json = config.to_json_best_effort()
             built = experiment.from_config(config)
+            if FROM_RUN.value:
+                provenance.check_contents(Path(FROM_RUN.value), built)
             identity.claim(WORKDIR.value, built, config_json)
         except ValueError as error:
             raise SystemExit(f"error: {error}") from None
@@ -73,5 +107,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
+    # While modules are loaded there is nothing to be saved, and an interrupt just ends it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     app.run(main, flags_parser=parse_flags)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from fiberjax import gates, optimizers, options, plugins, seeds
 from fiberjax.advantages import ESTIMATORS, WITHIN_GROUPS, Estimator
+from fiberjax.bounds import named
 from fiberjax.gates import GATES, Budgets, GateSpec
 from fiberjax.layout import STATE
 from fiberjax.mismatch import CORRECTIONS
@@ -268,7 +269,7 @@ class Experiment:
             batch_size=self.warm_start.batch_size,
             max_prompt_tokens=self.window.prompt,
             max_completion_tokens=self.window.completion,
-            flawed=0.0 if self.tasks.file else self.warm_start.flawed,
+            flawed=0.0 if self.tasks.of_rows else self.warm_start.flawed,
             seed=self.seed,
             process_index=index,
             process_count=count,
@@ -299,6 +300,28 @@ def from_config(
     Raises:
       ValueError: anything wrong in it, named by its path.
     """
+    with named("config"):
+        return _from_config(
+            config,
+            devices,
+            load_data,
+            gate_table=gate_table,
+            reward_table=reward_table,
+            estimator_table=estimator_table,
+            environment_table=environment_table,
+        )
+
+
+def _from_config(
+    config: Any,
+    devices: Any,
+    load_data: LoadData | None,
+    *,
+    gate_table: Mapping[str, GateSpec],
+    reward_table: Mapping[str, Verifier],
+    estimator_table: Mapping[str, Estimator],
+    environment_table: Mapping[str, Environment],
+) -> Experiment:
     options.check_keys(config, SECTIONS, "config")
     names = tuple(field.name for field in dataclasses.fields(options.Run))
     run = options.parse(options.Run, {name: config[name] for name in names}, "config")
@@ -321,7 +344,8 @@ def from_config(
     levels = check_names(run.levels)
     gate, budgets = gates.from_config(config.gate, of_layout(levels), table=tables.gates)
     sizes = options.parse(options.Mesh, config.mesh, "config.mesh")
-    device_mesh = mesh.make_mesh(dataclasses.asdict(sizes), devices)
+    with named("config.mesh"):
+        device_mesh = mesh.make_mesh(dataclasses.asdict(sizes), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
@@ -341,10 +365,11 @@ def from_config(
     if model.folder and load_data is None:
         check_weights(model.folder, policy)
     load = functools.partial(load_domains, verifiers=tables.rewards, tell=_tell)
-    train, test = (load_data or load)(tasks, columns_of(levels))
-    if load_data is None:
-        train, test = fit_data(tasks, window, vocabulary, train, test)
-        check_rewards(tasks, rewards, train, test)
+    with named("config.tasks"):
+        train, test = (load_data or load)(tasks, columns_of(levels))
+        if load_data is None:
+            train, test = fit_data(tasks, window, vocabulary, train, test)
+            check_rewards(tasks, rewards, train, test)
     built = Experiment(
         seed=run.seed,
         iterations=run.iterations,
@@ -435,8 +460,8 @@ def _tables(
     environment_table: Mapping[str, Environment],
 ) -> _Tables:
     loaded = plugins.load_all(run.plugins)
-    named = expressions_of(tasks) if tasks.file or tasks.reasoning_gym else ()
-    verifiers = table_of(reward_table, loaded, named, rewards)
+    expressions = expressions_of(tasks) if tasks.of_rows else ()
+    verifiers = table_of(reward_table, loaded, expressions, rewards)
     tables = _Tables(
         gates=plugins.merge(gate_table, loaded, "GATES"),
         rewards=verifiers.verifiers,
@@ -651,16 +676,21 @@ def check_data(experiment: Experiment) -> None:
       ValueError: names the domain, the row and what was expected.
     """
     for name in experiment.domain_names:
-        if name in RESERVED:
-            raise ValueError(f"a domain cannot be called {name!r}: metrics of that name exist")
+        if name in RESERVED or name.endswith(("/low", "/high")):
+            raise ValueError(
+                f"config.tasks: a domain cannot be called {name!r}: metrics of that name exist"
+            )
     check_followed(experiment)
-    experiment.prompt_stream()  # Checks the prompts, and what is drawn from them.
-    if experiment.warm_start.steps > 0:
-        experiment.examples.check_solutions(experiment.window.completion)
-    try:
-        experiment.held_out.check_prompts(experiment.window.prompt)
-    except ValueError as error:
-        raise ValueError(f"held-out {error}") from None
+    with named("config.tasks"):
+        experiment.examples.check_prompts(experiment.window.prompt)
+        if experiment.warm_start.steps > 0:
+            experiment.examples.check_solutions(experiment.window.completion)
+        try:
+            experiment.held_out.check_prompts(experiment.window.prompt)
+        except ValueError as error:
+            raise ValueError(f"held-out {error}") from None
+    with named("config.curriculum"):
+        experiment.prompt_stream()  # Checks what is drawn of them.
 
 
 def check_followed(experiment: Experiment) -> None:

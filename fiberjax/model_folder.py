@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fiberjax import options
+from fiberjax.bounds import named
 from fiberjax.policy import TransformerConfig, weights
 from fiberjax.tasks.published import context_length
 
@@ -58,10 +59,8 @@ def read_shape(folder: str) -> dict[str, Any]:
     Raises:
       ValueError: it is no checkpoint of a known architecture.
     """
-    try:
+    with named("config.model.folder"):
         return weights.read_shape(folder) if folder else {}
-    except ValueError as error:
-        raise ValueError(f"config.model.folder: {error}") from None
 
 
 def check_shape(values: Any, shape: Mapping[str, Any], folder: str) -> None:
@@ -115,7 +114,5 @@ def check_weights(directory: str, policy: TransformerConfig) -> None:
     Raises:
       ValueError: what differs.
     """
-    try:
+    with named("config.model.folder"):
         weights.check(directory, policy)
-    except ValueError as error:
-        raise ValueError(f"config.model.folder: {error}") from None

@@ -2,24 +2,43 @@
 
 `configs/` holds the values as plain ConfigDicts, which the command line may override. Before
 anything compiles, `parse` reads each section into the dataclass that documents it, and refuses a
-key that is missing, unknown or of another type by its full path. The library below takes plain
-values; nothing else sees a ConfigDict.
+key that is missing, unknown, of another type or out of its bounds by its full path. Bounds stand
+beside the types; every number is finite once it is cast, whatever its field. The library below
+takes plain values; nothing else sees a ConfigDict.
 """
 
 import dataclasses
 import difflib
 import json
-import math
 import typing
 import urllib.parse
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from fiberjax import bounds
+from fiberjax.bounds import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    FRACTION,
+    NOT_EMPTY,
+    POSITIVE,
+    Range,
+    shown,
+)
 from fiberjax.mismatch import CORRECTIONS
 from fiberjax.optimizers import MOMENT_DTYPES, OPTIMIZERS, SCHEDULES
 from fiberjax.step_share import REFERENCES as STEP_SHARES
 
 Section = TypeVar("Section")
+
+WINDOW = Range("[1, 16777216]")
+"""Tokens of a prompt or a completion."""
+
+MESH_SIZE = Range("[-1, 1048576]")
+"""Devices along an axis; -1 for those that the others leave."""
+
+TEMPERATURE = Range("[0.001, 1000]")
+"""Of sampling: beyond it logits become infinite, or the same."""
 
 WRITERS = ("jsonl", "tensorboard", "wandb")
 """Where metrics can go; see `run.writers`."""
@@ -37,28 +56,33 @@ def parse(
       given: fields that the program sets and the config does not have.
 
     Raises:
-      ValueError: a missing or unknown key, a value of another type, or whatever the dataclass
-        itself refuses.
+      ValueError: a missing or unknown key, a value of another type or out of its bounds, or
+        whatever the dataclass itself refuses.
     """
     given = {} if given is None else given
     fields = {
-        field.name: field.type
+        field.name: bounds.base_type(field.type)
         for field in dataclasses.fields(section)  # type: ignore[arg-type]
         if field.name not in given
     }
     check_keys(config, tuple(fields), path)
     values = {name: _typed(config[name], kind, f"{path}.{name}") for name, kind in fields.items()}
     try:
-        return section(**values, **given)
+        read = section(**values, **given)
+        bounds.check(read)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    return read
 
 
 def check_keys(config: Any, expected: tuple[str, ...], path: str) -> None:
     """Refuses a section whose keys are not exactly the expected ones."""
     if not isinstance(config, Mapping) and not hasattr(config, "items"):
-        raise ValueError(f"{path} must be a section with {', '.join(expected)}; got {config!r}")
+        listed = ", ".join(expected)
+        raise ValueError(f"{path} must be a section with {listed}; got {shown(config)}")
     for name in config:
+        if not isinstance(name, str):
+            raise ValueError(f"{path} must have texts for names; got {shown(name)}")
         if name not in expected:
             close = difflib.get_close_matches(name, expected, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(expected)}"
@@ -72,28 +96,23 @@ def _typed(value: Any, kind: Any, path: str) -> Any:
     """The value as the field's type; an int may stand for a float."""
     if kind is Mapping:
         if not hasattr(value, "items"):
-            raise ValueError(f"{path} must be a section; got {value!r}")
+            raise ValueError(f"{path} must be a section; got {shown(value)}")
         return value.to_dict() if hasattr(value, "to_dict") else dict(value)
     if kind is float and type(value) is int:
+        bounds.check_sound(value, path)
         return float(value)
     kinds = typing.get_args(kind) or (kind,)
     if tuple in kinds and isinstance(value, list):  # As JSON gives it.
         return tuple(value)
     if type(value) not in kinds:
         expected = " or ".join(each.__name__ for each in kinds)
-        raise ValueError(f"{path} must be {expected}; got {value!r}")
+        raise ValueError(f"{path} must be {expected}; got {shown(value)}")
     return value
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
-        raise ValueError(f"{name} must be {expected}; got {value!r}")
-
-
-def _require_positive(options: object, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        _require(value > 0, name, value, "positive")
+        raise ValueError(f"{name} must be {expected}; got {shown(value)}")
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -117,17 +136,14 @@ class Run:
         extra of that name); see `run.writers`.
     """
 
-    seed: int
-    iterations: int
+    seed: Annotated[int, AT_LEAST_0]
+    iterations: Annotated[int, AT_LEAST_1]
     levels: tuple
     advantage: str
     plugins: tuple
     writers: tuple
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("iterations", 1)):
-            value = getattr(self, name)
-            _require(least <= value < 2**31, name, value, f"at least {least} and below 2³¹")
         known = all(writer in WRITERS for writer in self.writers)
         _require(known, "writers", self.writers, f"names of {', '.join(WRITERS)}")
         once = len(set(self.writers)) == len(self.writers) and "jsonl" in self.writers
@@ -172,12 +188,12 @@ class Tasks:
         own, see `Model`.
     """
 
-    data_dir: str
+    data_dir: Annotated[str, NOT_EMPTY]
     domains: Mapping
     reasoning_gym: str | tuple
-    num_train: int
-    num_test: int
-    seed: int
+    num_train: Annotated[int, Range("[1, 10000000]")]
+    num_test: Annotated[int, Range("[1, 10000000]")]
+    seed: Annotated[int, AT_LEAST_0]
     file: str | tuple
     test_file: str | tuple
     columns: Mapping
@@ -191,7 +207,6 @@ class Tasks:
     vocabulary: str
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_train", "num_test")
         if self.test_file and not self.file:
             raise ValueError(f"test_file {self.test_file!r} is given without a file")
         if not self.file and not self.domains:
@@ -207,9 +222,11 @@ class Tasks:
         _require(once, "verifiers", self.verifiers, "pairs, each domain once")
         _require_choice("duplicates", self.duplicates, ("once", "keep"))
         _require_choice("too_long", self.too_long, ("refuse", "drop", "truncate"))
-        _require(
-            math.isfinite(self.pass_threshold), "pass_threshold", self.pass_threshold, "finite"
-        )
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether prompts are of a file or of reasoning-gym, and not of the families."""
+        return bool(self.file or self.reasoning_gym)
 
 
 TRUNCATED = ("score", "zero", "mask")
@@ -242,25 +259,21 @@ class Rewards:
         what was taken for their answer and the reward; 0 shows none.
     """
 
-    workers: int
-    seconds: float
-    megabytes: float
+    workers: Annotated[int, AT_LEAST_1]
+    seconds: Annotated[float, POSITIVE]
+    megabytes: Annotated[float, POSITIVE]
     failed: str
     format: str
     truncated: str
-    overlong_cache: int
-    overlong_from: int
+    overlong_cache: Annotated[int, AT_LEAST_0]
+    overlong_from: Annotated[int, AT_LEAST_0]
     golds: str
-    shown: int
+    shown: Annotated[int, AT_LEAST_0]
 
     def __post_init__(self) -> None:
-        _require_positive(self, "workers", "seconds", "megabytes")
         _require_choice("failed", self.failed, ("zero", "stop"))
         _require_choice("truncated", self.truncated, TRUNCATED)
         _require_choice("golds", self.golds, ("refuse", "tell", "skip"))
-        for name in ("overlong_cache", "overlong_from", "shown"):
-            value = getattr(self, name)
-            _require(value >= 0, name, value, "at least 0")
         if self.overlong_from > 0 and self.overlong_cache == 0:
             raise ValueError(
                 f"overlong_from = {self.overlong_from} is given without an overlong_cache"
@@ -292,11 +305,8 @@ class Window:
         where there are several.
     """
 
-    prompt: int
-    completion: int
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "prompt", "completion")
+    prompt: Annotated[int, WINDOW]
+    completion: Annotated[int, WINDOW]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,8 +326,8 @@ class Turns:
     """
 
     environment: str
-    limit: int
-    reply: int
+    limit: Annotated[int, AT_LEAST_1]
+    reply: Annotated[int, AT_LEAST_0]
     role: str
     read: str
 
@@ -406,13 +416,10 @@ class LoRA:
         dtype of the policy nothing is lost; adapters are float32.
     """
 
-    rank: int
-    alpha: float
+    rank: Annotated[int, AT_LEAST_0]
+    alpha: Annotated[float, POSITIVE]
     targets: tuple
     base_dtype: str
-
-    def __post_init__(self) -> None:
-        _require(self.rank >= 0, "rank", self.rank, "at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -431,20 +438,16 @@ class WarmStart:
       weight_decay: decoupled, of the layers' matrices alone.
     """
 
-    directory: str
-    steps: int
-    batch_size: int
-    flawed: float
+    directory: Annotated[str, NOT_EMPTY]
+    steps: Annotated[int, AT_LEAST_0]
+    batch_size: Annotated[int, AT_LEAST_1]
+    flawed: Annotated[float, FRACTION]
     optimizer: str
-    learning_rate: float
-    weight_decay: float
+    learning_rate: Annotated[float, POSITIVE]
+    weight_decay: Annotated[float, AT_LEAST_0]
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 0, "steps", self.steps, "at least 0")
-        _require(0 <= self.flawed <= 1, "flawed", self.flawed, "between 0 and 1")
         _require_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _require_positive(self, "batch_size", "learning_rate")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
 
 
 ENGINES = ("own", "http")
@@ -477,14 +480,12 @@ class Server:
     reload: str
     reload_body: str
     dtype: str
-    timeout: float
-    retries: int
-    concurrency: int
+    timeout: Annotated[float, POSITIVE]
+    retries: Annotated[int, AT_LEAST_0]
+    concurrency: Annotated[int, AT_LEAST_1]
 
     def __post_init__(self) -> None:
         _require_choice("dtype", self.dtype, ("float32", "bfloat16"))
-        _require_positive(self, "timeout", "concurrency")
-        _require(self.retries >= 0, "retries", self.retries, "at least 0")
         _require(self.reload.startswith("/"), "reload", self.reload, "a path that begins with /")
         try:
             json.loads(self.reload_body)
@@ -534,30 +535,24 @@ class Rollout:
         the true rewards.
     """
 
-    prompts: int
-    samples: int
-    temperature: float
-    top_k: int
-    top_p: float
-    max_rows: int
-    slots: int
+    prompts: Annotated[int, Range("[1, 262144]")]
+    samples: Annotated[int, AT_LEAST_1]
+    temperature: Annotated[float, TEMPERATURE]
+    top_k: Annotated[int, AT_LEAST_0]
+    top_p: Annotated[float, Range("(0, 1]")]
+    max_rows: Annotated[int, AT_LEAST_0]
+    slots: Annotated[int, AT_LEAST_0]
     engine: str
-    resample: int
+    resample: Annotated[int, AT_LEAST_0]
     shuffle_rewards: bool
 
     def __post_init__(self) -> None:
-        _require_positive(self, "prompts", "samples", "temperature")
-        _require(self.top_k >= 0, "top_k", self.top_k, "at least 0")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
-        _require(self.max_rows >= 0, "max_rows", self.max_rows, "at least 0")
-        _require(self.slots >= 0, "slots", self.slots, "at least 0")
         _require_choice("engine", self.engine, ENGINES)
         if self.engine == "http" and (self.top_k or self.top_p < 1):
             raise ValueError(
                 f"engine = 'http' does not say how much mass top_k = {self.top_k} and top_p = "
                 f"{self.top_p} keep, which the ratios need: expected top_k = 0 and top_p = 1.0"
             )
-        _require(self.resample >= 0, "resample", self.resample, "at least 0")
         if self.resample > 1 and self.samples == 1:
             raise ValueError(
                 f"resample = {self.resample} looks for groups whose rewards differ, and samples = "
@@ -602,46 +597,44 @@ class Training:
       mismatch_cap: the cap, a ratio above 1.
       mismatch_floor: the floor, a ratio below 1.
       chunk: columns whose logits exist at a time.
+      nonfinite: what follows where a loss, a gradient, an update or what it makes of the state is
+        NaN or infinite, which is never saved: "skip" leaves the update out, says so and counts it,
+        and stops the run, saved, after five in a row; "stop" ends at the first one with an error.
       unpaid_iterations: the run stops where in so many first iterations the rewards of every prompt
         group were equal, or every reward of a domain was 0; 0 never stops it.
     """
 
-    epochs: int
-    minibatches: int
-    micro_batches: int
+    epochs: Annotated[int, AT_LEAST_1]
+    minibatches: Annotated[int, AT_LEAST_1]
+    micro_batches: Annotated[int, AT_LEAST_1]
     packing: bool
     weighting: str
     entropy_coefficient: float
-    kl_coefficient: float
+    kl_coefficient: Annotated[float, AT_LEAST_0]
     kl_estimator: str
     kl_ratio_weight: bool
     edge: str
     step_share: str
     mismatch: str
     router_replay: bool
-    mismatch_cap: float
-    mismatch_floor: float
-    chunk: int
-    unpaid_iterations: int
+    mismatch_cap: Annotated[float, Range("(1, inf)")]
+    mismatch_floor: Annotated[float, Range("(0, 1)")]
+    chunk: Annotated[int, AT_LEAST_1]
+    nonfinite: str
+    unpaid_iterations: Annotated[int, AT_LEAST_0]
 
     def __post_init__(self) -> None:
-        _require_positive(self, "epochs", "minibatches", "micro_batches", "chunk")
-        unpaid = self.unpaid_iterations
-        _require(unpaid >= 0, "unpaid_iterations", unpaid, "at least 0")
         _require_choice("weighting", self.weighting, ("trajectory", "token", "constant"))
         _require_choice("kl_estimator", self.kl_estimator, ("k2", "k3"))
         _require_choice("step_share", self.step_share, ("none", *STEP_SHARES))
         _require_choice("edge", self.edge, ("update", "direct"))
+        _require_choice("nonfinite", self.nonfinite, ("skip", "stop"))
         _require_choice("mismatch", self.mismatch, ("none", *CORRECTIONS))
         if self.edge == "direct" and self.mismatch != "none":
             raise ValueError(
                 f'edge = "direct" has the mismatch within, and mismatch = {self.mismatch!r} would '
                 'correct it twice: expected edge = "update" or mismatch = "none"'
             )
-        _require(self.kl_coefficient >= 0, "kl_coefficient", self.kl_coefficient, "at least 0")
-        _require(self.mismatch_cap > 1, "mismatch_cap", self.mismatch_cap, "above 1")
-        floor = self.mismatch_floor
-        _require(0 < floor < 1, "mismatch_floor", floor, "in (0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -664,26 +657,19 @@ class Optimizer:
 
     name: str
     schedule: str
-    learning_rate: float
-    warmup_steps: int
-    b1: float
-    b2: float
-    weight_decay: float
+    learning_rate: Annotated[float, POSITIVE]
+    warmup_steps: Annotated[int, AT_LEAST_0]
+    b1: Annotated[float, Range("[0, 1)")]
+    b2: Annotated[float, Range("[0, 1)")]
+    weight_decay: Annotated[float, AT_LEAST_0]
     decay_all: bool
-    clip_norm: float
+    clip_norm: Annotated[float, AT_LEAST_0]
     moment_dtype: str
 
     def __post_init__(self) -> None:
         _require_choice("name", self.name, OPTIMIZERS)
         _require_choice("schedule", self.schedule, SCHEDULES)
         _require_choice("moment_dtype", self.moment_dtype, tuple(MOMENT_DTYPES))
-        _require_positive(self, "learning_rate")
-        for name in ("b1", "b2"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, name, value, "in [0, 1)")
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
-            value = getattr(self, name)
-            _require(value >= 0, name, value, "at least 0")
 
 
 BUDGET_CONTROLS = ("none", "anneal", "kl", "effective_sample_size")
@@ -706,10 +692,10 @@ class BudgetControl:
     """
 
     kind: str
-    target: float
-    gain: float
-    end: float
-    largest: float
+    target: Annotated[float, AT_LEAST_0]
+    gain: Annotated[float, Range("(0, 1]")]
+    end: Annotated[float, POSITIVE]
+    largest: Annotated[float, AT_LEAST_1]
 
     def __post_init__(self) -> None:
         _require_choice("kind", self.kind, BUDGET_CONTROLS)
@@ -717,9 +703,6 @@ class BudgetControl:
             _require(self.target > 0, "target", self.target, "a KL above 0, nats a token")
         if self.kind == "effective_sample_size":
             _require(0 < self.target < 1, "target", self.target, "a fraction in (0, 1)")
-        _require(0 < self.gain <= 1, "gain", self.gain, "in (0, 1]")
-        _require_positive(self, "end")
-        _require(self.largest >= 1, "largest", self.largest, "at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -735,20 +718,18 @@ class Curriculum:
       domain_probability: domain -> fixed probability of drawing from it.
     """
 
-    start: float
-    end: float
-    sigma: float
-    rate: float
-    profile_samples: int
+    start: Annotated[float, FRACTION]
+    end: Annotated[float, FRACTION]
+    sigma: Annotated[float, POSITIVE]
+    rate: Annotated[float, Range("(0, 1]")]
+    profile_samples: Annotated[int, AT_LEAST_0]
     domain_probability: Mapping
 
     def __post_init__(self) -> None:
-        for name in ("start", "end"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, name, value, "in [0, 1]")
-        _require(0 < self.rate <= 1, "rate", self.rate, "in (0, 1]")
-        _require_positive(self, "sigma")
-        _require(self.profile_samples >= 0, "profile_samples", self.profile_samples, "at least 0")
+        for name, value in self.domain_probability.items():
+            number = type(value) in (int, float) and FRACTION.refusal(name, value) is None
+            expected = "a number in [0, 1], or None"
+            _require(number or value is None, f"domain_probability.{name}", value, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -768,21 +749,19 @@ class Evaluation:
       top_p: 1.0 keeps every token.
     """
 
-    prompts: int
-    samples: int
-    batch: int
-    every: int
-    curve_prompts: int
-    temperature: float
-    top_k: int
-    top_p: float
+    prompts: Annotated[int, AT_LEAST_1]
+    samples: Annotated[int, AT_LEAST_1]
+    batch: Annotated[int, AT_LEAST_1]
+    every: Annotated[int, AT_LEAST_0]
+    curve_prompts: Annotated[int, AT_LEAST_1]
+    temperature: Annotated[float, AT_LEAST_0]
+    top_k: Annotated[int, AT_LEAST_0]
+    top_p: Annotated[float, Range("(0, 1]")]
 
     def __post_init__(self) -> None:
-        _require_positive(self, "prompts", "samples", "batch", "curve_prompts")
-        _require(self.every >= 0, "every", self.every, "at least 0")
-        _require(self.temperature >= 0, "temperature", self.temperature, "at least 0")
-        _require(self.top_k >= 0, "top_k", self.top_k, "at least 0")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+        if self.temperature != 0:
+            refused = TEMPERATURE.refusal("temperature", self.temperature)
+            _require(refused is None, "temperature", self.temperature, "0 or in [0.001, 1000]")
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(
                 f"temperature = 0 gives one and the same completion, and samples = {self.samples}: "
@@ -817,16 +796,10 @@ class Keep:
       megabytes: that `samples/` may hold; once it does, no more are kept, which is said.
     """
 
-    samples: int
-    every: int
-    show_every: int
-    megabytes: float
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "samples", "megabytes")
-        for name in ("every", "show_every"):
-            value = getattr(self, name)
-            _require(value >= 0, name, value, "at least 0")
+    samples: Annotated[int, AT_LEAST_1]
+    every: Annotated[int, AT_LEAST_0]
+    show_every: Annotated[int, AT_LEAST_0]
+    megabytes: Annotated[float, POSITIVE]
 
 
 MODES = ("max", "min")
@@ -847,13 +820,11 @@ class Stop:
     """
 
     metric: str
-    patience: int
-    min_delta: float
+    patience: Annotated[int, AT_LEAST_1]
+    min_delta: Annotated[float, AT_LEAST_0]
     mode: str
 
     def __post_init__(self) -> None:
-        _require_positive(self, "patience")
-        _require(self.min_delta >= 0, "min_delta", self.min_delta, "at least 0")
         _require_choice("mode", self.mode, MODES)
 
 
@@ -867,9 +838,9 @@ class Mesh:
       tensor: heads, MLP and vocabulary are split.
     """
 
-    data: int
-    fsdp: int
-    tensor: int
+    data: Annotated[int, MESH_SIZE]
+    fsdp: Annotated[int, MESH_SIZE]
+    tensor: Annotated[int, MESH_SIZE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -884,11 +855,10 @@ class Checkpoint:
       best_mode: "max" or "min": which is better.
     """
 
-    every: int
-    keep: int
+    every: Annotated[int, AT_LEAST_1]
+    keep: Annotated[int, AT_LEAST_1]
     best: str
     best_mode: str
 
     def __post_init__(self) -> None:
-        _require_positive(self, "every", "keep")
         _require_choice("best_mode", self.best_mode, MODES)

@@ -21,9 +21,11 @@ from pathlib import Path
 
 import faults_of_data
 import faults_of_families
+import faults_of_keeping
 import faults_of_mathematics
 import faults_of_models
 import faults_of_rewards
+import faults_of_soundness
 import faults_of_turns
 import faults_of_watching
 import faults_of_wiring
@@ -42,6 +44,8 @@ MUTANTS = (
     *faults_of_watching.FAULTS,
     *faults_of_rewards.FAULTS,
     *faults_of_turns.FAULTS,
+    *faults_of_soundness.FAULTS,
+    *faults_of_keeping.FAULTS,
 )
 
 

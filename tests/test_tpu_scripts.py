@@ -6,6 +6,7 @@ the tools that need root or a network. What cannot be tested so: gcloud itself, 
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -248,10 +249,71 @@ def test_setup_installs_a_branch_and_again_what_it_became(tmp_path):
             there = git("log", "-1", "--format=%s", cwd=host / "fiberjax")
             assert there == message
             tools = log(host / "tools.jsonl")
-            assert tools[-1] == ["uv", "sync", "--extra", "tpu", "--extra", "hf"]
+            assert tools[-1] == ["uv", "sync", "--locked", "--extra", "tpu", "--extra", "hf"]
             assert ["gcsfuse", "--implicit-dirs", "my-bucket", "/mnt/a bucket"] in tools
     done = cloud.run("setup.sh", REPOSITORY=str(source), REVISION="no-such-branch")
     assert done.returncode == 1
+
+
+def test_no_value_is_read_as_a_command(tmp_path):
+    cloud = Cloud(tmp_path)
+    for tool in ("gcsfuse", "sudo", "git"):
+        cloud.stub(tool)
+    cloud.stub("mountpoint", code=1)
+    for host in cloud.hosts:
+        (host / "fiberjax").mkdir()
+        uv = LOG.replace("{log}", "tools.jsonl").replace("{code}", "0")
+        write(host / ".local" / "bin" / "uv", uv)
+    values = {
+        "MOUNT": "/mnt/it's; touch one",
+        "BUCKET": 'a"b$(touch two)',
+        "REPOSITORY": "--upload-pack=touch three",
+        "REVISION": "v1' `touch four`\n'",
+    }
+    done = cloud.run("setup.sh", **values)
+    assert done.returncode == 0, done.stderr
+    for host in cloud.hosts:
+        tools = log(host / "tools.jsonl")
+        assert ["gcsfuse", "--implicit-dirs", values["BUCKET"], values["MOUNT"]] in tools
+        assert ["git", "checkout", "-q", "--detach", f"origin/{values['REVISION']}"] in tools
+        assert sorted(path.name for path in host.rglob("*")) == [
+            *(".local", "bin", "fiberjax", "tools.jsonl", "uv"),
+        ]
+
+
+def test_of_the_keys_that_are_fetched_one_is_trusted(tmp_path):
+    """By stubs: the fingerprint is asked for, and without it nothing is installed."""
+    for code, told in (("#!/bin/sh\nexit 0\n", "do not hold GOOGLE_KEY=some-key"), (None, "")):
+        root = tmp_path / (told[:2] or "found")
+        cloud = Cloud(root, hosts=1)
+        for tool in ("sudo", "curl", "mountpoint", "git", "lsb_release"):
+            cloud.stub(tool)
+        asked = '#!/bin/sh\ncase "$*" in *"--export some-key") echo key;; esac\n'
+        write(root / "bin" / "gpg", code or asked)
+        (cloud.hosts[0] / "fiberjax").mkdir()
+        write(cloud.hosts[0] / ".local" / "bin" / "uv", "#!/bin/sh\n")
+        done = cloud.run("setup.sh", REPOSITORY="some", GOOGLE_KEY="some-key")
+        tools = log(cloud.hosts[0] / "tools.jsonl")
+        assert (done.returncode != 0) == bool(told) and told in done.stderr, done.stderr
+        installed = ["sudo", "apt-get", "install", "-q", "-y", "gcsfuse"] in tools
+        assert installed == (not told)
+
+
+def test_what_installs_is_of_one_version_and_known_content():
+    pinned = (SCRIPTS / "uv.txt").read_text()
+    assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}", pinned)) == 2
+    assert re.search(r"^uv==\d+\.\d+\.\d+ ", pinned, re.MULTILINE)
+    for script in SCRIPTS.glob("*.sh"):
+        assert not re.search(r"curl[^|]*\|\s*(sudo )?(ba)?sh", script.read_text()), script
+
+
+def test_shellcheck_finds_nothing():
+    checker = Path(sys.executable).with_name("shellcheck")
+    scripts = [*sorted(SCRIPTS.glob("*.sh")), SCRIPTS.parents[1] / ".ci" / "run"]
+    done = subprocess.run(
+        [checker, "-x", "-P", "SCRIPTDIR", *scripts], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("address", ["", "https://example.org/some/repository"])
@@ -269,7 +331,7 @@ def test_setup_clones_the_address_of_the_project_or_asks_for_one(tmp_path, addre
     done = cloud.run(str(scripts / "setup.sh"))
     if address:
         for host in cloud.hosts:
-            assert ["git", "clone", "-q", address, "fiberjax"] in log(host / "tools.jsonl")
+            assert ["git", "clone", "-q", "--", address, "fiberjax"] in log(host / "tools.jsonl")
     else:
         assert done.returncode == 1 and cloud.calls == []
         assert done.stderr == (

@@ -96,11 +96,11 @@ def _kept(trials: Sequence[Setting], find: Find) -> tuple[Setting, ...]:
 
 
 def _score(record: Record | None) -> float | None:
-    """Held-out mean@4 at the end; 0 where parameters that are not finite answer nothing."""
+    """Held-out mean@4 at the end; 0 where an update was not finite, after which there is none."""
     if record is None:
         return None
     value = last(record)
-    return 0.0 if value is None else value
+    return 0.0 if value is None or record["collapsed"] is not None else value
 
 
 _NARROW = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)

@@ -20,12 +20,11 @@ from ml_collections import ConfigDict
 from experiments.study.settings import EVALUATE_EVERY, Setting
 from fiberjax import experiment
 from fiberjax.experiment import Experiment
-from fiberjax.run import metrics
 from fiberjax.run.budget_control import Controller
 from fiberjax.run.evaluation import evaluate
 from fiberjax.run.trainer import Collected, Trainer
 from fiberjax.run.warm_start import starting_params
-from fiberjax.train.update import TrainState
+from fiberjax.train.update import SKIPPED, TrainState
 
 START_SEED = 0
 """Of the warm start, which all runs share: a run's own seed decides what is sampled."""
@@ -118,10 +117,8 @@ class Laboratory:
                 scalars["actor/learning_rate"] *= shares[iteration]
             rows.append(scalars)
             done = iteration + 1
-            try:
-                metrics.finite_or_raise(done, scalars)
-            except FloatingPointError as error:
-                collapsed = str(error)
+            if scalars.get(SKIPPED, 0.0):
+                collapsed = f"step {done} is not finite: {scalars[SKIPPED]:.0f} updates left out"
             last = done == built.iterations or collapsed is not None
             if last or done % EVALUATE_EVERY == 0:
                 held_out.append(_held_out(built, state.params, done))

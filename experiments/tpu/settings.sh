@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Names of your project; nothing else here needs editing. Each may be set in the environment.
 export PROJECT="${PROJECT:-my-project}"
 export ZONE="${ZONE:-us-central2-b}"
@@ -14,6 +15,8 @@ export BUCKET="${BUCKET:-my-bucket}"
 here="$(dirname "${BASH_SOURCE[0]}")"
 export REPOSITORY="${REPOSITORY:-$(sed -n 's/^repository = "\(.*\)"$/\1/p' "$here/../../pyproject.toml")}"
 export REVISION="${REVISION:-main}"
+# Fingerprint of the key that signs Google's packages, of which gcsfuse is one.
+export GOOGLE_KEY="${GOOGLE_KEY:-35BAA0B33E9EB396F59CA838C0BA5CE6DC6315A3}"
 # Where the bucket appears on every host.
 export MOUNT="${MOUNT:-/mnt/fiberjax}"
 

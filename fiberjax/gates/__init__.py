@@ -28,6 +28,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fiberjax.bounds import named
 from fiberjax.gates import (
     aggregate,
     apc,
@@ -324,4 +325,5 @@ def from_config(
     >>> gate.name, round(float(budgets["clip_low"]), 3), round(float(budgets["clip_high"]), 3)
     ('ppo', 0.1, 0.2)
     """
-    return config.build(table, gate, layout_levels, path)
+    with named(path):
+        return config.build(table, gate, layout_levels, path)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fiberjax.bounds import as_float32, check_sound, shown
 from fiberjax.gates import compose
 from fiberjax.gates.channels import prepare
 from fiberjax.gates.hierarchy import Gating
@@ -259,11 +260,14 @@ def build(
     path: str,
 ) -> tuple[Gate, Budgets]:
     """Builds a gate from a config; see `fiberjax.gates.from_config`."""
+    if not isinstance(config, Mapping) and not hasattr(config, "keys"):
+        raise ValueError(f"{path} = {shown(config)}: expected a section with the name of a gate")
+    check_sound(config, path)
     if "name" not in config:
         raise ValueError(f"{path}.name is missing; choose from {tuple(table)}")
     name = config["name"]
-    if name not in table:
-        raise ValueError(f"{path}.name = {name!r} is not a gate; choose from {tuple(table)}")
+    if not isinstance(name, str) or name not in table:
+        raise ValueError(f"{path}.name = {shown(name)} is not a gate; choose from {tuple(table)}")
     spec = table[name]
     by_level = spec.budgets.get("budgets") is BY_LEVEL
     known = {*COMMON, *spec.budgets, *spec.options} - {"budgets"}
@@ -271,7 +275,7 @@ def build(
     for key in config:
         if key not in known:
             raise ValueError(
-                f"{path}.{key} = {config[key]!r} is not an option of {name!r}; "
+                f"{path}.{key} = {shown(config[key])} is not an option of {name!r}; "
                 f"choose from {tuple(sorted(known))}"
             )
 
@@ -313,7 +317,7 @@ def build(
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     dual = _number(f"{path}.dual_clip", dual, "ratio", True)
-    if dual is not None and dual <= 1:
+    if dual is not None and as_float32(dual) <= 1:
         raise ValueError(f"{path}.dual_clip = {dual!r}: expected a ratio above 1, or None")
     budgets["dual_clip"] = _traced(dual)
     return Gate(name, spec, tuple(options), pessimistic, recovery), budgets
@@ -329,13 +333,13 @@ def _level_budgets(
     order, levels = config["order"], config["levels"]
     if isinstance(order, str) or not isinstance(order, Sequence) or not order:
         raise ValueError(
-            f"{path}.order = {order!r}: expected a tuple of levels, finest first, "
+            f"{path}.order = {shown(order)}: expected a tuple of levels, finest first, "
             f"from {tuple(layout_levels)}"
         )
     for level in order:
         if level not in layout_levels:
             raise ValueError(
-                f"{path}.order names {level!r}, which the layout lacks; "
+                f"{path}.order names {shown(level)}, which the layout lacks; "
                 f"choose from {tuple(layout_levels)}"
             )
     positions = [list(layout_levels).index(level) for level in order]
@@ -345,7 +349,7 @@ def _level_budgets(
             f"as in {tuple(layout_levels)}"
         )
     if not isinstance(levels, Mapping) and not hasattr(levels, "keys"):
-        raise ValueError(f"{path}.levels = {levels!r}: expected a dict by level")
+        raise ValueError(f"{path}.levels = {shown(levels)}: expected a dict by level")
     for level in levels:
         if level not in order:
             raise ValueError(
@@ -358,7 +362,7 @@ def _level_budgets(
         entry = levels[level]
         if not hasattr(entry, "keys") or set(entry.keys()) != {"budget"}:
             raise ValueError(
-                f"{path}.levels.{level} = {entry!r}: expected the single key 'budget', in nats"
+                f"{path}.levels.{level} = {shown(entry)}: expected the single key 'budget', in nats"
             )
         budgets[level] = _pair(f"{path}.levels.{level}.budget", entry["budget"])
     return budgets
@@ -368,7 +372,9 @@ def _pair(path: str, value: Any) -> np.ndarray:
     """A budget given as a number, or as a tuple of one or two; float32[2], plus and minus."""
     if isinstance(value, (tuple, list)):
         if len(value) not in (1, 2):
-            raise ValueError(f"{path} = {value!r}: expected a number or a pair (plus, minus), nats")
+            raise ValueError(
+                f"{path} = {shown(value)}: expected a number or a pair (plus, minus), nats"
+            )
         numbers = [_number(path, v, "nats", False) for v in value]
     else:
         numbers = [_number(path, value, "nats", False)]
@@ -381,9 +387,9 @@ def _number(path: str, value: Any, unit: str, optional: bool) -> float | None:
         return None
     choices = f"a number above 0 ({unit}){', or None' if optional else ''}"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
-        raise ValueError(f"{path} = {value!r}: expected {choices}")
-    if math.isnan(value) or value <= 0:
-        raise ValueError(f"{path} = {value!r}: expected {choices}")
+        raise ValueError(f"{path} = {shown(value)}: expected {choices}")
+    if not 0 < as_float32(value) < math.inf:
+        raise ValueError(f"{path} = {shown(value)}: expected {choices}, finite and as float32 too")
     return float(value)
 
 
@@ -398,5 +404,5 @@ def _choice(
     """A static option of the config or its default, which must be one of its choices."""
     value = config[key] if key in config else default
     if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise ValueError(f"{path}.{key} = {value!r}: choose from {choices}")
+        raise ValueError(f"{path}.{key} = {shown(value)}: choose from {choices}")
     return value

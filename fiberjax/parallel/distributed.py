@@ -5,7 +5,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -16,6 +16,18 @@ from jax.experimental import multihost_utils
 HEARTBEAT_SECONDS = 60
 # How long hosts wait for each other at the start: images and data sets load at different speeds.
 START_SECONDS = 600
+
+_leaving: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def before_leaving(call: Callable[[], None]) -> Iterator[None]:
+    """Within it, something is called should this process end without unwinding, by `leave`."""
+    _leaving.append(call)
+    try:
+        yield
+    finally:
+        _leaving.remove(call)
 
 
 def on_cluster() -> bool:
@@ -103,11 +115,11 @@ def session(
         yield
     except SystemExit as stop:
         if stop.code:
-            _leave(f"{here} stops: {stop.code}")
+            leave(f"{here} stops: {stop.code}")
         raise
     except BaseException as error:
         traceback.print_exc()
-        _leave(
+        leave(
             f"{here} stops: {type(error).__name__}. If another host stopped first, its log says "
             "why. The same command on every host resumes from the newest checkpoint."
         )
@@ -125,7 +137,11 @@ def asked_to_end(step: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
-def _leave(message: str) -> None:
+def leave(message: str, code: int = 1) -> None:
+    """Ends this process at once, whatever its threads wait for; does not return."""
     print(message, file=sys.stderr, flush=True)
+    for call in _leaving:
+        with contextlib.suppress(Exception):
+            call()
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(code)

@@ -3,17 +3,21 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 
-from fiberjax.policy.rope import canonical_scaling
+from fiberjax import bounds
+from fiberjax.bounds import AT_LEAST_0, POSITIVE, Range
+from fiberjax.policy.rope import canonical_scaling, check_frequencies
 
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "full", "dots")
 ATTENTION = ("auto", "dense", "splash", "cudnn")
 LAYERS = ("full", "sliding")
 ACTIVATIONS = ("silu", "gelu_tanh")
+# Far beyond any model; what is larger is a mistake, and arrays of it cannot be spoken of.
+_SIZE = Range("[1, 1048576]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,32 +63,32 @@ class TransformerConfig:
         where it takes this shape and the query heads divide over the mesh, else dense.
 
     Raises:
-      ValueError: if a size is not positive, heads do not divide, or a choice is unknown.
+      ValueError: if a number is out of its bounds, heads do not divide, or a choice is unknown.
     """
 
-    vocab_size: int
-    embed_dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    num_experts: int = 0
+    vocab_size: Annotated[int, Range("[1, 16777216]")]
+    embed_dim: Annotated[int, _SIZE]
+    num_layers: Annotated[int, Range("[1, 1000]")]
+    num_heads: Annotated[int, _SIZE]
+    num_kv_heads: Annotated[int, _SIZE]
+    head_dim: Annotated[int, Range("[1, 65536]")]
+    mlp_dim: Annotated[int, _SIZE]
+    num_experts: Annotated[int, Range("[0, 65536]")] = 0
     experts_per_token: int = 0
     norm_topk_prob: bool = False
     activation: str = "silu"
-    rope_theta: float = 10_000.0
+    rope_theta: Annotated[float, Range("(1, inf)")] = 10_000.0
     rope_type: str = "default"
     rope_scaling: tuple = ()
     layer_pattern: tuple = ("full",)
-    sliding_window: int = 0
-    local_rope_theta: float = 0.0
-    norm_epsilon: float = 1e-6
+    sliding_window: Annotated[int, AT_LEAST_0] = 0
+    local_rope_theta: Annotated[float, AT_LEAST_0] = 0.0
+    norm_epsilon: Annotated[float, POSITIVE] = 1e-6
     norm_offset: bool = False
     post_norms: bool = False
     qk_norm: bool = False
     qkv_bias: bool = False
-    query_pre_attn_scalar: float = 0.0
+    query_pre_attn_scalar: Annotated[float, AT_LEAST_0] = 0.0
     scale_embeddings: bool = False
     tie_embeddings: bool = True
     compute_dtype: str = "float32"
@@ -92,14 +96,7 @@ class TransformerConfig:
     attention: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in (
-            *("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads"),
-            *("head_dim", "mlp_dim", "rope_theta", "norm_epsilon"),
-        ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if self.num_experts < 0:
-            raise ValueError(f"num_experts must be 0 or positive, got {self.num_experts!r}")
+        bounds.check(self)
         fewest = min(self.num_experts, 1)
         if not fewest <= self.experts_per_token <= self.num_experts:
             raise ValueError(
@@ -108,9 +105,6 @@ class TransformerConfig:
             )
         if self.norm_topk_prob and not self.num_experts:
             raise ValueError("norm_topk_prob must be False without experts, got True")
-        for name in ("local_rope_theta", "query_pre_attn_scalar"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be 0 or positive, got {getattr(self, name)!r}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation must be one of {list(ACTIVATIONS)}, got {self.activation!r}"
@@ -124,8 +118,11 @@ class TransformerConfig:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         scaling = canonical_scaling(self.rope_type, self.rope_scaling)
         object.__setattr__(self, "rope_scaling", scaling)
+        check_frequencies(self.head_dim, self.rope_theta, self.rope_type, scaling)
+        if self.local_rope_theta:
+            check_frequencies(self.head_dim, self.local_rope_theta, "default", ())
         object.__setattr__(self, "layer_pattern", _shortest(self.layer_pattern, self.num_layers))
-        if any(self.sliding) != (self.sliding_window > 0) or self.sliding_window < 0:
+        if any(self.sliding) != (self.sliding_window > 0):
             expected = "positive" if any(self.sliding) else "0"
             raise ValueError(
                 f"sliding_window must be {expected} for layers {list(self.layer_pattern)}, got "
@@ -172,7 +169,8 @@ def _shortest(pattern: Sequence[str], num_layers: int) -> tuple[str, ...]:
     Raises:
       ValueError: it is empty, or has kinds that do not exist.
     """
-    if isinstance(pattern, str) or not pattern or not set(pattern) <= set(LAYERS):
+    known = not isinstance(pattern, str) and all(kind in LAYERS for kind in pattern)
+    if not known or not pattern:
         raise ValueError(f"layer_pattern must be kinds of {list(LAYERS)}, got {pattern!r}")
     kinds = list(itertools.islice(itertools.cycle(pattern), num_layers))
     fits = (n for n in range(1, num_layers + 1) if kinds[n:] == kinds[: num_layers - n])

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fiberjax.bounds import as_float32, shown
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.rope import ROPE_TYPES, yarn_attention_factor
 
@@ -38,17 +39,17 @@ class Description:
         self.values = values
         self.problems: list[str] = [] if problems is None else problems
 
-    def integer(self, name: str, default: Any = _REQUIRED) -> int:
-        """A positive integer; 1 stands in for one that is refused."""
+    def integer(self, name: str, default: Any = _REQUIRED, most: int = 2**31 - 1) -> int:
+        """A positive integer of up to `most`; 1 stands in for one that is refused."""
         value = self._value(name, default)
-        if type(value) is not int or value < 1:
-            return self._refuse(name, value, "a positive integer", 1)
+        if type(value) is not int or not 1 <= value <= most:
+            return self._refuse(name, value, f"a positive integer up to {most}", 1)
         return value
 
     def number(self, name: str, default: Any = _REQUIRED) -> float:
         """A positive number; 1.0 stands in for one that is refused."""
         value = self._value(name, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if type(value) not in (int, float) or not 0 < as_float32(value) < math.inf:
             return self._refuse(name, value, "a positive number", 1.0)
         return float(value)
 
@@ -72,15 +73,15 @@ class Description:
         """Refuses a key that is there with another value than the one supported."""
         value = self.values.get(name)
         if value is not None and value != supported:
-            self.problems.append(f"{name} is {value!r}, only {supported!r} is supported")
+            self.problems.append(f"{name} is {shown(value)}, only {supported!r} is supported")
 
     def _value(self, name: str, default: Any) -> Any:
         value = self.values.get(name)
         return default if value is None else value
 
     def _refuse(self, name: str, value: Any, expected: str, instead: Any) -> Any:
-        shown = "missing" if value is _REQUIRED else repr(value)
-        self.problems.append(f"{name} is {shown}, expected {expected}")
+        said = "missing" if value is _REQUIRED else shown(value)
+        self.problems.append(f"{name} is {said}, expected {expected}")
         return instead
 
 
@@ -139,8 +140,8 @@ def family_of(config: TransformerConfig) -> tuple[str, dict[str, Any]]:
         differing = [name for name in wanted if found[name] != wanted[name]]
         if not differing:
             return kind, described
-        shown = ", ".join(f"{name} = {found[name]!r}" for name in differing)
-        nearest = min(nearest or (len(differing) + 1, ""), (len(differing), f"{kind}: {shown}"))
+        told = ", ".join(f"{name} = {found[name]!r}" for name in differing)
+        nearest = min(nearest or (len(differing) + 1, ""), (len(differing), f"{kind}: {told}"))
     hint = f"; the nearest is {nearest[1]}" if nearest else ""
     raise ValueError(f"no published family has a policy of this shape{hint}")
 
@@ -155,7 +156,7 @@ def _common(
     return {
         "vocab_size": found.integer("vocab_size"),
         "embed_dim": width,
-        "num_layers": found.integer("num_hidden_layers"),
+        "num_layers": found.integer("num_hidden_layers", most=1000),
         "num_heads": heads,
         "num_kv_heads": found.integer("num_key_value_heads", heads),
         "head_dim": found.integer("head_dim", head_dim or max(width // heads, 1)),
@@ -192,8 +193,8 @@ def _rope(found: Description) -> dict[str, Any]:
 def _rope_kind(found: Description, given: Description, original: Any = None) -> dict[str, Any]:
     """The kind of a section of rotary positions, and its numbers."""
     kind = given.values.get("rope_type", given.values.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        given.problems.append(f"rope type is {kind!r}, expected one of {list(ROPE_TYPES)}")
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        given.problems.append(f"rope type is {shown(kind)}, expected one of {list(ROPE_TYPES)}")
         return {}
     found.only("partial_rotary_factor", 1.0)
     given.only("partial_rotary_factor", 1.0)
@@ -217,7 +218,8 @@ def _rope_kind(found: Description, given: Description, original: Any = None) -> 
     if kind == "yarn":
         whole = values["original_max_position_embeddings"]
         longest = found.values.get("max_position_embeddings")
-        implied = longest / whole if type(longest) is int else _REQUIRED
+        there = type(longest) is int and 0 < longest < 2**31
+        implied = longest / whole if there else _REQUIRED
         values["factor"] = given.number("factor", implied)
         scales = [
             given.number(name) if given.values.get(name) else None
@@ -257,8 +259,8 @@ def _layer_types(found: Description, num_layers: int) -> list[str] | None:
     if listed is None:
         return None
     kinds = {"full_attention": "full", "sliding_attention": "sliding"}
-    if not isinstance(listed, list) or not all(kind in kinds for kind in listed):
-        found.problems.append(f"layer_types is {listed!r}, expected kinds of {list(kinds)}")
+    if not isinstance(listed, list) or not all(kind in list(kinds) for kind in listed):
+        found.problems.append(f"layer_types is {shown(listed)}, expected kinds of {list(kinds)}")
         return None
     if len(listed) != num_layers:
         found.problems.append(f"layer_types names {len(listed)} layers, expected {num_layers}")
@@ -304,7 +306,7 @@ def _qwen_windows(found: Description, num_layers: int) -> dict[str, Any]:
     if kinds is None:
         first = found.values.get("max_window_layers", 28)
         if type(first) is not int or first < 0:
-            found.problems.append(f"max_window_layers is {first!r}, expected 0 or more")
+            found.problems.append(f"max_window_layers is {shown(first)}, expected 0 or more")
             return {}
         kinds = ["sliding" if layer >= first else "full" for layer in range(num_layers)]
     return _windows(kinds, found.integer("sliding_window", 4096))

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from fiberjax.bounds import as_float32
+
 # Kind -> its numbers in `rope_scaling`, and their types. `original_max_position_embeddings` is the
 # length before scaling, in tokens; betas are turns over that length.
 ROPE_TYPES: Mapping[str, Mapping[str, type]] = {
@@ -50,7 +52,7 @@ def canonical_scaling(rope_type: str, scaling: Sequence[Any]) -> tuple[tuple[str
     >>> canonical_scaling("linear", [["factor", 8]])
     (('factor', 8.0),)
     """
-    if rope_type not in ROPE_TYPES:
+    if rope_type not in list(ROPE_TYPES):
         raise ValueError(f"rope_type must be one of {list(ROPE_TYPES)}, got {rope_type!r}")
     expected = ROPE_TYPES[rope_type]
     shown = f"pairs of {', '.join(expected)}" if expected else "empty"
@@ -67,7 +69,7 @@ def canonical_scaling(rope_type: str, scaling: Sequence[Any]) -> tuple[tuple[str
         value = given[name]
         if kind is float and type(value) is int:
             value = given[name] = float(value)
-        positive = isinstance(value, int | float) and 0 < value < math.inf
+        positive = isinstance(value, int | float) and 0 < as_float32(value) < math.inf
         if type(value) is not kind or not (kind is bool or positive):
             wanted = "a bool" if kind is bool else f"a positive {kind.__name__}"
             raise ValueError(f"rope_scaling: {name} must be {wanted}, got {value!r}")
@@ -109,6 +111,27 @@ def frequencies(
     kept = np.float32(1.0) - ramp
     stretched = np.float32(1.0) / (factor * period)
     return stretched * (np.float32(1.0) - kept) + plain * kept, values["attention_factor"]
+
+
+def check_frequencies(
+    head_dim: int, theta: float, rope_type: str, scaling: Sequence[tuple[str, Any]]
+) -> None:
+    """Refuses numbers that give a frequency which is not finite.
+
+    Raises:
+      ValueError: names them.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            found, scale = frequencies(head_dim, theta, rope_type, scaling)
+        fine = bool(np.isfinite(found).all()) and math.isfinite(scale)
+    except ArithmeticError:
+        fine = False
+    if not fine:
+        raise ValueError(
+            f"rope_theta = {theta!r} and rope_scaling = {dict(scaling)!r} must give finite "
+            f"frequencies of rope_type {rope_type!r}"
+        )
 
 
 def _llama3(plain: np.ndarray, values: Mapping[str, Any]) -> np.ndarray:

@@ -11,13 +11,14 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from fiberjax.bounds import shown
 from fiberjax.policy import families, transformer
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.lora import LoRA
@@ -66,6 +67,25 @@ def load(directory: str | Path, config: TransformerConfig, shardings: Any) -> tr
         ]
         # Read before the files close.
         return jax.block_until_ready(jax.tree.unflatten(structure, loaded))
+
+
+def where_not_finite(directory: str | Path, config: TransformerConfig, paths: Sequence[str]) -> str:
+    """Names the first tensor that holds a NaN or an infinity, and its file.
+
+    Args:
+      directory: of a checkpoint that `check` takes.
+      config: shape of the policy.
+      paths: of the parameters to look in, such as "layers/mlp/up/kernel"; one of them holds one.
+    """
+    tensors = check(directory, config)
+    names = families.FAMILIES[_description(Path(directory))[0]].tensors
+    shapes, _ = _parameters(config)
+    for name, _ in _tensor_shapes(names, {path: shapes[path] for path in paths}):
+        file = tensors[name].file
+        with _safetensors().safe_open(file, framework="np") as opened:
+            if not np.isfinite(np.asarray(opened.get_tensor(name), np.float32)).all():
+                return f"{name} in {file}"
+    return f"one of {', '.join(paths)}"  # As float32 alone, where the file has it wider.
 
 
 def _reader(
@@ -123,14 +143,14 @@ def _description(directory: Path) -> tuple[str, dict[str, Any]]:
     try:
         found = json.loads(path.read_text())
         kind = found["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{str(directory)!r} is no checkpoint: its config.json cannot be read "
             f"({type(error).__name__}: {error})"
         ) from None
-    if kind not in families.FAMILIES:
+    if not isinstance(kind, str) or kind not in families.FAMILIES:
         raise ValueError(
-            f"{path}: model_type is {kind!r}, expected one of {list(families.FAMILIES)}"
+            f"{path}: model_type is {shown(kind)}, expected one of {list(families.FAMILIES)}"
         )
     return kind, found
 

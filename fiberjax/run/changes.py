@@ -132,6 +132,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(("rollout.resample", "rollout.engine"), "logged", "iterations to come draw by it"),
     Rule(("server.*",), "free", "they say where another program is, and how it is asked"),
+    Rule(("training.nonfinite",), "logged", "updates to come are left out by it"),
     Rule(("seed",), "fixed", "every draw follows from it"),
     Rule(("model.*", "policy.*", "window.*"), "fixed", "the checkpoints are of this policy"),
     Rule(("warm_start.*",), "fixed", "the run began with it"),

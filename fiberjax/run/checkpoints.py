@@ -1,7 +1,15 @@
-"""Orbax checkpoints of a run: the train state on devices, and what the host must remember."""
+"""Orbax checkpoints of a run: the train state on devices, and what the host must remember.
 
+When a checkpoint is whole, every process lists the digests of what it wrote (`fiberjax.digests`);
+they are checked before it is read. A damaged one is passed over for the newest good one before it,
+and set aside as soon as the next is saved.
+"""
+
+import json
+import re
 import secrets
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +21,16 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
+from fiberjax import digests, disk
+
 BEST = "best"
 """In what the host remembers: iterations finished in the best checkpoint."""
+
+ITEMS = ("state", "host")
+
+
+class Damaged(ValueError):
+    """What is there is not what was saved."""
 
 
 class Restored(NamedTuple):
@@ -51,27 +67,58 @@ class Checkpoints:
     latest.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int):
+    def __init__(self, directory: str | Path, *, keep: int, record: Path | None = None):
         """Opens the directory, made if absent.
 
         Args:
           directory: where the checkpoints lie, one folder each.
           keep: how many of the latest to keep, beside the best one that `save` names.
+          record: a file to say what the newest one is, should it vanish; see `recorded`.
         """
         if keep < 1:
             raise ValueError(f"checkpoint.keep must be at least 1; got {keep}")
         self._directory = Path(directory).absolute()
+        self._problems: dict[int, str | None] = {}
+        self._listing: threading.Thread | None = None
+        self._unlisted: OSError | None = None
+        self._saving = ""
+        self._record = record
+        self._tidy = False
+        self._committed = threading.Event()
         self._best = _Best()
         policy = AnyPreservationPolicy([LatestN(keep), self._best])
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(preservation_policy=policy),
-            item_names=("state", "host"),
+            item_names=ITEMS,
         )
 
     def latest(self) -> int | None:
-        """Iterations finished in the newest checkpoint, or None."""
-        return self._manager.latest_step()
+        """Iterations finished in the newest checkpoint that is not damaged; None where none is.
+
+        Says in one line which ones are passed over.
+
+        Raises:
+          Damaged: there are some, and all are damaged; names them.
+        """
+        damaged: list[str] = []
+        for iteration in sorted(self._manager.all_steps(), reverse=True):
+            known = iteration in self._problems
+            problem = self._problem(iteration)
+            if problem is None:
+                if damaged and not known and jax.process_index() == 0:
+                    print(
+                        f"{self._directory}: {', '.join(damaged)}: checkpoint {iteration}, the "
+                        "newest that is good, is read in its place"
+                    )
+                return iteration
+            damaged.append(f"checkpoint {iteration} is damaged ({problem})")
+        if damaged:
+            raise Damaged(
+                f"{self._directory}: {', '.join(damaged)}, and no other is there; nothing was "
+                "changed"
+            )
+        return None
 
     def best(self) -> int:
         """Iterations finished in the best checkpoint, as the newest one names it.
@@ -101,18 +148,24 @@ class Checkpoints:
           host: what else is restored, a JSON-like dictionary.
           best: iterations finished in the best checkpoint, which is kept; this one or an earlier
             one. None for none.
+
+        Raises:
+          NoRoom: the disk is full, which may be seen as late as at the next save, or at the end.
         """
+        self._wait()
+        self._make_way()
         self._best.iteration = best
         if best is not None:
             host = host | {BEST: best}
-        self._manager.save(
-            iteration,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
-            ),
-        )
+        self._saving = f"checkpoint {iteration}"
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
+        with disk.writing(self._saving, self._directory):
+            self._manager.save(iteration, args=items)
+        self._problems[iteration] = None
+        self._listing = threading.Thread(target=self._list, args=(iteration,), daemon=True)
+        self._listing.start()
         if jax.default_backend() == "cpu":
-            self._manager.wait_until_finished()
+            self._wait()
 
     def restore(self, abstract_state: Any, iteration: int | None = None) -> Restored | None:
         """Reads the newest checkpoint onto the shardings of `abstract_state`; None without one.
@@ -125,6 +178,7 @@ class Checkpoints:
 
         Raises:
           ValueError: there is none of that iteration, or it does not hold a state of these shapes.
+          Damaged: it is, or without an iteration all are.
         """
         kept = sorted(self._manager.all_steps())
         if iteration is not None and iteration not in kept:
@@ -132,6 +186,9 @@ class Checkpoints:
                 f"{self._directory} holds no checkpoint of iteration {iteration}; there are "
                 f"{', '.join(map(str, kept)) if kept else 'none'}"
             )
+        problem = None if iteration is None else self._problem(iteration)
+        if problem is not None:
+            raise Damaged(f"checkpoint {self._directory / str(iteration)} is damaged: {problem}")
         iteration = self.latest() if iteration is None else iteration
         if iteration is None:
             return None
@@ -149,6 +206,83 @@ class Checkpoints:
             ) from error
         return Restored(iteration, items["state"], items["host"])
 
+    def _problem(self, iteration: int) -> str | None:
+        """What is wrong with a checkpoint; the same on all processes, which share the reading."""
+        if iteration not in self._problems:
+            folder, told = self._directory / str(iteration), None
+            missing = [item for item in ITEMS if not any((folder / item).glob("*"))]
+            try:
+                if missing:
+                    told = f"{missing[0]} is missing"
+                else:
+                    share = {"part": jax.process_index(), "parts": jax.process_count()}
+                    told = digests.problem(folder, **share)
+            except FileNotFoundError:
+                if jax.process_index() == 0:
+                    print(
+                        f"{folder} has no digests, as one of an earlier version or of a run that "
+                        "was killed before they were written: it is read unchecked"
+                    )
+            except OSError as error:
+                told = str(error)
+            if _any(told is not None):
+                self._problems[iteration] = told or "as another host says"
+            else:
+                self._problems[iteration] = None
+        return self._problems[iteration]
+
+    def _list(self, iteration: int) -> None:
+        """Lists what this process wrote, once Orbax has put the checkpoint into its place."""
+        folder, process = self._directory / str(iteration), jax.process_index()
+        while not folder.is_dir():
+            if self._committed.wait(0.05) and not folder.is_dir():
+                return  # It came to nothing.
+        try:
+            own = [
+                path
+                for path in digests.files_of(folder)
+                if _writer(path.relative_to(folder)) == process
+            ]
+            digests.write(folder, own, process=process)
+            if self._record is not None and process == 0:
+                written = self._record.with_name(f".{self._record.name}.new")
+                written.write_text(json.dumps({"newest": iteration}) + "\n", encoding="utf-8")
+                written.replace(self._record)
+        except OSError as error:
+            self._unlisted = error
+
+    def _wait(self) -> None:
+        """Waits until the last save is whole, with its digests."""
+        with disk.writing(self._saving, self._directory):
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._committed.set()
+                if self._listing is not None:
+                    self._listing.join()
+                    self._listing = None
+                self._committed.clear()
+            if self._unlisted is not None:
+                error, self._unlisted = self._unlisted, None
+                raise error
+
+    def _make_way(self) -> None:
+        """Moves damaged checkpoints into a folder beside, and removes halves that a kill left."""
+        damaged = [of for of, problem in self._problems.items() if problem is not None]
+        if self._tidy and not damaged:
+            return
+        self._tidy = True
+        if jax.process_index() == 0:
+            beside = self._directory.with_name(f"{self._directory.name}.damaged")
+            for iteration in damaged:
+                aside(self._directory / str(iteration), beside)
+            for half in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half, ignore_errors=True)
+        multihost_utils.sync_global_devices("what was there makes way")
+        self._manager.reload()
+        for iteration in damaged:
+            del self._problems[iteration]
+
     def __enter__(self) -> "Checkpoints":
         return self
 
@@ -158,7 +292,7 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.wait_until_finished()
+        self._wait()
         self._manager.close()
 
 
@@ -166,6 +300,14 @@ def newest(directory: str | Path) -> int:
     """Iterations finished in a directory's newest checkpoint, 0 without one; nothing is opened."""
     directory = Path(directory)
     return max(ocp.utils.checkpoint_steps(directory), default=0) if directory.is_dir() else 0
+
+
+def recorded(record: Path) -> int:
+    """Iterations finished in the newest checkpoint that was ever whole, by a record; 0 for none."""
+    try:
+        return int(json.loads(record.read_text(encoding="utf-8"))["newest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def exists(directory: str | Path) -> bool:
@@ -177,13 +319,36 @@ def read(directory: str | Path, abstract_state: Any) -> Restored:
     """What `save_first` kept in a directory, on the shardings of `abstract_state`.
 
     Raises:
-      ValueError: the directory holds no checkpoint, or not one of these shapes.
+      ValueError: it is not of these shapes.
+      Damaged: it is, or it is not there.
     """
     with Checkpoints(directory, keep=1) as saved:
         found = saved.restore(abstract_state)
     if found is None:
-        raise ValueError(f"{str(directory)!r} holds no checkpoint")
+        raise Damaged(f"{str(directory)!r} holds no checkpoint")
     return found
+
+
+def discard(directory: str | Path) -> None:
+    """Removes what `save_first` kept, so that it can be made anew; all processes take part."""
+    if jax.process_index() == 0:
+        directory = Path(directory)
+        # Renamed first: another run finds all of it or nothing.
+        leaving = directory.with_name(f"{directory.name}.damaged-{secrets.token_hex(4)}")
+        if _renamed(directory, leaving):
+            shutil.rmtree(leaving, ignore_errors=True)
+    multihost_utils.sync_global_devices("what was damaged is gone")
+
+
+def aside(path: Path, folder: Path) -> Path:
+    """Moves a file or folder into another folder, under its name or a free one; where it is now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target, number = folder / path.name, 1
+    while target.exists():
+        number += 1
+        target = folder / f"{path.name}.{number}"
+    path.rename(target)
+    return target
 
 
 def save_first(directory: str | Path, iteration: int, state: Any, host: dict[str, Any]) -> bool:
@@ -217,6 +382,20 @@ def _renamed(source: Path, target: Path) -> bool:
             raise
         return False
     return True
+
+
+def _writer(path: Path) -> int:
+    """Which process wrote a file of a checkpoint: 0 where its path names none."""
+    for part in path.parts[::-1]:
+        found = re.fullmatch(r"(?:ocdbt\.)?process_(\d+)", part)
+        if found:
+            return int(found[1])
+    return 0
+
+
+def _any(value: bool) -> bool:
+    """Whether it is true on some process, on all of them."""
+    return bool(np.any(multihost_utils.process_allgather(np.int32(value))))
 
 
 def _agreed(value: int) -> int:

@@ -23,7 +23,7 @@ from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.run import rollouts, statistics
 from fiberjax.run.progress import Progress
-from fiberjax.run.shown import visible
+from fiberjax.run.shown import cell, visible
 from fiberjax.run.statistics import Interval, difference, interval, mean_of, real_interval
 from fiberjax.tasks import PromptStream, prompt_batch
 from fiberjax.tasks.rewards import passes
@@ -268,8 +268,7 @@ class EvaluationTable:
         for row in self.rows:
             change = _signed(row.difference)
             change = f"**{change}**" if row.difference.excludes_zero else change
-            domain = visible(row.domain).replace("|", r"\|")
-            cells = (domain, row.measure, row.prompts, row.before, row.after, change)
+            cells = (cell(row.domain), row.measure, row.prompts, row.before, row.after, change)
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         return "\n".join(lines) + "\n"
 

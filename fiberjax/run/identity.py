@@ -1,11 +1,12 @@
-"""Whose a run folder is: its config, and the plugins.
+"""Whose a run folder is: its config, the plugins, and the files that it reads.
 
-`config.json` in a run folder is the config, with two or three keys more: the `version` of the
-program's options (see `migrations`), the `plugin_digests`, and the `changes` since it was begun. A
-folder is resumed with the plugins that it was begun with, and with the same config but for options
-that `changes` lets change: these are written into it, each with its value before and the first
-iteration, counted from 1, that has the other. Anything else is refused, by its path and both
-values.
+`config.json` in a run folder is the config, with a few keys more: the `version` of the program's
+options (see `migrations`), the `plugin_digests`, the `inputs` (see `inputs`) and the `changes`
+since it was begun. A folder is resumed with the plugins and over the files that it was begun with,
+and with the same config but for options that `changes` lets change: these are written into it, each
+with its value before and the first iteration, counted from 1, that has the other. Anything else is
+refused, by its path and both values. So is a folder that has lost what a run had left there:
+nothing is begun anew over the rest.
 
 A run of an earlier version goes on as it was begun. Options that its version did not have are taken
 from the migrations and not from the config given, whose values there are those of today; which ones
@@ -22,10 +23,12 @@ import jax
 from ml_collections import ConfigDict
 
 from fiberjax.experiment import Experiment
-from fiberjax.run import changes, checkpoints, migrations, writers
+from fiberjax.run import changes, checkpoints, inputs, migrations, writers
 from fiberjax.run.changes import Change
+from fiberjax.run.metrics import METRICS_FILE, read_rows
 
 FILE = "config.json"
+NEWEST = "checkpoints.json"
 ELSE = "Choose another --workdir, or give the same config to resume."
 
 
@@ -35,11 +38,13 @@ class Saved(NamedTuple):
     Attributes:
       version: that began the run.
       plugin_digests: of the user's own files, by name.
+      inputs: what it reads; None where it does not say.
       config: completed to one of today.
     """
 
     version: int
     plugin_digests: dict[str, str]
+    inputs: dict[str, Any] | None
     config: dict[str, Any]
 
 
@@ -92,8 +97,9 @@ def claim(directory: str | Path, experiment: Experiment, config_json: str) -> No
       config_json: the config as JSON.
 
     Raises:
-      ValueError: the folder cannot be written, or holds a run of another config or plugin, or one
-        that has more iterations already, or a metric writer is not installed.
+      ValueError: the folder cannot be written, or holds a run of another config or plugin or over
+        other files, or one that has more iterations already or has lost what it had, or a metric
+        writer is not installed.
     """
     writers.check_installed(experiment.writers)
     path = Path(directory) / FILE
@@ -113,14 +119,71 @@ def claim(directory: str | Path, experiment: Experiment, config_json: str) -> No
                     f"{directory} holds a run with another {name}: the file has changed since "
                     f"(digest {saved.plugin_digests[name]} there, {digest} here). {ELSE}"
                 )
-        if changed and jax.process_index() == 0:
-            _record(path, changed, saved.config, done + 1)
+        if jax.process_index() == 0:
+            _refuse_lost(path.parent, saved, done)
+            _claim_inputs(path, experiment, saved)
+            if changed:
+                _record(path, changed, saved.config, done + 1)
     elif jax.process_index() == 0:
+        if checkpoints.newest(path.parent / "checkpoints") > 0:
+            raise ValueError(
+                f"{path} is missing, which says whose the checkpoints beside it are: put it back "
+                "to resume, or choose another --workdir. Nothing was changed"
+            )
         identity = {
             "version": migrations.VERSION,
             "plugin_digests": dict(experiment.plugin_digests),
+            "inputs": inputs.digest(inputs.files_of(experiment), {}),
         }
         _write(path, identity | given)
+
+
+def _claim_inputs(path: Path, experiment: Experiment, saved: Saved) -> None:
+    """Refuses a run over other files than it was begun with; one that names none gets them."""
+    now = inputs.digest(inputs.files_of(experiment), saved.inputs or {})
+    if saved.inputs is not None:
+        told = inputs.differences(saved.inputs, now)
+        if told:
+            raise ValueError(
+                f"{path.parent} holds a run over other inputs: {'; '.join(told)}. Put them back to "
+                "resume, or choose another --workdir"
+            )
+    elif now:
+        _write(path, json.loads(path.read_text()) | {"inputs": now})
+        print(
+            f"{path.parent} named no digests of its inputs; it has those of now: {', '.join(now)}"
+        )
+
+
+def _refuse_lost(directory: Path, saved: Saved, done: int) -> None:
+    """Refuses a folder that has lost its checkpoints or its metrics; says what else is gone.
+
+    Args:
+      directory: of the run.
+      saved: what it says.
+      done: iterations finished in the newest checkpoint.
+    """
+    metrics, folder = directory / METRICS_FILE, directory / "checkpoints"
+    newest = checkpoints.recorded(directory / NEWEST)
+    begun = metrics.exists() and metrics.stat().st_size > 0
+    if done == 0 and (newest > 0 or (begun and not folder.is_dir())):
+        last = f" (the newest was of iteration {newest})" if newest else ""
+        raise ValueError(
+            f"{folder} has lost its checkpoints{last}, and a run was here: put them back to "
+            "resume, or choose another --workdir. Nothing was changed"
+        )
+    if newest > done:
+        print(f"{folder} has lost checkpoint {newest}: the run goes on from {done}")
+    if done > 0 and "jsonl" in saved.config["writers"]:
+        if not metrics.exists():
+            raise ValueError(
+                f"{metrics} is missing, which had iterations 1 to {done}: put it back to resume, "
+                "or make an empty file of that name to go on without. Nothing was changed"
+            )
+        if all(step < done for step, _ in read_rows(metrics)):
+            print(
+                f"{metrics} has no row of iteration {done}, which checkpoint {done} was saved after"
+            )
 
 
 def _read(directory: Path) -> Saved | None:
@@ -133,8 +196,9 @@ def _read(directory: Path) -> Saved | None:
         version = config.pop("version", 0)
         digests = config.pop("plugin_digests", {})
         config.pop("changes", None)
-        return Saved(version, digests, migrations.migrate(config, version))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        read = config.pop("inputs", None)
+        return Saved(version, digests, read, migrations.migrate(config, version))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not the config of a run: {error}") from None
 
 

@@ -6,34 +6,36 @@ seed and the iteration, and the checkpoint holds the rest (policy, optimizer, pr
 """
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 
+from fiberjax import disk
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
 from fiberjax.policy import lora
-from fiberjax.run import evaluation, identity, metrics, plots, rollouts, writers
+from fiberjax.run import evaluation, identity, lock, plots, provenance, rollouts, writers
 from fiberjax.run.base import Base, make_base
 from fiberjax.run.best import Best, EarlyStop
 from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, comparable, evaluate, profile
-from fiberjax.run.interrupts import Interrupts
+from fiberjax.run.interrupts import Interrupted, Interrupts
+from fiberjax.run.nonfinite import NonFinite
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.unpaid import Unpaid
-from fiberjax.run.warm_start import starting_params
+from fiberjax.run.warm_start import not_finite, starting_params
 from fiberjax.run.watching import Watch
 from fiberjax.tasks import PromptStream
 from fiberjax.tasks.rewards import close_all
+from fiberjax.train.rollout import Rollouts
 from fiberjax.train.update import TrainState
 
 SHOWN = {"reward": "reward/mean", "kl": "actor/ppo_kl", "entropy": "actor/entropy"}
-
-INTERRUPTED = "interrupted: this iteration is finished and saved; interrupt again to end at once"
 
 
 def run(
@@ -47,8 +49,8 @@ def run(
 
     Args:
       experiment: from `experiment.from_config`.
-      directory: the run folder: `config.json`, `metrics.jsonl` and what other writers make,
-        `samples/`, `checkpoints/`, `evaluation.{json,md}` and `plots/`.
+      directory: the run folder: `config.json`, `run.json`, `metrics.jsonl` and what other writers
+        make, `samples/`, `checkpoints/`, `evaluation.{json,md}` and `plots/`.
       config_json: the config as JSON; a directory with another one is refused. See `identity`.
       trace_iteration: an iteration, counted from 1, that is traced into `trace/` for TensorBoard's
         profiler, on every host; None traces none.
@@ -57,25 +59,27 @@ def run(
       The evaluation on held-out prompts, before and after.
 
     Raises:
-      ValueError: the directory cannot be written, or holds a run of another config.
-      FloatingPointError: an update was not finite; names the step and the term.
+      ValueError: the directory cannot be written, is in use, or holds a run of another config.
+      FloatingPointError: an update was not finite, and the config says to stop; see `nonfinite`.
+      NoRoom: the disk is full.
+      Interrupted: the run was asked to end.
     """
     directory = Path(directory)
-    primary = jax.process_index() == 0
     barrier("run folder claimed")
-    identity.claim(directory, experiment, config_json)
-    with contextlib.ExitStack() as ending:
+    with lock.held(directory), contextlib.ExitStack() as ending:
         ending.callback(close_all)  # The workers of rewards.
+        identity.claim(directory, experiment, config_json)
         before, state, base = train(experiment, directory, trace_iteration)
         after = evaluate_after(experiment, directory, experiment.whole(state.params, base.params))
-    table = evaluation.compare(
-        before.by_name,
-        after.by_name,
-        before.domain,
-        names=tuple(domain.name for domain in experiment.test),
-    )
-    if primary:
-        report(directory, table)
+        table = evaluation.compare(
+            before.by_name,
+            after.by_name,
+            before.domain,
+            names=tuple(domain.name for domain in experiment.test),
+        )
+        if jax.process_index() == 0:
+            with disk.writing("the report", directory):
+                report(directory, table)
     return table
 
 
@@ -152,6 +156,7 @@ class Begun(NamedTuple):
       control: of the gate's budgets.
       best: of the checkpoints.
       stop: whether to stop early.
+      nonfinite: the updates that were left out.
       before: the evaluation before the first iteration.
     """
 
@@ -162,6 +167,7 @@ class Begun(NamedTuple):
     control: Controller
     best: Best
     stop: EarlyStop
+    nonfinite: NonFinite
     before: Measures
 
     def to_host(self, experiment: Experiment) -> dict[str, Any]:
@@ -171,6 +177,7 @@ class Begun(NamedTuple):
             "budget_control": self.control.get_state(),
             "best_value": self.best.get_state(),
             "stop": self.stop.get_state(),
+            "nonfinite": self.nonfinite.get_state(),
             "before": self.before.to_json(),
             "evaluation": evaluation.settings(experiment),
         }
@@ -182,21 +189,30 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     stream = experiment.prompt_stream()
     control = Controller(experiment.budget_control, experiment.iterations)
     best = Best(experiment.checkpoint.best, experiment.checkpoint.best_mode)
-    stop = EarlyStop(experiment.stop)
+    stop, nonfinite = EarlyStop(experiment.stop), NonFinite(experiment)
     shapes = experiment.abstract_state()
     base = make_base(experiment)
     found = saved.restore(shapes)
     if found is not None:
+        broken = not_finite(experiment.mesh, found.state)
+        if broken:
+            raise ValueError(
+                f"the checkpoint of iteration {found.iteration} is not finite in "
+                f"{', '.join(broken[:3])}: an earlier version saved it. Remove its folder to go on "
+                "from the one before"
+            )
         base.check(found.host)
         stream.set_state(found.host["stream"])
         control.set_state(found.host.get("budget_control"))
         best.set_state(found.host.get("best_value"))
         stop.set_state(found.host.get("stop"))
+        nonfinite.set_state(found.host.get("nonfinite"))
         before = Measures.of(found.host["before"])
         if not comparable(before, found.host.get("evaluation"), experiment):  # Changed since.
             first = base.params if experiment.lora else starting_params(experiment)
             before = evaluate(experiment, first, "evaluation before")
-        return Begun(base, found.state, found.iteration, stream, control, best, stop, before)
+        state, done = found.state, found.iteration
+        return Begun(base, state, done, stream, control, best, stop, nonfinite, before)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     if experiment.lora is None:
         # Donated: nothing but the state is kept on the devices.
@@ -208,7 +224,7 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     samples = rollouts.seen_before_training(experiment)
     before = evaluate(experiment, params, "evaluation before", samples=samples)
     profile(experiment, params, stream)
-    return Begun(base, state, 0, stream, control, best, stop, before)
+    return Begun(base, state, 0, stream, control, best, stop, nonfinite, before)
 
 
 def train(
@@ -223,17 +239,22 @@ def train(
       `config.stop` stopped at; and the base of its adapters.
 
     Raises:
-      SystemExit: a host was asked to end, or nothing is paid (`unpaid`); the run is saved.
-      KeyboardInterrupt: a host alone was interrupted; the iteration is finished and saved.
+      SystemExit: a host was asked to end, nothing is paid (`unpaid`), or too many updates in a
+        row were not finite (`nonfinite`); the run is saved.
+      Interrupted: a host alone was asked to end; what is done is saved.
     """
-    primary = jax.process_index() == 0
-    with Checkpoints(directory / "checkpoints", keep=experiment.checkpoint.keep) as saved:
+    primary, keep = jax.process_index() == 0, experiment.checkpoint.keep
+    record = directory / identity.NEWEST
+    with Checkpoints(directory / "checkpoints", keep=keep, record=record) as saved:
         begun = begin(experiment, saved)
-        base, state, done, stream, control, best, stop, before = begun
+        base, state, done, stream, control, best, stop, nonfinite, before = begun
         if stop.reached and primary:
             print(f"{directory} stopped early after iteration {done}: {stop}")
         if done == experiment.iterations or stop.reached:
             return before, state, base
+        if primary:
+            with disk.writing("what makes the run", directory):
+                provenance.record(directory, done)
         reference, unpaid = base.params, Unpaid(experiment)
         if experiment.lora is None and experiment.training.kl_coefficient > 0:
             # The start, a second time: only a KL penalty needs it beside the state.
@@ -243,19 +264,43 @@ def train(
                 directory, resume_step=done or None, names=experiment.writers, enabled=primary
             ) as writer,
             Progress(experiment.iterations, "training", start=done) as progress,
-            Interrupts(INTERRUPTED) as interrupts,
+            Interrupts() as interrupts,
         ):
             folder = rollouts.open_folder(experiment, directory, done)
             watch = Watch(experiment, folder, writer, progress)
-            trainer = Trainer(experiment, reference, watch=watch.rollouts)
+
+            def drawn(iteration: int, rollouts: Rollouts) -> None:
+                interrupts.hold()
+                watch.rollouts(iteration, rollouts)
+
+            def save(iteration: int, host: dict[str, Any]) -> None:
+                lock.check(directory)
+                writer.flush()
+                saved.save(iteration, state, host, best.iteration)
+
+            updates = functools.partial(nonfinite.observe, directory)
+            trainer = Trainer(experiment, reference, watch=drawn, updates=updates)
             if done == 0:
                 stop.observe(0, watch.start(before))
             for iteration in range(done, experiment.iterations):
-                with traced(directory / "trace", iteration + 1 == trace_iteration):
-                    state, scalars = trainer.iterate(state, stream, iteration, control.factor)
+                undrawn = stream.get_state()
+
+                def rescue(iteration: int = iteration, undrawn: Any = undrawn) -> None:
+                    if saved.latest() != iteration and iteration > 0:
+                        save(iteration, begun.to_host(experiment) | {"stream": undrawn})
+
+                try:
+                    interrupts.abandon(rescue)
+                    with traced(directory / "trace", iteration + 1 == trace_iteration):
+                        state, scalars = trainer.iterate(state, stream, iteration, control.factor)
+                    interrupts.hold()
+                except Interrupted as error:
+                    interrupts.rescue()
+                    raise Interrupted(error.signal, kept(iteration)) from None
+                lock.check(directory)
                 control.observe(iteration, scalars)
                 try:
-                    metrics.finite_or_raise(iteration + 1, scalars)
+                    nonfinite.check()
                     scalars |= watch.evaluation(
                         iteration + 1, experiment.whole(state.params, base.params)
                     )
@@ -278,10 +323,11 @@ def train(
                 stopping = stop.reached and not last
                 ending = distributed.asked_to_end(iteration + 1) and not (last or stopping)
                 due = (iteration + 1) % experiment.checkpoint.every == 0
-                interrupted = interrupts.asked
-                wrong = unpaid.observe(iteration, scalars)
+                interrupted = bool(interrupts.asked)
+                wrong = unpaid.observe(iteration, scalars) or nonfinite.problem
                 if last or stopping or ending or due or interrupted or improved or wrong:
-                    saved.save(iteration + 1, state, begun.to_host(experiment), best.iteration)
+                    interrupts.in_time()
+                    save(iteration + 1, begun.to_host(experiment))
                 if stopping:
                     progress.print(f"stops early after iteration {iteration + 1}: {stop}")
                     break
@@ -293,8 +339,13 @@ def train(
                 if wrong:
                     raise SystemExit(f"stopped: {wrong}")
                 if interrupted:
-                    break  # Raised as `interrupts` is left.
+                    raise Interrupted(interrupts.asked, kept(iteration + 1))
     return before, state, base
+
+
+def kept(iteration: int) -> str:
+    """What is saved of a run that ends after an iteration."""
+    return f"iteration {iteration} is saved" if iteration > 0 else "nothing was trained yet"
 
 
 def traced(directory: Path, wanted: bool) -> contextlib.AbstractContextManager:

@@ -38,6 +38,7 @@ METRICS: Mapping[str, Metric] = {
     "actor/grad_momentum_cosine": Metric(
         "cosine", "of the gradient and the optimizer's first moment before it, mean"
     ),
+    "actor/skipped_updates": Metric("count", "updates not made, for they were not finite"),
     "actor/open_share": Metric("fraction", "share of the step that the gate leaves open, mean"),
     "actor/learning_rate": Metric("rate", "learning rate, mean over the updates"),
     "actor/pg_clipfrac": Metric("fraction", "tokens whose gradient the gate changed"),
@@ -127,11 +128,13 @@ another: totals and counts of minibatches are added first and divided last.
 def describe(name: str) -> Metric:
     """Looks a metric up in `METRICS`, filling patterns; one `Metric`, blank where unknown.
 
-    >>> describe("reward/sort").unit
-    'reward'
+    >>> describe("reward/sort").unit, describe("reward/a/b").unit
+    ('reward', 'reward')
     """
     if name in METRICS:
         return METRICS[name]
+    if name.startswith("reward/"):  # A domain's name may have slashes.
+        return METRICS["reward/<domain>"]
     parts = name.split("/")
     for pattern, metric in METRICS.items():
         holes = pattern.split("/")
@@ -140,30 +143,6 @@ def describe(name: str) -> Metric:
         ):
             return metric
     return Metric("", "")
-
-
-def finite_or_raise(step: int, scalars: Mapping[str, float]) -> None:
-    """Raises where a step went non-finite; returns nothing.
-
-    Offending are counts (names ending `non_finite`) other than 0, and losses and gradient norms
-    (names ending `loss` or `grad_norm`) that are NaN or infinite. Other metrics may be non-finite:
-    an importance ratio that overflows under a gate that rejects it harms nothing.
-
-    Args:
-      step: the step the scalars belong to.
-      scalars: metric values by name.
-
-    Raises:
-      FloatingPointError: names the step and every offending term with its value.
-    """
-    bad = [
-        f"{name} = {float(value)}"
-        for name, value in scalars.items()
-        if (name.endswith("non_finite") and float(value) != 0)
-        or (name.endswith(("loss", "grad_norm")) and not math.isfinite(float(value)))
-    ]
-    if bad:
-        raise FloatingPointError(f"step {step} is not finite: {', '.join(bad)}")
 
 
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

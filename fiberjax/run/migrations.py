@@ -214,6 +214,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         },
         renamed={},
     ),
+    Migration(added={"training.nonfinite": "stop"}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

@@ -49,9 +49,9 @@ def run_experiment(
         run.metrics()["reward/mean"]
 
     The folder is that of `experiments/train.py`: what one began the other resumes. An interrupt
-    (Ctrl-C, a notebook's stop button) during training lets the iteration at hand finish and saves
-    it; a second one ends at once, and the run stands where it was last saved. Either way the same
-    call goes on from there.
+    (Ctrl-C, a notebook's stop button) during training abandons rollouts, or lets the updates at
+    hand finish, and saves; a second one ends at once, and the run stands where it was last saved.
+    Either way the same call goes on from there.
 
     Args:
       config: as `configs/` makes it, or the path of such a file, with the argument of its
@@ -62,8 +62,9 @@ def run_experiment(
 
     Raises:
       ValueError: anything wrong in the config, or a folder that holds a run of another one.
-      FloatingPointError: an update was not finite; names the step and the term.
-      KeyboardInterrupt: it was interrupted.
+      FloatingPointError: an update was not finite, and the config says to stop.
+      KeyboardInterrupt: it was interrupted; says what is saved.
+      NoRoom: the disk is full.
     """
     if not isinstance(config, ConfigDict):
         config = load_config(config)

@@ -186,7 +186,8 @@ NOT_DRAWN: Mapping[str, str] = {
     "gate/channel/<level>/<sign>": "nats to set budgets by: read for a level, not followed",
     "gate/channel/<level>/<sign>/median": "as the mean",
     "gate/channel/<level>/<sign>/p99": "as the mean",
-    "gate/log_ratio_non_finite": "stops the run where it is not 0",
+    "actor/skipped_updates": "0 but where a run falls apart, which is said as it happens",
+    "gate/log_ratio_non_finite": "0 of every update that is made",
     "timing/rollout_s": "of the machine, not of the policy",
     "timing/update_s": "of the machine, not of the policy",
     "timing/total_s": "of the machine, not of the policy",
@@ -384,7 +385,7 @@ def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
         axes.axhline(1.0, color=_GREY, linewidth=0.8, linestyle="--")
     else:
         for index, (name, values) in enumerate(series.items()):
-            label = literal(name.rpartition("/")[2].replace("log_prob_abs_", ""))
+            label = literal(_last(name).replace("log_prob_abs_", ""))
             _line(axes, step, values, label, index, panel.scale, pale=len(series) <= 2)
     if panel.guide is not None and panel.guide in columns:
         use = np.isfinite(columns[panel.guide])
@@ -463,7 +464,7 @@ def _curve(axes: Axes, columns: Mapping[str, np.ndarray], names: Sequence[str]) 
         low, high = (columns[f"{name}/{end}"][use] for end in ("low", "high"))
         # Infinite limits, of a single prompt, are not drawn.
         low, high = np.where(np.isfinite(low), low, y), np.where(np.isfinite(high), high, y)
-        label = name.rpartition("/")[2]
+        label = _last(name)
         whole = label == OVERALL
         colour = "#000000" if whole else _COLOURS[index % (len(_COLOURS) - 1)]
         axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
@@ -477,6 +478,12 @@ def _curve(axes: Axes, columns: Mapping[str, np.ndarray], names: Sequence[str]) 
             markersize=4 if whole else 2.5,
             label=literal(label),
         )
+
+
+def _last(name: str) -> str:
+    """What of a metric's name says which one of a panel it is; a domain's may have slashes."""
+    holes = {"reward": 1, "evaluation": 2}.get(name.partition("/")[0])
+    return name.rpartition("/")[2] if holes is None else name.split("/", holes)[-1]
 
 
 def literal(text: str) -> str:

@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fiberjax import disk
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.tasks.environments import SEPARATOR
@@ -182,11 +183,12 @@ class Folder:
         if self.full or before >= self._limit:
             self.full = True
             return None
-        self._path.mkdir(parents=True, exist_ok=True)
-        # Readers of the folder pass over names that begin with a point.
-        temporary = file.with_name(f".{file.name}.new")
-        pq.write_table(rows, temporary, compression="zstd")
-        os.replace(temporary, file)
+        with disk.writing("the samples", file):
+            self._path.mkdir(parents=True, exist_ok=True)
+            # Readers of the folder pass over names that begin with a point.
+            temporary = file.with_name(f".{file.name}.new")
+            pq.write_table(rows, temporary, compression="zstd")
+            os.replace(temporary, file)
         self._sizes[file.name] = file.stat().st_size
         return file
 

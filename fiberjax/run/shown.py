@@ -5,6 +5,7 @@ own stand as signs; markup stays text. Where samples are shown, on the terminal 
 Markdown, is decided here; what is kept of them is in `rollouts`.
 """
 
+import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -107,6 +108,22 @@ def markdown(samples: pa.Table) -> str:
         "\n".join(f"    {line}" for line in _lines(row))
         for row in samples.slice(0, ROWS).to_pylist()
     )
+
+
+# Signs that format or link, and those within addresses that some readers link by themselves.
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|\b_|_\b|(?<=\w):(?=//)|(?<=www)\.")
+
+
+def cell(text: str) -> str:
+    r"""A text as a cell of a Markdown table: no column, no link, no formatting.
+
+    >>> cell("a|b [x](http://c.d) *e* running_sum")
+    'a\\|b \\[x\\](http\\://c.d) \\*e\\* running_sum'
+    """
+    escaped = re.sub(
+        r"[\\`*\[\]<>|~$&]|\b_|_\b|(?<=\w):(?=//)|(?<=www)\.", r"\\\g<0>", visible(text)
+    )
+    return escaped.strip()
 
 
 _TEXTS = ("domain", "prompt", "completion")

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from fiberjax import mismatch, objective, options, seeds
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
+from fiberjax.run.nonfinite import Made
 from fiberjax.tasks import PromptStream
 from fiberjax.tasks.curriculum import pass_rate_shares
 from fiberjax.tasks.rewards import shaping
@@ -22,7 +23,7 @@ from fiberjax.train.batch import Batch
 from fiberjax.train.forward import make_log_probs
 from fiberjax.train.minibatches import make_batches
 from fiberjax.train.rollout import Rollouts
-from fiberjax.train.update import Metrics, Step, TrainState, make_step
+from fiberjax.train.update import NOT_FINITE, SKIPPED, TERMS, Metrics, Step, TrainState, make_step
 
 
 class Collected(NamedTuple):
@@ -31,12 +32,14 @@ class Collected(NamedTuple):
     Attributes:
       batches: the optimizer batches that hold a group; their old log-probabilities are those of the
         policy that sampled.
+      prompts: int[groups] of each of them, its prompts on all processes.
       completions: that were sampled.
       metrics: of the rollouts; numbers by name.
       seconds: that it took.
     """
 
     batches: list[Batch]
+    prompts: list[np.ndarray]
     completions: int
     metrics: dict[str, float]
     seconds: float
@@ -65,6 +68,7 @@ class Trainer:
         reference: Any,
         *,
         watch: Callable[[int, Rollouts], None] | None = None,
+        updates: Callable[[int, Sequence[Made]], None] | None = None,
     ):
         """Prepares the compiled functions.
 
@@ -73,9 +77,11 @@ class Trainer:
           reference: parameters of the policy that a KL penalty holds to, which with adapters are
             their base; None with neither.
           watch: is given every iteration, counted from 1, and this process's rollouts of it.
+          updates: is given every iteration, counted from 1, and its updates in their order.
         """
         self.experiment = experiment
         self._watch = watch
+        self._updates = updates
         self._reference = reference
         self._sampler = experiment.sampler(experiment.train)
         self._step: Step = make_step(
@@ -117,7 +123,8 @@ class Trainer:
         if (mine.minibatches, mine.micro_batches) != (others.minibatches, others.micro_batches):
             raise ValueError("the experiments differ in their minibatches, which are compiled")
         other = copy.copy(self)
-        other.experiment, other._reference, other._watch = experiment, reference, None
+        other.experiment, other._reference = experiment, reference
+        other._watch = other._updates = None
         other._sampler = experiment.sampler(experiment.train, logit_noise=logit_noise)
         other._learning_rate = jax.jit(jax.vmap(experiment.schedule))
         return other
@@ -165,8 +172,9 @@ class Trainer:
         if self.experiment.rollout.shuffle_rewards:
             credited = credited.copy()
             credited[present] = shuffled(credited[present], self.experiment.seed, iteration)
-        batches, gaps = self._batches(params, rollouts, credited, present)
-        return Collected(batches, len(paid.reward), metrics | gaps, time.monotonic() - began)
+        batches, prompts, gaps = self._batches(params, rollouts, credited, present)
+        seconds = time.monotonic() - began
+        return Collected(batches, prompts, len(paid.reward), metrics | gaps, seconds)
 
     def _draw(
         self, params: Any, stream: PromptStream, iteration: int
@@ -263,7 +271,7 @@ class Trainer:
         knobs = self.experiment.knobs
         if self.experiment.budget_control.kind != "none":
             knobs = knobs._replace(budgets=self.experiment.gate.widened(knobs.budgets, factor))
-        batches, pending = collected.batches, []
+        batches, pending, order_of = collected.batches, [], []
         base = () if self.experiment.lora is None else (self._reference,)
         made = int(state.step)
         order = np.random.default_rng((self.experiment.seed, iteration))
@@ -271,11 +279,24 @@ class Trainer:
             for j in order.permutation(len(batches)):
                 state, step_metrics = self._step(state, batches[j], knobs, *base)
                 pending.append(step_metrics)
-        scalars = joined(pending) | collected.metrics
+                order_of.append(j)
+        read = jax.device_get(pending)
+        terms = [_not_finite(step) for step in read]
+        scalars = joined([step for step, of in zip(read, terms, strict=True) if not of])
+        scalars |= collected.metrics
         updated = time.monotonic() - began
+        skipped = sum(map(bool, terms))
         if pending:
-            updates = made + np.arange(len(pending))
+            scalars[SKIPPED] = float(skipped)
+        if len(pending) > skipped:
+            updates = made + np.arange(len(pending) - skipped)
             scalars["actor/learning_rate"] = float(np.mean(self._learning_rate(updates)))
+        if self._updates is not None:
+            told = [
+                Made(of, joined([step]) if of else {}, batches[j], collected.prompts[j])
+                for of, step, j in zip(terms, read, order_of, strict=True)
+            ]
+            self._updates(iteration + 1, told)
         if self.experiment.budget_control.kind != "none":
             scalars["gate/budget_factor"] = factor
         tokens = scalars["response_length/mean"] * collected.completions
@@ -297,8 +318,8 @@ class Trainer:
 
     def _batches(
         self, params: Any, rollouts: Rollouts, rewards: np.ndarray, present: np.ndarray
-    ) -> tuple[list, dict[str, float]]:
-        """The optimizer batches of the rollouts, and how far sampler and trainer disagree.
+    ) -> tuple[list[Batch], list[np.ndarray], dict[str, float]]:
+        """The optimizer batches of the rollouts, their prompts, and the sampler's disagreement.
 
         Args:
           params: of the policy that sampled.
@@ -307,7 +328,7 @@ class Trainer:
           present: bool[R] of all processes, the rows that hold a completion that counts.
         """
         if not present.any():
-            return [], {}
+            return [], [], {}
         training = self.experiment.training
         index, count = mesh.process_share(self.experiment.mesh, len(rewards))
         share = slice(index * len(rewards) // count, (index + 1) * len(rewards) // count)
@@ -343,10 +364,14 @@ class Trainer:
             states=self.experiment.couples_states,
         )
         held = np.asarray(present.reshape(-1, rollouts.group_size).any(axis=1))
-        batches = [
-            batch for j, batch in enumerate(batches) if held[j :: training.minibatches].any()
+        asked = mesh.gather(self.experiment.mesh, rollouts.prompts.prompt_index)
+        kept = [
+            (batch, asked[j :: training.minibatches][held[j :: training.minibatches]])
+            for j, batch in enumerate(batches)
+            if held[j :: training.minibatches].any()
         ]
-        return batches, mismatch_metrics(self.experiment.mesh, old, sampler, rollouts.mask)
+        gaps = mismatch_metrics(self.experiment.mesh, old, sampler, rollouts.mask)
+        return [batch for batch, _ in kept], [prompts for _, prompts in kept], gaps
 
 
 def without(rollouts: Rollouts, left_out: np.ndarray) -> Rollouts:
@@ -380,7 +405,13 @@ def joined(pending: list[Metrics]) -> dict[str, float]:
     return {
         name: float(functools.reduce(objective.add, [step[name] for step in read]).value)
         for name in (read[0] if read else ())
+        if not name.startswith(NOT_FINITE)
     }
+
+
+def _not_finite(step: Metrics) -> tuple[str, ...]:
+    """The terms of an update that were not finite, in the order that they follow each other."""
+    return tuple(term for term in TERMS if float(step[NOT_FINITE + term].value) != 0)
 
 
 def mismatch_metrics(

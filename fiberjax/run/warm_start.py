@@ -9,7 +9,6 @@ gate alone share one.
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from fiberjax import optimizers, seeds
 from fiberjax.experiment import Experiment
+from fiberjax.finite import finite
 from fiberjax.options import WarmStart
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, init, token_outputs, weights
 from fiberjax.run import checkpoints
 from fiberjax.run.progress import Progress
 from fiberjax.tasks import SupervisedBatch
+from fiberjax.train.update import TERMS
 
 
 def starting_params(experiment: Experiment) -> Any:
@@ -77,20 +78,20 @@ def published_params(config: TransformerConfig, device_mesh: Mesh, directory: st
     broken = not_finite(device_mesh, params)
     if broken:
         raise ValueError(
-            f"config.model.folder: the checkpoint {directory!r} is not finite in "
-            f"{', '.join(broken)}"
+            f"config.model.folder = {directory!r}: a tensor is not finite: "
+            f"{weights.where_not_finite(directory, config, broken)}"
         )
     return params
 
 
 def not_finite(device_mesh: Mesh, params: Any) -> list[str]:
-    """The paths of the parameters that hold a NaN or an infinity."""
+    """The paths of the parameters, or of a state, that hold a NaN or an infinity."""
 
-    def finite(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params)
+    def flags_of(params: Any) -> Any:
+        return jax.tree.map(finite, params)
 
     replicated = NamedSharding(device_mesh, mesh.REPLICATED)
-    flags = jax.device_get(jax.jit(finite, out_shardings=replicated)(params))
+    flags = jax.device_get(jax.jit(flags_of, out_shardings=replicated)(params))
     return [
         shardings.path_name(path)
         for path, fine in jax.tree_util.tree_flatten_with_path(flags)[0]
@@ -112,7 +113,7 @@ def warm_start(
     """The warm-started parameters: read from disk if they were made before, else trained.
 
     Runs that start at the same time may each train them; the first to finish is kept, and all start
-    from what was kept.
+    from what was kept. What is damaged since is made anew, and that is said.
 
     Args:
       options: the phase's options.
@@ -128,7 +129,8 @@ def warm_start(
       Parameters on the mesh, all finite.
 
     Raises:
-      FloatingPointError: training diverged; names the step and the loss. Nothing is kept.
+      FloatingPointError: training diverged; names the step, what of it was not finite, and the
+        loss. Nothing is kept.
     """
     settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "directory"}
     settings["weights"] = weights.fingerprint(folder) if folder else ""
@@ -136,13 +138,19 @@ def warm_start(
     directory = Path(options.directory) / _digest([settings, shape, seed, depends_on])
     abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     abstract = shardings.abstract(abstract, shardings.param_shardings(device_mesh, abstract))
-    if not checkpoints.exists(directory):
-        params = initial_params(folder, config, device_mesh, seed=seed)
-        params = _train(options, config, device_mesh, params, batches(), chunk)
-        host = {"settings": settings, "policy": shape}
-        if checkpoints.save_first(directory, options.steps, params, host):
-            return params
-        del params
+    if checkpoints.exists(directory):
+        try:
+            return checkpoints.read(directory, abstract).state
+        except checkpoints.Damaged as error:
+            if jax.process_index() == 0:
+                print(f"the warm start is made anew: {error}")
+            checkpoints.discard(directory)
+    params = initial_params(folder, config, device_mesh, seed=seed)
+    params = _train(options, config, device_mesh, params, batches(), chunk)
+    host = {"settings": settings, "policy": shape}
+    if checkpoints.save_first(directory, options.steps, params, host):
+        return params
+    del params
     return checkpoints.read(directory, abstract).state
 
 
@@ -159,7 +167,7 @@ def _train(
     batches: Iterable[SupervisedBatch],
     chunk: int,
 ) -> Any:
-    """Trains the parameters, which are donated; raises unless all losses and they are finite."""
+    """Trains the parameters, which are donated; raises at a step that is not finite."""
     optimizer = optimizers.make_optimizer(
         options.optimizer,
         optimizers.make_schedule(
@@ -181,7 +189,7 @@ def _train(
 
     def step(
         params: Any, opt_state: Any, tokens: Any, positions: Any, segment_ids: Any, loss_mask: Any
-    ) -> tuple[Any, Any, jax.Array]:
+    ) -> tuple[Any, Any, jax.Array, dict[str, jax.Array]]:
         def loss(params: Any) -> jax.Array:
             outputs = token_outputs(
                 config,
@@ -198,39 +206,46 @@ def _train(
 
         value, gradient = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
+        params = optax.apply_updates(params, updates)
+        flags = {
+            "loss": finite(value),
+            "gradient": finite(gradient),
+            "update": finite(updates),
+            "parameters": finite(params),
+            "optimizer_state": finite(opt_state),
+        }
+        return params, opt_state, value, flags
 
     replicated = NamedSharding(device_mesh, mesh.REPLICATED)
     compiled = jax.jit(
-        step, donate_argnums=(0, 1), out_shardings=(param_shardings, opt_shardings, replicated)
+        step,
+        donate_argnums=(0, 1),
+        out_shardings=(param_shardings, opt_shardings, replicated, replicated),
     )
     iterator = iter(batches)
-    losses: list[jax.Array] = []
+    before: tuple[jax.Array, dict[str, jax.Array]] | None = None
     with Progress(options.steps, "warm start", log_every=100) as progress:
         for index in range(options.steps):
             batch = next(iterator)
             arrays = (batch.tokens, batch.positions, batch.segment_ids, batch.loss_mask[:, 1:])
             placed = mesh.place(device_mesh, arrays, mesh.ROWS)
-            params, opt_state, loss = compiled(params, opt_state, *placed)
-            losses.append(loss)
-            # The loss of the step before is ready while this one runs.
-            shown = {"loss": _finite(index, losses[-2])} if index > 0 else {}
+            params, opt_state, *made = compiled(params, opt_state, *placed)
+            # What the step before made is ready while this one runs.
+            shown = {} if before is None else {"loss": _sound(index, *before)}
+            before = (made[0], made[1])
             progress.update(index + 1, **shown)
-    loss = _finite(options.steps, losses[-1])
-    broken = not_finite(device_mesh, params)
-    if broken:
-        raise FloatingPointError(
-            f"the warm start is not finite after step {options.steps}: {', '.join(broken)}, at a "
-            f"loss of {loss}; nothing is kept"
-        )
+    assert before is not None  # There is a step: a warm start of none is none.
+    _sound(options.steps, *before)
     return params
 
 
-def _finite(step: int, loss: jax.Array) -> float:
-    """The loss of a step, counted from 1, as a number."""
-    value = float(loss)
-    if not math.isfinite(value):
+def _sound(step: int, loss: jax.Array, flags: dict[str, jax.Array]) -> float:
+    """The loss of a step, counted from 1, as a number; raises where anything is not finite."""
+    loss, flags = jax.device_get((loss, flags))
+    broken = [term for term in TERMS if not flags.get(term, True)]
+    if broken:
         raise FloatingPointError(
-            f"the warm start is not finite at step {step}: loss = {value}; nothing is kept"
+            f"the warm start is not finite at step {step} in {', '.join(broken)}, at a loss of "
+            f"{float(loss)}; nothing is kept"
         )
-    return value
+    return float(loss)

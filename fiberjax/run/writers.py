@@ -4,7 +4,8 @@
 
 `open_writers` gives one writer that checks every row and hands it to each of those named. What a
 run that was killed wrote after its last checkpoint is dropped or hidden when it resumes, so that
-files and charts are those of a run that was never killed.
+files and charts are those of a run that was never killed. `flush` comes before a checkpoint: what
+led to it is never lost.
 """
 
 import contextlib
@@ -12,15 +13,22 @@ import importlib.util
 import json
 import math
 import os
+import re
 import secrets
+import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from fiberjax import disk
+from fiberjax.run.checkpoints import aside
 from fiberjax.run.metrics import METRICS_FILE, read_rows
 
 
@@ -32,6 +40,9 @@ class MetricWriter(Protocol):
 
     def write_text(self, step: int, name: str, text: str) -> None:
         """Takes a text in Markdown, of a step; a writer may have no place for it."""
+
+    def flush(self) -> None:
+        """Has all of it on the disk when it returns."""
 
     def close(self) -> None:
         """Writes out what is left; no call follows."""
@@ -49,6 +60,8 @@ class JsonlWriter:
         path = directory / METRICS_FILE
         if resume_step is not None and path.exists():
             _keep_steps(path, resume_step)
+        elif path.exists() and path.stat().st_size > 0:
+            aside(path, directory / "metrics.before")
         self._lines: TextIO = path.open("w" if resume_step is None else "a", encoding="utf-8")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -60,34 +73,71 @@ class JsonlWriter:
     def write_text(self, step: int, name: str, text: str) -> None:
         """Writes nothing: the file holds numbers alone."""
 
+    def flush(self) -> None:
+        """Has the lines on the disk."""
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+
     def close(self) -> None:
         """Closes the file."""
         self._lines.close()
 
 
 class TensorBoardWriter:
-    """TensorBoard event files; values that are not finite are left out."""
+    """TensorBoard event files; values that are not finite are left out.
+
+    A tag holds letters, digits and `-_./` alone, with `_` for what else a name has. Of names that
+    would have one tag, those after the first get a digest of theirs behind it.
+    """
+
+    FLUSH_SECONDS = 10.0
 
     def __init__(self, directory: Path, resume_step: int | None):
+        # No two starts share a file, those within a second neither; they are read by name.
+        self._events = EventsWriter(str(directory / "events"), f".{time.time_ns()}")
+        self._flushed = time.monotonic()
         # TensorBoard hides what older event files hold from the purged step on.
         first = 0 if resume_step is None else resume_step + 1
-        self._events = SummaryWriter(
-            str(directory), purge_step=first, flush_secs=10, write_to_disk=True
-        )
+        self._tags: dict[str, str] = {}
+        self._write(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one event a scalar."""
         for name, value in scalars.items():
             if math.isfinite(value):
-                self._events.add_scalar(name, value, step)
+                self._write(Event(step=step, summary=summary.scalar(self._tag(name), value)))
+        if time.monotonic() - self._flushed > self.FLUSH_SECONDS:
+            self.flush()
+
+    def _tag(self, name: str) -> str:
+        """The tag of a name, which no other name of the run has."""
+        tag = re.sub(r"[^-/\w.]", "_", name).lstrip("/")
+        if self._tags.setdefault(tag, name) != name:
+            tag = f"{tag}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
+        return tag
 
     def write_text(self, step: int, name: str, text: str) -> None:
         """Adds it to the tab of texts."""
-        self._events.add_text(name, text, step)
+        self._write(Event(step=step, summary=summary.text(name, text)))
+
+    def flush(self) -> None:
+        """Has the events on the disk."""
+        self._events.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes the events."""
-        self._events.close()
+        try:
+            self._events.close()
+        except OSError:
+            # It closes nothing where it cannot flush.
+            with contextlib.suppress(OSError):
+                self._events._py_recordio_writer.close()
+            raise
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
 
 
 class WandbWriter:
@@ -121,6 +171,9 @@ class WandbWriter:
     def write_text(self, step: int, name: str, text: str) -> None:
         """Logs nothing: numbers alone may leave the machine."""
 
+    def flush(self) -> None:
+        """Leaves it to the package, which writes by itself."""
+
     def close(self) -> None:
         """Ends the run."""
         self._run.finish()
@@ -153,10 +206,12 @@ class CheckedWriter:
     Args:
       writers: closed with this one, the last first.
       last_step: the last step written so far; -1 for none.
+      directory: that they write into.
     """
 
-    def __init__(self, writers: Sequence[MetricWriter], last_step: int):
+    def __init__(self, writers: Sequence[MetricWriter], last_step: int, directory: Path):
         self._writers = writers
+        self._directory = directory
         self._last_step = last_step
         self._stack = contextlib.ExitStack()
         for writer in writers:
@@ -176,17 +231,29 @@ class CheckedWriter:
             raise ValueError(f"step {step} comes after step {self._last_step}: steps never go back")
         values = {name: _as_float(name, value) for name, value in scalars.items()}
         self._last_step = step
-        for writer in self._writers:
-            writer.write(int(step), values)
+        with self._writing():
+            for writer in self._writers:
+                writer.write(int(step), values)
 
     def write_text(self, step: int, name: str, text: str) -> None:
         """Writes a text of a step, in Markdown, to the writers that have a place for it."""
-        for writer in self._writers:
-            writer.write_text(int(step), name, text)
+        with self._writing():
+            for writer in self._writers:
+                writer.write_text(int(step), name, text)
+
+    def flush(self) -> None:
+        """Has all that was written on the disk when it returns."""
+        with self._writing():
+            for writer in self._writers:
+                writer.flush()
 
     def close(self) -> None:
         """Closes all writers; further writes are an error of the caller."""
-        self._stack.close()
+        with self._writing():
+            self._stack.close()
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return disk.writing("the metrics", self._directory)
 
     def __enter__(self) -> Self:
         return self
@@ -214,21 +281,23 @@ def open_writers(
     Args:
       directory: the run folder, made where missing.
       resume_step: the last step of the checkpoint the run continues from: rows of later steps,
-        left by the killed run, are dropped. None starts over and drops all of them.
+        left by the killed run, are dropped. None starts over; the rows that are there are kept in
+        `metrics.before/`.
       names: keys of `WRITERS`.
       enabled: False on every process but the first: rows are checked, nothing is made or written.
 
     Raises:
       ValueError: `resume_step` is negative, or the file to continue is corrupt.
+      NoRoom: the disk is full.
     """
     if resume_step is not None and resume_step < 0:
         raise ValueError(f"resume_step must be None or at least 0, got {resume_step}")
-    opened = []
+    opened, folder = [], Path(directory)
     if enabled:
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        opened = [WRITERS[name](folder, resume_step) for name in names]
-    return CheckedWriter(opened, -1 if resume_step is None else resume_step)
+        with disk.writing("the metrics", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            opened = [WRITERS[name](folder, resume_step) for name in names]
+    return CheckedWriter(opened, -1 if resume_step is None else resume_step, folder)
 
 
 def _as_float(name: str, value: Any) -> float:

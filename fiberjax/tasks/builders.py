@@ -2,14 +2,19 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import os
+import secrets
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from fiberjax import digests, disk
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import SPLITS, Example, Family, Split, draw_examples
 from fiberjax.tasks.families import FAMILIES, make_family
@@ -18,6 +23,8 @@ from fiberjax.tasks.families import FAMILIES, make_family
 # old file is reused.
 VERSION = "1.0.0"
 
+# Of a folder, which file systems take up to 255 bytes of; a longer name is a digest.
+_LONGEST_NAME = 200
 _FEATURES = ("prompt", "answer", "solution")
 
 
@@ -58,9 +65,13 @@ def family_config(
     parts = [family.name, f"difficulty={difficulty}"]
     parts += [f"{knob}={_path_safe(value)}" for knob, value in knobs.items()]
     parts += [f"{num_train}x{num_test}", f"seed={seed}"]
+    name = "-".join(parts)
+    if len(name.encode()) > _LONGEST_NAME:
+        digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+        name = f"{family.name}-{digest}"
     stated = ", ".join(f"{knob}={value!r}" for knob, value in knobs.items())
     return FamilyConfig(
-        name="-".join(parts),
+        name=name,
         version=tfds.core.Version(VERSION),
         description=(
             f"{family.description} Difficulty {difficulty} of {stated}. Procedurally drawn from "
@@ -122,8 +133,53 @@ def build(config: FamilyConfig, data_dir: str | os.PathLike[str]) -> FiberjaxTas
     """Returns the builder of a config, its files written under ``data_dir`` if absent.
 
     TFDS writes into a temporary folder and renames it, so an interrupted build leaves nothing
-    that looks complete. Silent unless standard error is a terminal.
+    that looks complete. The digests of the files are listed beside them; where a file is not what
+    was written, that is said in one line and all are built anew. Silent otherwise, unless standard
+    error is a terminal.
     """
+    folder = Path(data_dir) / FiberjaxTasks.name / str(config.name) / VERSION
+    if folder.exists():
+        problem = _problem(folder, config, data_dir)
+        if problem is not None:
+            print(f"{folder} is damaged ({problem}): it is built anew")
+            # Renamed first: another process finds all of it or nothing.
+            leaving = folder.with_name(f"{VERSION}.damaged-{secrets.token_hex(4)}")
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(leaving)
+            shutil.rmtree(leaving, ignore_errors=True)
+    with disk.writing("a data set", folder):
+        built = _built(config, data_dir)
+    if not list(folder.glob(digests.NAME.format("*"))):
+        with (
+            disk.writing("a data set", folder),
+            contextlib.suppress(PermissionError),
+        ):  # Someone else's files are read as they are.
+            digests.write(folder, digests.files_of(folder))
+    return built
+
+
+def _problem(folder: Path, config: FamilyConfig, data_dir: str | os.PathLike[str]) -> str | None:
+    """What is wrong with a data set's files; None for nothing.
+
+    Without a list of digests, as of an earlier version, they must be readable at least.
+    """
+    try:
+        return digests.problem(folder)
+    except FileNotFoundError:
+        pass
+    try:
+        builder = _builder(config, data_dir)
+        if not builder.is_prepared():
+            return "its info is missing"
+        for split, size in (("train", config.num_train), ("test", config.num_test)):
+            if len([_example(of, "") for of in builder.as_data_source(split=split)]) != size:
+                return f"{split} has not {size} examples"
+    except Exception as error:  # Whatever reads bytes that are no records.
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def _built(config: FamilyConfig, data_dir: str | os.PathLike[str]) -> FiberjaxTasks:
     builder = _builder(config, data_dir)
     try:
         with _quiet():

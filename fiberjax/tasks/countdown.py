@@ -3,15 +3,18 @@
 import dataclasses
 from collections.abc import Callable
 from fractions import Fraction
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
+from fiberjax.bounds import AT_LEAST_1, Range
 from fiberjax.tasks.examples import Example, Family, draw_size
 
 _LONGEST_EXPRESSION = 128
 _MOST_DIGITS = 6
 _DEEPEST = 16
+# Drawing stops with an error once this many expressions in a row miss the targets.
+_MOST_DRAWS = 5_000
 
 _OPERATIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "+": lambda a, b: a + b,
@@ -114,20 +117,31 @@ class Countdown(Family):
     name: ClassVar[str] = "countdown"
     description: ClassVar[str] = "Reach a target with the given numbers, each used exactly once."
 
-    min_numbers: int = 2
-    max_numbers: int = 3
-    max_number: int = 9
-    max_target: int = 30
+    largest: ClassVar[int] = 12  # Numbers that an expression of the longest kind can hold.
+
+    min_numbers: Annotated[int, AT_LEAST_1] = 2
+    max_numbers: Annotated[int, AT_LEAST_1] = 3
+    max_number: Annotated[int, Range("[1, 999999]")] = 9
+    max_target: Annotated[int, Range("[1, 999999]")] = 30
 
     def generate(self, rng: np.random.Generator, difficulty: int = 0) -> Example:
-        """Returns one example, solvable by construction; its answer is the target."""
+        """Returns one example, solvable by construction; its answer is the target.
+
+        Raises:
+          ValueError: as `draw_size`; or expressions of these numbers do not reach the targets.
+        """
         count = draw_size(rng, self, self.min_numbers, self.max_numbers, difficulty)
-        while True:
+        for _ in range(_MOST_DRAWS):
             numbers = [int(n) for n in rng.integers(1, self.max_number + 1, count)]
             value, expression = _random_expression(rng, numbers)
             if value.denominator == 1 and 1 <= value <= self.max_target:
                 prompt = f"C:{','.join(map(str, numbers))}>{value}="
                 return Example(prompt, str(value), expression, self.name)
+        raise ValueError(
+            f"countdown: {_MOST_DRAWS} expressions of {count} numbers up to max_number = "
+            f"{self.max_number} in a row are no whole number from 1 to max_target = "
+            f"{self.max_target}"
+        )
 
     def verify(self, prompt: str, answer: str, completion: str) -> float:
         """Returns 1.0 for an expression that uses each number once and equals the answer."""

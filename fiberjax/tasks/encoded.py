@@ -149,7 +149,7 @@ class EncodedExamples(Examples):
         for index in np.flatnonzero(lengths > max_completion_tokens)[:1]:
             raise ValueError(
                 f"{self.where(index)}: the solution has {lengths[index]} tokens with its end of "
-                f"sequence, the window holds max_completion_tokens={max_completion_tokens}"
+                f"sequence, the window holds config.window.completion = {max_completion_tokens}"
             )
 
     def digest(self) -> str:

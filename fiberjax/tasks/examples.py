@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from fiberjax import bounds
+
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
@@ -62,11 +64,18 @@ class Family(abc.ABC):
 
     Subclasses are frozen dataclasses whose fields are the knobs. ``difficulty`` is an integer
     added to the knobs that set the size of a problem: 0 is the family as defined, +1 is one
-    element (digit, letter, operand) more, -1 one less.
+    element (digit, letter, operand) more, -1 one less. ``largest`` is the size that none exceeds.
+
+    Raises:
+      ValueError: a knob is out of the bounds that stand beside its type.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
+    largest: ClassVar[int] = 1000
+
+    def __post_init__(self) -> None:
+        bounds.check(self)
 
     @abc.abstractmethod
     def generate(self, rng: np.random.Generator, difficulty: int = 0) -> Example:
@@ -161,11 +170,11 @@ def draw_size(
     """Returns a size uniform in [smallest + difficulty, largest + difficulty].
 
     Raises:
-      ValueError: the interval is empty or reaches below 1.
+      ValueError: the interval is empty, or reaches below 1 or beyond the family's largest.
     """
-    if smallest + difficulty < 1 or largest < smallest:
+    if smallest + difficulty < 1 or largest < smallest or largest + difficulty > family.largest:
         raise ValueError(
             f"{family.name}: sizes {smallest}..{largest} at difficulty {difficulty} are not an "
-            "interval of positive sizes"
+            f"interval of positive sizes up to {family.largest}"
         )
     return int(rng.integers(smallest, largest + 1)) + difficulty

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
+from fiberjax.bounds import AT_LEAST_1, FRACTION, Length, Range, shown
 from fiberjax.tasks import rewards
 from fiberjax.tasks.calculation import Calculation
 from fiberjax.tasks.countdown import Countdown
@@ -26,9 +27,9 @@ class Reverse(Family):
     name: ClassVar[str] = "reverse"
     description: ClassVar[str] = "Write a string of letters backwards."
 
-    min_length: int = 4
-    max_length: int = 8
-    letters: str = "abcdefghij"
+    min_length: Annotated[int, AT_LEAST_1] = 4
+    max_length: Annotated[int, AT_LEAST_1] = 8
+    letters: Annotated[str, Length(1, 1000)] = "abcdefghij"
 
     def generate(self, rng: np.random.Generator, difficulty: int = 0) -> Example:
         """Returns one example."""
@@ -50,9 +51,9 @@ class Sort(Family):
     name: ClassVar[str] = "sort"
     description: ClassVar[str] = "Sort digits."
 
-    min_length: int = 4
-    max_length: int = 8
-    symbols: str = "0123456789"
+    min_length: Annotated[int, AT_LEAST_1] = 4
+    max_length: Annotated[int, AT_LEAST_1] = 8
+    symbols: Annotated[str, Length(1, 1000)] = "0123456789"
 
     def generate(self, rng: np.random.Generator, difficulty: int = 0) -> Example:
         """Returns one example."""
@@ -80,9 +81,9 @@ class Brackets(Family):
     name: ClassVar[str] = "brackets"
     description: ClassVar[str] = "Close the open brackets."
 
-    min_length: int = 6
-    max_length: int = 12
-    close_probability: float = 0.3
+    min_length: Annotated[int, AT_LEAST_1] = 6
+    max_length: Annotated[int, AT_LEAST_1] = 12
+    close_probability: Annotated[float, FRACTION] = 0.3
 
     def generate(self, rng: np.random.Generator, difficulty: int = 0) -> Example:
         """Returns one example with at least one bracket left open."""
@@ -111,8 +112,10 @@ class Modular(Family):
     name: ClassVar[str] = "modular"
     description: ClassVar[str] = "Remainder of a product plus a term; one-digit answers."
 
-    digits: int = 1
-    moduli: tuple[int, ...] = (3, 4, 6, 7, 8, 9)
+    largest: ClassVar[int] = 18  # Digits of a factor that numpy can draw.
+
+    digits: Annotated[int, AT_LEAST_1] = 1
+    moduli: Annotated[tuple[int, ...], Length(1, 9), Range("[2, 10]")] = (3, 4, 6, 7, 8, 9)
 
     def generate(self, rng: np.random.Generator, difficulty: int = 0) -> Example:
         """Returns one example."""
@@ -163,16 +166,21 @@ def make_family(name: str, knobs: Mapping[str, object] | None = None) -> Family:
     if name not in FAMILIES:
         raise ValueError(f"unknown domain {name!r}, expected one of {', '.join(FAMILIES)}")
     family = FAMILIES[name]
-    defaults = {field.name: field.default for field in dataclasses.fields(family)}
+    fields = {field.name: field for field in dataclasses.fields(family)}
     values = dict(knobs) if knobs is not None else {}
     for knob, value in values.items():
-        if knob not in defaults:
+        if knob not in fields:
             raise ValueError(
-                f"domain {name!r} has no knob {knob!r}, expected one of {', '.join(defaults)}"
+                f"domain {name!r} has no knob {knob!r}, expected one of {', '.join(fields)}"
             )
-        kind = type(defaults[knob])
+        kind = type(fields[knob].default)
         if kind is tuple and isinstance(value, list):
-            values[knob] = tuple(value)
-        elif type(value) is not kind:
-            raise ValueError(f"knob {name}.{knob} is {value!r}, expected {kind.__name__}")
-    return family(**values)
+            value = values[knob] = tuple(value)
+        if type(value) is not kind:
+            raise ValueError(f"knob {name}.{knob} is {shown(value)}, expected {kind.__name__}")
+        if isinstance(value, tuple) and any(type(each) is not int for each in value):
+            raise ValueError(f"knob {name}.{knob} is {shown(value)}, expected whole numbers")
+    try:
+        return family(**values)
+    except ValueError as error:
+        raise ValueError(f"domain {name!r}: {error}") from None

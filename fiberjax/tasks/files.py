@@ -165,15 +165,15 @@ class Reader:
 
     def _entries(self, paths: Paths) -> Iterator[tuple[tuple[Source, ...], str]]:
         """The files of each path, and its layout."""
-        listed = _listed(paths)
+        every = listed(paths)
         layouts = self._layouts
-        if len(layouts) not in (1, len(listed)):
+        if len(layouts) not in (1, len(every)):
             raise ValueError(
-                f"layout names {len(layouts)} layouts for {len(listed)} files or folders, expected "
+                f"layout names {len(layouts)} layouts for {len(every)} files or folders, expected "
                 "one for all, or one for each"
             )
-        layouts = layouts * len(listed) if len(layouts) == 1 else layouts
-        for path, layout in zip(listed, layouts, strict=True):
+        layouts = layouts * len(every) if len(layouts) == 1 else layouts
+        for path, layout in zip(every, layouts, strict=True):
             yield find_sources(path), layout
 
     def _parted(self, sources: Sequence[Source]) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
@@ -329,7 +329,7 @@ def split_of_example(example: Example) -> Split:
     return split_of_text(example.identity if example.messages else example.prompt)
 
 
-def _listed(paths: Paths) -> list[str]:
+def listed(paths: Paths) -> list[str]:
     """Every path; a text that names no file may hold several, between commas."""
     if isinstance(paths, os.PathLike):
         return [os.fspath(paths)]
@@ -342,7 +342,7 @@ def _listed(paths: Paths) -> list[str]:
 
 def _named(paths: Paths) -> str:
     """Some paths in short, for errors."""
-    first, *rest = map(shown_path, _listed(paths))
+    first, *rest = map(shown_path, listed(paths))
     return f"{first} and {len(rest)} more" if rest else first
 
 

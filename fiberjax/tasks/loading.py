@@ -4,13 +4,15 @@ import dataclasses
 import itertools
 import string
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fiberjax import options
+from fiberjax.bounds import shown
 from fiberjax.tasks import reasoning
 from fiberjax.tasks.builders import load
 from fiberjax.tasks.domains import Domain
-from fiberjax.tasks.examples import Split
-from fiberjax.tasks.families import VERIFIERS
+from fiberjax.tasks.examples import Split, example_rng
+from fiberjax.tasks.families import VERIFIERS, make_family
 from fiberjax.tasks.files import Reader, ignore
 from fiberjax.tasks.published import read_vocabulary
 from fiberjax.tasks.reading.checks import Tell
@@ -115,10 +117,7 @@ def _of_file(
 
 
 def _of_families(tasks: options.Tasks) -> Loaded:
-    knobs = {name: dict(values) for name, values in tasks.domains.items() if values is not None}
-    difficulty = {name: values.pop("difficulty", 0) for name, values in knobs.items()}
-    if not knobs:
-        raise ValueError("config.tasks.domains names no domain")
+    knobs, difficulty = check_families(tasks)
 
     def read(split: Split) -> tuple[Domain, ...]:
         return load(
@@ -133,6 +132,37 @@ def _of_families(tasks: options.Tasks) -> Loaded:
         )
 
     return read("train"), read("test")
+
+
+def check_families(tasks: options.Tasks) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """The knobs and the difficulty of each family that a config names; nothing is built.
+
+    Raises:
+      ValueError: a family or a knob that does not exist, or one that draws no example; names it.
+    """
+    knobs: dict[str, dict[str, Any]] = {}
+    difficulty: dict[str, int] = {}
+    for name, values in tasks.domains.items():
+        path = f"config.tasks.domains.{name}"
+        if values is None:
+            continue
+        if not hasattr(values, "items"):
+            raise ValueError(f"{path} must be a section of knobs, or None; got {shown(values)}")
+        knobs[name] = dict(values)
+        harder = difficulty[name] = knobs[name].pop("difficulty", 0)
+        if type(harder) is not int or not -1000 <= harder <= 1000:
+            raise ValueError(
+                f"{path}.difficulty must be a whole number from -1000 to 1000; got {shown(harder)}"
+            )
+        try:
+            family = make_family(name, knobs[name])
+            for index in range(4):  # Both ends of the sizes show by what they draw.
+                family.generate(example_rng(tasks.seed, name, index), harder)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    if not knobs:
+        raise ValueError("config.tasks.domains names no domain")
+    return knobs, difficulty
 
 
 def named_domains(
@@ -150,7 +180,7 @@ def named_domains(
         train, test = (), ()
     names = list(reasoning.named(tasks.reasoning_gym))
     if not tasks.file and not names:
-        names = [name for name, knobs in tasks.domains.items() if knobs is not None]
+        names = list(check_families(tasks)[0])
     domains = tuple(Domain(name, (), lambda prompt, answer, completion: 0.0) for name in names)
     return (*train, *domains), (*test, *domains)
 

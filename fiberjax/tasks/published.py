@@ -4,14 +4,16 @@ A folder is parsed and nothing in it is executed, but for the chat template, whi
 (`tasks.chat`).
 """
 
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fiberjax import options
+from fiberjax.bounds import named, shown
 from fiberjax.tasks.chat import Frame, after_answer, make_frame
 from fiberjax.tasks.files import read_pairs
 from fiberjax.tasks.tokenizer import Frames, PublishedVocabulary, ReplyFrame
@@ -19,6 +21,9 @@ from fiberjax.tasks.vocabulary import shorten
 
 # Any of these makes a tokenizer; without one, some classes would come up empty.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
+
+LARGEST = 2**24
+"""Above the ids of tokens."""
 
 
 class _Said(NamedTuple):
@@ -51,11 +56,12 @@ def read_vocabulary(model: options.Model) -> PublishedVocabulary:
         names the folder.
     """
     path = model.folder if model.tokenizer == "auto" else model.tokenizer
+    option = "folder" if model.tokenizer == "auto" else "tokenizer"
     try:
         return _vocabulary(model, Path(path))
     except ValueError as error:
-        option = "folder" if model.tokenizer == "auto" else "tokenizer"
-        raise ValueError(f"config.model.{option} = {path!r}: {error}") from None
+        with named("config.model"):
+            raise ValueError(f"config.model.{option} = {path!r}: {error}") from None
 
 
 def _vocabulary(model: options.Model, path: Path) -> PublishedVocabulary:
@@ -79,16 +85,17 @@ def _vocabulary(model: options.Model, path: Path) -> PublishedVocabulary:
         begin_ids = (_id(backend, overrides["begin"]),) if overrides["begin"] else ()
     pad_id = _id(backend, overrides["pad"]) if "pad" in overrides else _pad(said, size, end_ids)
     frames, reply_frame = _frames(model, said.tokenizer)
-    return PublishedVocabulary(
-        backend,
-        pad_id=pad_id,
-        end_ids=end_ids,
-        begin_ids=begin_ids,
-        frames=frames,
-        stop=model.stop,
-        turn_ends="end" not in overrides,
-        reply_frame=reply_frame,
-    )
+    with _readable():
+        return PublishedVocabulary(
+            backend,
+            pad_id=pad_id,
+            end_ids=end_ids,
+            begin_ids=begin_ids,
+            frames=frames,
+            stop=model.stop,
+            turn_ends="end" not in overrides,
+            reply_frame=reply_frame,
+        )
 
 
 def _tokenizer(path: Path) -> Any:
@@ -97,25 +104,60 @@ def _tokenizer(path: Path) -> Any:
         raise ValueError(f"it holds no tokenizer ({', '.join(TOKENIZER_FILES)})")
     if not path.exists():
         raise ValueError("it does not exist")
+    _check_ids(path / "tokenizer.json" if path.is_dir() else path)
     transformers = _transformers()
-    try:
+    with _readable():
         if path.is_dir():
             found = transformers.AutoTokenizer.from_pretrained(
                 str(path), local_files_only=True, trust_remote_code=False
             )
         else:
             found = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
-    except Exception as error:  # Whatever a broken file makes the library raise.
-        told = " ".join(str(error).split())
-        raise ValueError(
-            f"its tokenizer cannot be read ({type(error).__name__}: {shorten(told, 200)})"
-        ) from None
     if not getattr(found, "is_fast", False):
         raise ValueError(
             f"its tokenizer is a {type(found).__name__}, which the tokenizers library does not "
             "run: expected a tokenizer.json"
         )
     return found
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Makes one error of whatever a broken file makes the library raise."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except BaseException as error:
+        # A panic of the library is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        told = " ".join(str(error).split())
+        raise ValueError(
+            f"its tokenizer cannot be read ({type(error).__name__}: {shorten(told, 200)})"
+        ) from None
+
+
+def _check_ids(path: Path) -> None:
+    """Refuses ids that are none, or so large that tables of all up to them do not fit anywhere.
+
+    Raises:
+      ValueError: names the token.
+    """
+    described = _read(path)
+    model = described.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    found = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+    added = described.get("added_tokens")
+    for token in added if isinstance(added, list) else []:
+        if isinstance(token, dict):
+            found[str(token.get("content"))] = token.get("id")
+    for token, number in found.items():
+        if type(number) is not int or not 0 <= number < LARGEST:
+            raise ValueError(
+                f"its tokenizer gives {shorten(ascii(token))} the id {shown(number)}: expected a "
+                f"whole number below {LARGEST}"
+            )
 
 
 def _transformers() -> Any:
@@ -136,7 +178,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} is not an object")

@@ -1,10 +1,11 @@
 """Families whose completions show their work, 32 tokens and more, and end in `#answer`."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
+from fiberjax.bounds import AT_LEAST_1
 from fiberjax.tasks.examples import Example, Family, draw_size
 from fiberjax.tasks.rewards import WORKED_DELIMITER, final_answer
 
@@ -34,8 +35,8 @@ class Addition(Worked):
     name: ClassVar[str] = "addition"
     description: ClassVar[str] = "Addition, column by column with carries."
 
-    min_digits: int = 4
-    max_digits: int = 4
+    min_digits: Annotated[int, AT_LEAST_1] = 4
+    max_digits: Annotated[int, AT_LEAST_1] = 4
 
     def generate(self, rng: np.random.Generator, difficulty: int = 0) -> Example:
         """Returns one example."""
@@ -68,8 +69,8 @@ class RunningSum(Worked):
     name: ClassVar[str] = "running_sum"
     description: ClassVar[str] = "Sum of one-digit numbers by running totals."
 
-    min_operands: int = 6
-    max_operands: int = 7
+    min_operands: Annotated[int, AT_LEAST_1] = 6
+    max_operands: Annotated[int, AT_LEAST_1] = 7
 
     def generate(self, rng: np.random.Generator, difficulty: int = 0) -> Example:
         """Returns one example."""
@@ -99,8 +100,8 @@ class Selection(Worked):
     name: ClassVar[str] = "selection"
     description: ClassVar[str] = "Sort digits, showing each step of a selection sort."
 
-    min_length: int = 6
-    max_length: int = 7
+    min_length: Annotated[int, AT_LEAST_1] = 6
+    max_length: Annotated[int, AT_LEAST_1] = 7
 
     def generate(self, rng: np.random.Generator, difficulty: int = 0) -> Example:
         """Returns one example."""

@@ -17,9 +17,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from fiberjax import diagnostics, kl, objective, optimizers, step_share
+from fiberjax.finite import choose, finite
 from fiberjax.gates import Gate
 from fiberjax.layout import TRAJECTORY
-from fiberjax.objective import Mean, Reduction
+from fiberjax.objective import Mean, Reduction, Sum
 from fiberjax.parallel import mesh
 from fiberjax.policy import TokenOutputs, TransformerConfig, lora
 from fiberjax.policy.lora import LoRA
@@ -93,6 +94,18 @@ Metrics = dict[str, Reduction]
 
 Step = Callable[..., tuple[TrainState, Metrics]]
 
+SKIPPED = "actor/skipped_updates"
+"""The metric of a step that says whether it was left out: 1, or 0."""
+
+TERMS = ("log_ratio", "loss", "gradient", "update", "parameters", "optimizer_state")
+"""What of an update must be finite, in the order that they are made."""
+
+NOT_FINITE = "not_finite/"
+"""Before each of `TERMS`, the metric of a step that says whether it was not finite: 1, or 0."""
+
+# What the objective is a sum of, where it is; an entropy without a bonus is only watched.
+_LOSSES = ("actor/pg_loss", "actor/kl_reference")
+
 
 def make_step(
     config: TransformerConfig,
@@ -116,7 +129,9 @@ def make_step(
     Returns:
       The jitted `(state, batch, knobs, base) -> (state, metrics)`; the base is what adapters adapt,
       and is left out without them. It donates the state: never read the one passed in again.
-      Metrics are on devices; read them while the next step runs.
+      Metrics are on devices; read them while the next step runs. Where the loss, the gradient,
+      the update or what it makes of the state is not finite on any device, the state is the old
+      one bit for bit, `SKIPPED` is 1, and so is each of `TERMS` that was not.
     """
     sized = optax.with_extra_args_support(optimizer)
     if options.step_share is not None:
@@ -154,10 +169,30 @@ def make_step(
         if momentum is not None:
             metrics["actor/grad_momentum_cosine"] = optimizers.cosine(gradient, momentum)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), metrics
+        new = TrainState(params, opt_state, state.step + 1)
+        flags = _flags(options, metrics, new)
+        sound = jnp.stack(list(flags.values())).all()
+        metrics |= {NOT_FINITE + term: Sum(1.0 - flag) for term, flag in flags.items()}
+        metrics[SKIPPED] = Sum(1.0 - sound)
+        return choose(sound, new, state), metrics
 
     replicated = NamedSharding(device_mesh, mesh.REPLICATED)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def _flags(options: StepOptions, metrics: Metrics, new: TrainState) -> dict[str, jax.Array]:
+    """Whether each term of an update is finite; bool[] by term, of all devices."""
+    losses = [metrics[name].value for name in _LOSSES if name in metrics]
+    if options.entropy_bonus:
+        losses.append(metrics["actor/entropy"].value)
+    return {
+        "log_ratio": metrics["gate/log_ratio_non_finite"].value == 0,
+        "loss": finite(losses),
+        "gradient": finite(metrics["actor/grad_norm"].value),
+        "update": finite(metrics["actor/update_norm"].value),
+        "parameters": finite(new.params),
+        "optimizer_state": finite(new.opt_state),
+    }
 
 
 def objective_gradient(

@@ -105,7 +105,9 @@ REFUSALS = [
     (with_budget((0.1, 0.2, 0.3)), GROUP + r".*pair"),
     (with_budget(()), GROUP),
     (with_budget("inf"), GROUP + r" = 'inf'"),
-    (with_budget(float("nan")), GROUP + " = nan"),
+    (with_budget(float("nan")), GROUP + " must be finite; got nan"),
+    (with_budget(float("inf")), GROUP + " must be finite; got inf"),
+    (with_budget(1e-50), GROUP + " = 1e-50: .*finite and as float32"),
     (with_budget(None), GROUP + " = None"),
 ]
 

@@ -262,6 +262,17 @@ def test_one_host_joins_nobody(monkeypatch):
     assert joined == [("localhost:1", 2, 0)]
 
 
+def test_who_leaves_without_unwinding_gives_back_what_was_taken(monkeypatch, capsys):
+    ended, given = [], []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with distributed.before_leaving(lambda: given.append("lock")):
+        with distributed.before_leaving(lambda: 1 / 0):  # Whatever goes wrong with it.
+            distributed.leave("host 0 of 2 stops", 3)
+    distributed.leave("again")
+    assert (ended, given) == ([3, 1], ["lock"])
+    assert capsys.readouterr().err == "host 0 of 2 stops\nagain\n"
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="only libtpu has anything to say"
 )

@@ -49,6 +49,7 @@ def test_every_option_has_its_class(config):
         *("optimizer.learning_rate", "rollout.resample", "rollout.max_rows"),
         *(f"rewards.{name}" for name in ("seconds", "megabytes", "failed", "truncated")),
         *("rewards.overlong_cache", "rewards.overlong_from"),
+        "training.nonfinite",
         *("gate.epsilon", "gate.weight_cap"),
         *(f"gate.levels.{level}.budget" for level in ("trajectory", "group", "domain")),
         *(f"budget_control.{name}" for name in ("target", "gain", "end", "largest")),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
@@ -11,7 +12,7 @@ import pytest
 import tiny
 
 from fiberjax import advantages, experiment
-from fiberjax.run import identity, loop, migrations
+from fiberjax.run import identity, inputs, loop, migrations
 from fiberjax.run.metrics import read_metrics
 
 OLD = pathlib.Path(__file__).parents[1] / "data" / "run_v0"
@@ -177,3 +178,124 @@ def test_a_run_with_a_changed_plugin_is_refused(tmp_path, build):
     changed = dataclasses.replace(built, plugin_digests={"mine.py": "aa", "other.py": "cc"})
     with pytest.raises(ValueError, match=r"another other\.py: .*\(digest bb there, cc here\)"):
         identity.claim(tmp_path, changed, config)
+
+
+@pytest.fixture
+def reading(build, tmp_path):
+    """An experiment over a file of rows and a model's folder, and the two; nothing is read."""
+    rows, model = tmp_path / "rows.jsonl", tmp_path / "model"
+    rows.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    model.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "README.md"):
+        (model / name).write_text(name)
+    built = build()
+    return dataclasses.replace(
+        built,
+        tasks=dataclasses.replace(built.tasks, file=str(rows)),
+        model=dataclasses.replace(built.model, folder=str(model)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("rows.jsonl", r"tasks\.file/.*rows\.jsonl has changed"),
+        ("model/tokenizer.json", r"model\.folder/tokenizer\.json has changed"),
+        ("model/model.safetensors", r"model\.folder/model\.safetensors has changed"),
+        ("model/vocab.json", r"model\.folder/vocab\.json is new"),
+    ],
+)
+def test_a_run_goes_on_over_the_files_that_it_was_begun_with(tmp_path, reading, name, told):
+    folder, config = tmp_path / "run", given().to_json_best_effort()
+    identity.claim(folder, reading, config)
+    (tmp_path / "model" / "README.md").write_text("Nothing reads it.")
+    identity.claim(folder, reading, config)
+    before = (folder / "config.json").read_text()
+    assert "README" not in before
+    (tmp_path / name).write_text("another")
+    with pytest.raises(ValueError, match=told) as error:
+        identity.claim(folder, reading, config)
+    assert len(str(error.value).splitlines()) == 1
+    assert (folder / "config.json").read_text() == before
+
+
+def test_a_missing_file_is_named(tmp_path, reading):
+    identity.claim(tmp_path / "run", reading, given().to_json_best_effort())
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"model\.folder/tokenizer\.json is missing"):
+        identity.claim(tmp_path / "run", reading, given().to_json_best_effort())
+
+
+def test_a_run_without_digests_gets_them_and_says_so(tmp_path, reading, capsys):
+    folder, config = tmp_path / "run", given().to_json_best_effort()
+    identity.claim(folder, reading, config)
+    saved = json.loads((folder / "config.json").read_text())
+    first = saved.pop("inputs")
+    (folder / "config.json").write_text(json.dumps(saved))
+    identity.claim(folder, reading, config)
+    assert "it has those of now: model.folder/config.json, " in capsys.readouterr().out
+    assert json.loads((folder / "config.json").read_text())["inputs"] == first
+    identity.claim(folder, reading, config)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_large_file_is_read_again_where_size_or_time_is_another(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_text("first")
+    monkeypatch.setattr(inputs, "LARGE", 4)
+    first = inputs.digest({"weights": path}, {})
+    stat = path.stat()
+    path.write_text("other")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert inputs.digest({"weights": path}, first) == first
+    os.utime(path, ns=(0, 0))
+    assert inputs.differences(first, inputs.digest({"weights": path}, first))
+    monkeypatch.setattr(inputs, "LARGE", 6)
+    assert inputs.differences(first, inputs.digest({"weights": path}, first))
+
+
+@pytest.fixture
+def left(tmp_path, build):
+    """What a run left that was saved after iterations 1 and 2, and a call that claims it again."""
+    config = given().to_json_best_effort()
+    identity.claim(tmp_path, build(), config)
+    for iteration in (1, 2):
+        (tmp_path / "checkpoints" / str(iteration)).mkdir(parents=True)
+    (tmp_path / "checkpoints.json").write_text('{"newest": 2}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    return lambda: identity.claim(tmp_path, build(), config)
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        (("checkpoints", "checkpoints.json"), r"has lost its checkpoints, and a run was here"),
+        (("checkpoints/1", "checkpoints/2"), r"lost its checkpoints \(the newest was of iterat"),
+        (("metrics.jsonl",), r"metrics\.jsonl is missing, which had iterations 1 to 2"),
+        (("config.json",), r"config\.json is missing, which says whose the checkpoints"),
+    ],
+)
+def test_a_folder_that_lost_something_is_not_begun_anew(left, tmp_path, lost, told):
+    left()
+    for name in lost:
+        shutil.rmtree(tmp_path / name) if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match=told):
+        left()
+    assert files(tmp_path) == before
+
+
+def test_what_can_be_done_without_is_said(left, tmp_path, capsys):
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    left()
+    assert "has lost checkpoint 2: the run goes on from 1" in capsys.readouterr().out
+    (tmp_path / "metrics.jsonl").write_text("")
+    left()
+    assert "has no row of iteration 1" in capsys.readouterr().out
+    (tmp_path / "metrics.jsonl").write_text("nonsense\n{}\n")
+    with pytest.raises(ValueError, match="line 1 is not a row of metrics"):
+        left()

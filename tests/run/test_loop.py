@@ -4,7 +4,9 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import test_docs
 
-from fiberjax import advantages, experiment
+from fiberjax import experiment
 from fiberjax.run import checkpoints, evaluation, identity, loop, migrations, warm_start
 from fiberjax.run.metrics import read_metrics
 from fiberjax.run.trainer import Trainer
@@ -45,7 +47,7 @@ def command(folder, scratch, *arguments, config="tests/tiny.py", budget=BUDGET):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -138,6 +140,44 @@ def test_a_killed_run_ends_where_the_other_did(finished, scratch):
     assert not (folder / "evaluation.json").exists()
     finish(command(folder, scratch))
     assert_same_run(folder, finished[0])
+
+
+@pytest.mark.slow
+def test_one_that_is_asked_to_end_is_saved_and_alone_in_its_folder_until_then(finished, scratch):
+    folder = scratch / "asked"
+    process = command(folder, scratch)
+    rows = folder / "metrics.jsonl"
+    while process.poll() is None and not (rows.exists() and rows.read_text().count("\n") >= 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGSTOP)  # It waits for the second one to be refused.
+    second = command(folder, scratch)
+    _, err = second.communicate()
+    assert second.returncode == 1 and len(err.splitlines()) == 1, err
+    assert f"is in use by another run: host {socket.gethostname()}, process {process.pid}, " in err
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 75 and len(err.splitlines()) == 1, err
+    assert re.match(r"asked to end \(SIGTERM\): .* saved.*, and the same command goes on", err)
+    saved = checkpoints.newest(folder / "checkpoints")
+    assert saved >= 1 and read_metrics(folder)["step"].max() == saved
+    assert not (folder / "run.lock").exists()
+    finish(command(folder, scratch))
+    assert_same_run(folder, finished[0])
+
+
+@pytest.mark.slow
+def test_a_run_is_repeated_from_its_folder(finished, scratch):
+    folder = scratch / "again"
+    start = [sys.executable, "experiments/train.py"]
+    again = [*start, f"--from_run={finished[0]}", f"--workdir={folder}"]
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(again, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"repeats {finished[0]}\n")
+    assert_same_run(folder, finished[0])
+    (first,) = json.loads((folder / "run.json").read_text())["starts"]
+    assert first["iteration"] == 0 and first["command"][1:] == again[2:]
 
 
 @pytest.mark.slow
@@ -292,19 +332,6 @@ class _Trace:
 
     def __exit__(self, *error):
         self.folder.rmdir()
-
-
-def test_an_update_that_is_not_finite_stops_the_run(build, tmp_path, monkeypatch):
-    def broken(reward, group_id, num_groups):
-        return reward * np.nan
-
-    monkeypatch.setitem(advantages.ESTIMATORS, "grpo", broken)
-    built = build()
-    with pytest.raises(FloatingPointError, match=r"step 1 is not finite: .*actor/grad_norm = nan"):
-        loop.train(built, tmp_path)
-    rows = read_metrics(tmp_path)
-    assert list(rows["step"]) == [1] and np.isnan(rows["actor/grad_norm"][0])
-    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
 def test_a_file_of_ones_own_runs_by_one_override(make_config, one_device, tmp_path):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from fiberjax.run import evaluation, plots, rollouts, shown
+from fiberjax.run import evaluation, loop, plots, rollouts, shown, writers
 from fiberjax.run.statistics import Interval
 
 HOSTILE = "[red]x[/red]\x1b[2J\x1b]0;owned\x07\r\u202egpj.exe\u200b\n:smile: ```\n<script>"
@@ -82,7 +82,39 @@ def test_names_of_domains_are_texts_of_a_file_too(tmp_path):
     stream = io.StringIO()
     table.print(Console(file=stream, width=120))
     assert "[red]a|b$\\frac{$␛[2J" in stream.getvalue() and "\x1b" not in stream.getvalue()
-    assert r"| [red]a\|b$\frac{$␛[2J | mean@1" in table.to_markdown()
+    assert r"| \[red\]a\|b\$\\frac{\$␛\[2J | mean@1" in table.to_markdown()
     row = dataclasses.replace(row, domain="a$\\frac{$")  # As a formula it would be wrong.
     plots.plot_evaluation(evaluation.EvaluationTable((row,)), tmp_path / "evaluation.png")
     assert plots.literal("_hidden") == " _hidden" and plots.literal("a$b") == r"a\$b"
+
+
+NAMES = ("[/x]", "[link=http://a.b]c[/link]", r"a$\frac$", "a|b", "a b", "non_finite", "x/y", "<b>")
+
+
+def test_a_report_over_domains_of_any_name(tmp_path, capsys):
+    """Tables, plots and events: each domain is told apart, and none formats or links anything."""
+    rows = [f"reward/{name}" for name in NAMES]
+    with writers.open_writers(tmp_path, resume_step=None) as writer:
+        for step in (1, 2):
+            point = {"evaluation/mean@4/overall": 0.5}
+            point |= {f"evaluation/mean@4/{name}": 0.25 for name in NAMES}
+            limits = {f"{name}/{end}": 0.5 for name in point for end in ("low", "high")}
+            writer.write(step, dict.fromkeys(rows, 0.5) | {"reward/mean": 0.5} | point | limits)
+    bar = Interval(0.5, 0.4, 0.6)
+    table = evaluation.EvaluationTable(
+        tuple(evaluation.EvaluationRow(name, "mean@1", 4, bar, bar, bar) for name in NAMES)
+    )
+    loop.report(tmp_path, table)
+    assert "[/x]" in capsys.readouterr().out
+    told = (tmp_path / "evaluation.md").read_text().splitlines()[2:]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in told] == [7] * len(NAMES)
+    assert not re.search(r"(?<!\\)[\[<$]", "".join(line.split("| mean@1")[0] for line in told))
+    stream = io.StringIO()
+    table.print(Console(file=stream, width=120, force_terminal=True))
+    assert "\x1b]8" not in stream.getvalue() and "[link=http://a.b]c[/link]" in stream.getvalue()
+    events = writers.TensorBoardWriter(tmp_path / "events", None)
+    tags = [events._tag(name) for name in (*rows, *rows)]
+    events.close()
+    assert tags[: len(rows)] == tags[len(rows) :] and len(set(tags)) == len(rows)
+    assert all(re.fullmatch(r"[-/\w.]+", tag) for tag in tags)
+    assert plots._last("reward/x/y") == plots._last("evaluation/mean@4/x/y") == "x/y"

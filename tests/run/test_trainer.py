@@ -175,7 +175,7 @@ def test_the_edges_of_a_sampler_that_disagrees(build):
     def fields(**options):
         training = dataclasses.replace(built.training, mismatch_cap=1.3, **options)
         trainer.experiment = dataclasses.replace(built, training=training)
-        batches, gaps = trainer._batches(state.params, shifted, rollouts.reward, everywhere)
+        batches, _, gaps = trainer._batches(state.params, shifted, rollouts.reward, everywhere)
         assert gaps["mismatch/log_prob_abs_max"] == pytest.approx(0.5, abs=1e-4)
         of = [(b.old_log_prob, b.sample_weight, b.layout.mask) for b in jax.device_get(batches)]
         return [np.concatenate([x[i][x[2]] for x in of]) for i in (0, 1)]

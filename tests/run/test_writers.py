@@ -91,6 +91,38 @@ def test_events_hold_the_values_and_a_resume_purges_later_ones(tmp_path):
     assert (2, "purge", 0.0) in _events(tmp_path)
 
 
+def test_a_killed_writer_has_left_all_up_to_the_flush(tmp_path, monkeypatch):
+    """Read as TensorBoard does, file after file: no step is missing, none is there twice."""
+    monkeypatch.setattr(writers.time, "time", lambda: 1_700_000_000.0)  # All within one second.
+    shown = {}
+    for first, last in ((1, 5), (4, 6), (5, 7)):
+        resume = first - 1 if first > 1 else None
+        writer = writers.open_writers(tmp_path, resume_step=resume, names=("tensorboard",))
+        for step in range(first, last + 1):
+            writer.write(step, {"reward/mean": step / 8})
+            writer.flush()
+        writer._writers[0]._events._py_recordio_writer._writer.detach().close()  # As a kill does.
+        writer._stack.pop_all()
+    assert len(list(tmp_path.glob("events*"))) == 3
+    for step, name, value in _events(tmp_path):
+        if name == "purge":
+            shown = {of: value for of, value in shown.items() if of < step}
+        else:
+            assert step not in shown
+            shown[step] = value
+    assert shown == {step: step / 8 for step in range(1, 8)}
+
+
+def test_starting_over_keeps_what_was_there(tmp_path):
+    _run(tmp_path, 1, 3)
+    before = (tmp_path / metrics.METRICS_FILE).read_text()
+    for _ in range(2):
+        _run(tmp_path, 1, 2)
+    kept = sorted((tmp_path / "metrics.before").iterdir())
+    assert [path.name for path in kept] == [metrics.METRICS_FILE, f"{metrics.METRICS_FILE}.2"]
+    assert kept[0].read_text() == before and kept[1].read_text().count("\n") == 2
+
+
 def test_a_text_goes_to_tensorboard_as_it_is(tmp_path):
     with writers.open_writers(tmp_path, resume_step=None) as writer:
         writer.write(1, {"a": 1.0})

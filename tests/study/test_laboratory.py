@@ -151,12 +151,12 @@ def test_a_run_that_is_not_finite_is_recorded(laboratory, monkeypatch):
     def broken(self, state, collected, iteration, factor):
         state, scalars = update(self, state, collected, iteration, factor)
         if iteration == 1:
-            scalars["actor/grad_norm"] = float("nan")
+            scalars |= {"actor/skipped_updates": 1.0, "actor/grad_norm": float("nan")}
         return state, scalars
 
     monkeypatch.setattr(Trainer, "update", broken)
     record = laboratory.run(setting())
-    assert record["collapsed"] == "step 2 is not finite: actor/grad_norm = nan"
+    assert record["collapsed"] == "step 2 is not finite: 1 updates left out"
     assert [row["iteration"] for row in record["held_out"]] == [0, 2]
     assert len(record["metrics"]["reward/mean"]) == 2
     assert record["metrics"]["actor/grad_norm"][1] is None

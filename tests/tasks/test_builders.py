@@ -66,6 +66,34 @@ def test_an_interrupted_build_leaves_nothing_that_looks_complete(tmp_path, monke
     assert len(load(("sort",), "train", tmp_path, **SMALL)[0].source) == 40
 
 
+@pytest.mark.parametrize(
+    ("kind", "listed"),
+    [
+        ("*-train.array_record*", True),
+        ("dataset_info.json", True),
+        ("features.json", True),
+        ("*-train.array_record*", False),
+        ("dataset_info.json", False),
+    ],
+)
+def test_damaged_files_are_built_anew(tmp_path, capsys, kind, listed):
+    whole = rows(load(("sort",), "train", tmp_path, **SMALL)[0])
+    (damaged,) = tmp_path.rglob(kind)
+    before = damaged.read_bytes()
+    if listed:  # One bit.
+        damaged.write_bytes(before[:60] + bytes([before[60] ^ 1]) + before[61:])
+    else:
+        next(tmp_path.rglob("digests.*")).unlink()
+        damaged.write_bytes(before[:60])
+    assert rows(load(("sort",), "train", tmp_path, **SMALL)[0]) == whole
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(damaged.parent) in line and "is damaged (" in line and "it is built anew" in line
+    assert damaged.name in line or not listed
+    assert len(list(tmp_path.rglob("*.array_record*"))) == 2
+    load(("sort",), "train", tmp_path, **SMALL)
+    assert capsys.readouterr().out == "" and list(tmp_path.rglob("digests.*"))
+
+
 def test_a_build_that_another_process_overtakes_reads_its_files(tmp_path, monkeypatch):
     config = family_config(make_family("sort"), num_train=20, num_test=5)
     overtaken = []

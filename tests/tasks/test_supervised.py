@@ -105,7 +105,7 @@ def test_errors(domains):
         ),
         (
             {"max_completion_tokens": 20},
-            r"domain 'addition', row 1: the solution has 4\d tokens .*max_completion_tokens=20",
+            r"'addition', row 1: the solution has 4\d tokens .*config\.window\.completion = 20",
         ),
         ({"batch_size": 0}, "a batch of 0 rows"),
         ({"process_count": 3}, "cannot be split over 3"),

@@ -112,7 +112,7 @@ def test_places_without_a_group_change_nothing(draws):
     trainer, results = Trainer(built, None), []
     for rollouts in (padded, alone):
         present = rollouts.mask.any(axis=1)
-        (batch,), gaps = trainer._batches(params, rollouts, rollouts.reward, present)
+        (batch,), _, gaps = trainer._batches(params, rollouts, rollouts.reward, present)
         state = built.fresh_state(jax.tree.map(lambda leaf: leaf.copy(), params))
         for _ in range(2):  # The second is off the policy that sampled.
             state, metrics = trainer._step(state, batch, built.knobs)

@@ -56,6 +56,8 @@ def fields_of(columns: Columns | None, layout: Columns | None = None) -> dict[st
             raise ValueError(f"columns names {name!r}, expected one of {', '.join(fields)}")
         if source == "":
             continue
+        if not isinstance(source, str | tuple | list):
+            raise ValueError(f"columns.{name} is {shown(source)}, expected a column's name")
         fields[name] = (source,) if isinstance(source, str) else tuple(source)
         if not fields[name]:
             raise ValueError(f"columns gives no column for {name!r}")

@@ -28,6 +28,7 @@ KINDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 _ZIP = ".gz"
 # What `datasets` and the hub write beside the rows.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_MOST_FILES = 20_000
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _SPLIT_WORDS = {
     "train": "train",
@@ -78,7 +79,11 @@ def find_sources(path: str | os.PathLike[str]) -> tuple[Source, ...]:
       ValueError: there is no such file, or none of a known kind.
     """
     path = Path(path)
-    if path.is_dir() and _kind(path) is None:
+    try:
+        folder = path.is_dir()
+    except (OSError, ValueError):  # What no file system takes for a path, such as a long text.
+        raise ValueError(f"{shown_path(path)[:200]}: no such file") from None
+    if folder and _kind(path) is None:
         return _of_folder(path)
     if not path.exists() and glob.has_magic(str(path)):
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
@@ -158,7 +163,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
                 yield from read(whole if seeks else cast(IO[bytes], unzipped), where)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{where}: not a readable gzip file ({error})") from None
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         names = {".parquet": "Parquet", ".arrow": "Arrow"}
         name = f"{names.get(kind.removesuffix(_ZIP), '')} file".strip()
         raise ValueError(f"{where}: not a readable {name} ({_line(error)})") from None
@@ -175,11 +180,24 @@ def _about(path: Path) -> bool:
     return path.name in _ABOUT or path.name.startswith((".", "cache-"))
 
 
+def _walked(folder: Path) -> list[Path]:
+    """All that lies in a folder and below, in order."""
+    found: list[Path] = []
+    for here, _, files in os.walk(folder):
+        found += [Path(here, name) for name in files]
+        if len(found) > _MOST_FILES:
+            raise ValueError(
+                f"{shown_path(folder)}: the folder has more than {_MOST_FILES} files, expected one "
+                "of data alone"
+            )
+    return sorted(found)
+
+
 def _of_folder(folder: Path) -> tuple[Source, ...]:
     """The files of a folder and of those within it."""
     found = [
         path
-        for path in sorted(folder.rglob("*"))
+        for path in _walked(folder)
         if path.is_file()
         and _kind(path) is not None
         and not _about(path)
@@ -317,7 +335,9 @@ def _batches(
         values = {}
         for name in wanted:
             try:
-                values[name] = batch.column(batch.schema.get_field_index(name)).to_pylist()
+                column = batch.column(batch.schema.get_field_index(name))
+                column.validate(full=True)  # What a damaged file says of itself is read unchecked.
+                values[name] = column.to_pylist()
             except (ValueError, OverflowError, pyarrow.ArrowException) as error:
                 raise ValueError(
                     f"{where}, after row {number}: the column {name!r} cannot be read "

@@ -1,0 +1,376 @@
+"""Faults tried at random on whole runs of the tiny config, as a table.
+
+    python tests/faults/campaign.py                     five of each kind
+    python tests/faults/campaign.py --count 50          so many of each
+    python tests/faults/campaign.py --kinds kill,twice  those alone
+
+Every trial does a run harm, gives the same command again, and compares what is there at the end
+with a run that nothing happened to: metrics, evaluation, samples, parameters and all that a
+checkpoint holds beside them, bit for bit. What must be refused is given back as it was first.
+Disks that fill up need the right to mount one, and are left out without. Ends with status 1 where a
+run was lost.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+ITERATIONS = 3
+OPTIONS = (
+    *(
+        "--config=tests/tiny.py",
+        f"--config.iterations={ITERATIONS}",
+        "--config.warm_start.steps=20",
+    ),
+    *("--config.keep.show_every=0", "--config.checkpoint.every=1", "--config.checkpoint.keep=2"),
+)
+ASKED = 75  # The status of a run that was asked to end.
+
+
+class Lost(Exception):
+    """A run did not do what it must."""
+
+
+@dataclasses.dataclass
+class Trial:
+    """What a fault is tried on.
+
+    Attributes:
+      program: the command, without its options.
+      shared: data sets, warm starts and compiled programs of all trials.
+      folder: of this trial alone; the run is in `run`.
+      whole: the run that nothing happened to.
+      seconds: that it took.
+      draw: of everything random.
+    """
+
+    program: list[str]
+    shared: Path
+    folder: Path
+    whole: Path
+    seconds: float
+    draw: random.Random
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    def start(self, workdir: Path | None = None, **places: Path) -> subprocess.Popen:
+        """Starts a run; `places` are other folders for `data` and `warm_starts`."""
+        options = {
+            "--config.tasks.data_dir": places.get("data", self.shared / "data"),
+            "--config.warm_start.directory": places.get("warm_starts", self.shared / "warm"),
+            "--workdir": workdir or self.run,
+        }
+        kept = {"JAX_COMPILATION_CACHE_DIR": str(self.shared / "jax"), "JAX_PLATFORMS": "cpu"}
+        kept |= dict.fromkeys(["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"], "0")
+        kept |= dict.fromkeys(["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"], "-1")
+        return subprocess.Popen(
+            [*self.program, *OPTIONS, *(f"{name}={value}" for name, value in options.items())],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""} | kept,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, process: subprocess.Popen | None = None, **places: Path) -> str:
+        """Waits for a run that must end well; what it printed."""
+        process = process or self.start(**places)
+        out, err = process.communicate()
+        if process.returncode != 0:
+            raise Lost(f"status {process.returncode}: {err.strip()[-300:]}")
+        return out
+
+    def refused(self, process: subprocess.Popen, told: str) -> None:
+        """Waits for a run that must be refused, in one line."""
+        _, err = process.communicate()
+        lines = err.strip().splitlines()
+        if process.returncode != 1 or len(lines) != 1 or told not in lines[0]:
+            raise Lost(f"expected one line with {told!r}, got {process.returncode}: {err[-300:]}")
+
+    def copy_whole(self) -> Path:
+        """The finished run, copied to be harmed."""
+        shutil.copytree(self.whole, self.run)
+        return self.run
+
+
+def kill(trial: Trial) -> str:
+    """SIGKILL at one to three random moments."""
+    moments = [trial.draw.uniform(0, trial.seconds) for _ in range(trial.draw.randint(1, 3))]
+    for seconds in moments:
+        process = trial.start()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+    trial.finish()
+    return "after " + ", ".join(f"{seconds:.1f} s" for seconds in moments)
+
+
+def ask(trial: Trial) -> str:
+    """SIGTERM or SIGINT at a random moment; in one case of three a second signal."""
+    number = trial.draw.choice([signal.SIGTERM, signal.SIGINT])
+    seconds, twice = trial.draw.uniform(0, trial.seconds), trial.draw.random() < 1 / 3
+    # Not ignored, as it would be by what a shell starts in the background.
+    process = trial.start()
+    told = f"{number.name} after {seconds:.1f} s"
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+        began = time.monotonic()
+        if twice:
+            time.sleep(trial.draw.uniform(0, 1))
+            process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+        told += f"{', twice' if twice else ''}: status {process.returncode}"
+        # While modules are loaded the signal ends the process by itself.
+        early = process.returncode in (-signal.SIGTERM, -signal.SIGINT)
+        lines = len(err.strip().splitlines())
+        if not early and (process.returncode not in (0, ASKED) or lines > 1):
+            raise Lost(f"{told}: {err[-300:]}") from None
+        told += f" in {time.monotonic() - began:.1f} s"
+    process.communicate()
+    trial.finish()
+    return told
+
+
+def damage_checkpoint(trial: Trial) -> str:
+    """The newest checkpoint is harmed: a bit, an end, a file, or all of it."""
+    newest = trial.copy_whole() / "checkpoints" / str(ITERATIONS)
+    files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
+    file, how = (
+        trial.draw.choice(files),
+        trial.draw.choice(["flip", "flip", "cut", "lose", "empty"]),
+    )
+    if how == "flip":
+        _flip(file, trial.draw)
+    elif how == "cut":
+        os.truncate(file, trial.draw.randrange(file.stat().st_size))
+    elif how == "lose":
+        file.unlink()
+    else:
+        shutil.rmtree(newest)
+        newest.mkdir()
+    listed = file.name.startswith("digests.")
+    out = trial.finish()
+    if "is damaged" not in out and not (how == "lose" and listed and "no digests" in out):
+        raise Lost(f"{how} {file.name}: it was not seen")
+    return f"{how} {file.name if how != 'empty' else newest.name}"
+
+
+def damage_cache(trial: Trial) -> str:
+    """A warm start or a generated data set is harmed."""
+    places = {name: trial.folder / name for name in ("data", "warm_starts")}
+    shutil.copytree(trial.shared / "data", places["data"])
+    shutil.copytree(trial.shared / "warm", places["warm_starts"])
+    of = trial.draw.choice(["fiberjax_tasks", "warm_starts"])
+    files = [
+        path
+        for path in sorted(trial.folder.rglob("*"))
+        if of in path.parts and path.is_file() and path.stat().st_size > 8
+    ]
+    file = trial.draw.choice(files)
+    _flip(file, trial.draw)
+    out = trial.finish(**places)
+    if "anew" not in out:
+        raise Lost(f"flip {file.name}: it was not seen")
+    return f"flip {file.name}"
+
+
+def lose(trial: Trial) -> str:
+    """A part of the run folder is gone: refused, put back, gone on with."""
+    run = trial.copy_whole()
+    name, told = trial.draw.choice(
+        [
+            ("checkpoints", "has lost its checkpoints"),
+            ("metrics.jsonl", "metrics.jsonl is missing"),
+            ("config.json", "config.json is missing"),
+        ]
+    )
+    aside = trial.folder / "aside"
+    (run / name).rename(aside)
+    trial.refused(trial.start(), told)
+    aside.rename(run / name)
+    trial.finish()
+    return name
+
+
+def twice(trial: Trial) -> str:
+    """Two runs in one folder, the second at a random moment."""
+    first = trial.start()
+    seconds = trial.draw.uniform(0, trial.seconds / 2)
+    time.sleep(seconds)
+    second = trial.start()
+    outcomes = [process.communicate() for process in (first, second)]
+    codes = [process.returncode for process in (first, second)]
+    # Whichever was there first goes on.
+    if sorted(codes) == [0, 1]:
+        if "is in use by another run" not in outcomes[codes.index(1)][1]:
+            raise Lost(outcomes[codes.index(1)][1][-300:])
+    elif codes != [0, 0]:  # The first may have ended meanwhile.
+        raise Lost(f"{codes}: {outcomes[0][1][-200:]} {outcomes[1][1][-200:]}")
+    trial.finish()
+    return f"second after {seconds:.1f} s: {codes}"
+
+
+def fill(trial: Trial) -> str:
+    """A disk of a random size for the run, the data or the warm start, made larger after."""
+    place = trial.folder / "disk"
+    place.mkdir()
+    of = trial.draw.choice(["run", "run", "data", "warm_starts"])
+    size = trial.draw.randrange(8, {"run": 600, "data": 250, "warm_starts": 100}[of]) * 1024
+    _mount(place, size)
+    try:
+        inside = place / of
+        places = {} if of == "run" else {of: inside}
+        for attempt in range(2):
+            workdir = inside if of == "run" else trial.run
+            process = trial.start(workdir, **places)
+            if attempt == 0:
+                err = process.communicate()[1]
+                if process.returncode == 0:
+                    break
+                if "no room to write" not in err and "cannot be written: " not in err:
+                    raise Lost(f"{of}, {size} bytes: {err[-300:]}")
+                if len(err.strip().splitlines()) > 1:
+                    raise Lost(f"{of}, {size} bytes: more than a line: {err[:600]}")
+                _mount(place, 2**26, "remount,")
+            else:
+                trial.finish(process)
+        if of == "run":
+            shutil.copytree(inside, trial.run)
+        return f"{of}, {size // 1024} KiB: " + (
+            err.partition("no room to write ")[2][:40] or "fits"
+        )
+    finally:
+        subprocess.run(["umount", str(place)], check=False)
+
+
+KINDS: dict[str, Callable[[Trial], str]] = {
+    "kill": kill,
+    "ask": ask,
+    "damage": damage_checkpoint,
+    "cache": damage_cache,
+    "lose": lose,
+    "twice": twice,
+    "fill": fill,
+}
+
+
+def _flip(file: Path, draw: random.Random) -> None:
+    """Turns one bit."""
+    content = bytearray(file.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes(content)
+
+
+def _mount(place: Path, size: int, how: str = "") -> None:
+    options = f"{how}size={size}"
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def can_mount() -> bool:
+    """Whether a disk can be made to fill up."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _mount(Path(folder), 2**16)
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        subprocess.run(["umount", folder], check=True)
+        return True
+
+
+def contents(run: Path) -> Iterator[tuple[str, Any]]:
+    """All of a run that may not depend on what happened to it."""
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        kept = {k: v for k, v in row.items() if not k.startswith(("timing/", "perf/"))}
+        yield f"metrics of {row['step']}", kept
+    yield "evaluation.json", json.loads((run / "evaluation.json").read_text())
+    for path in sorted((run / "samples").glob("*")):
+        yield path.name, path.read_bytes()
+    newest = run / "checkpoints" / str(ITERATIONS)
+    yield "host", json.loads((newest / "host" / "metadata").read_text())
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    state = ocp.StandardCheckpointer().restore(newest / "state")
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        yield jax.tree_util.keystr(path), np.asarray(leaf).tobytes()
+
+
+def difference(run: Path, whole: Path) -> str:
+    """The first thing in which two runs differ; "" for none."""
+    a, b = dict(contents(run)), dict(contents(whole))
+    if a.keys() != b.keys():
+        return f"only one has {sorted(a.keys() ^ b.keys())[:3]}"
+    return next((name for name in a if a[name] != b[name]), "")
+
+
+def main(arguments: list[str]) -> int:
+    """Tries them; prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=5, help="of each kind")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--program", default=f"{sys.executable} experiments/train.py")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begins none after")
+    given = parser.parse_args(arguments)
+    kinds = [name for name in given.kinds.split(",") if name != "fill" or can_mount()]
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Which those started inherit.
+    until, table = time.monotonic() + 60 * given.minutes, {name: [0, 0, 0] for name in kinds}
+    with tempfile.TemporaryDirectory() as folder:
+        draw, shared = random.Random(given.seed), Path(folder) / "shared"
+        trial = Trial(given.program.split(), shared, shared, shared / "run", 0.0, draw)
+        for _ in range(2):  # The second one reads what the first has compiled and taught.
+            shutil.rmtree(trial.run, ignore_errors=True)
+            began = time.monotonic()
+            trial.finish()
+            trial.seconds = time.monotonic() - began
+        for number in range(given.count):
+            for name in kinds:
+                if time.monotonic() > until:
+                    break
+                place = Path(folder) / f"{name}{number}"
+                place.mkdir()
+                own = dataclasses.replace(trial, folder=place)
+                table[name][0] += 1
+                try:
+                    told = KINDS[name](own)
+                    table[name][1] += 1
+                    another = difference(own.run, own.whole)
+                    table[name][2] += not another
+                    told += f"; DIFFERS in {another}" if another else ""
+                except Lost as error:
+                    told = f"LOST: {error}"
+                print(f"{name} {number + 1}: {told}", file=sys.stderr, flush=True)
+                shutil.rmtree(place)
+    print("| fault | tried | survived | identical at the end |\n|---|---:|---:|---:|")
+    rows = [(KINDS[name].__doc__ or name, counts) for name, counts in table.items()]
+    for what, counts in rows:
+        print("| " + " | ".join([what.rstrip("."), *map(str, counts)]) + " |")
+    tried, survived, same = (sum(counts[i] for _, counts in rows) for i in range(3))
+    print(f"| all | {tried} | {survived} | {same} |")
+    return int(same < tried)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

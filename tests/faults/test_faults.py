@@ -1,0 +1,75 @@
+"""The campaign itself: a run that is lost is told, and one that is not the same at the end."""
+
+import random
+import sys
+
+import campaign
+import pytest
+
+# As a run behaves, in a tenth of a second.
+PROGRAM = """
+import json, pathlib, sys, time
+run = pathlib.Path(sys.argv[-1].partition("=")[2])
+done = run / "checkpoints" / "3" / "host"
+done.mkdir(parents=True, exist_ok=True)
+time.sleep({seconds})
+(run / "metrics.jsonl").write_text(json.dumps({{"step": 1, "a": {value}, "timing/b": 3}}))
+(run / "evaluation.json").write_text("1")
+(done / "metadata").write_text("{{}}")
+sys.exit({status})
+"""
+
+
+@pytest.fixture
+def tried(tmp_path, monkeypatch):
+    """Tries a kind on a program; what is told, and the first difference at the end."""
+    monkeypatch.setattr(campaign, "OPTIONS", ())
+    contents = campaign.contents
+
+    def without_state(run):
+        for name, value in contents(run):
+            yield name, value
+            if name == "host":
+                return
+
+    monkeypatch.setattr(campaign, "contents", without_state)
+
+    def of(kind, *, seconds=0.0, value="5", status=0):
+        def made(name, **values):
+            file = tmp_path / name
+            file.write_text(PROGRAM.format(**{"seconds": 0, "value": 5, "status": 0} | values))
+            return [sys.executable, str(file)]
+
+        draw = random.Random(0)
+        whole = campaign.Trial(made("whole"), tmp_path, tmp_path, tmp_path / "run", 0.2, draw)
+        whole.finish()
+        program = made("program", seconds=seconds, value=value, status=status)
+        folder = tmp_path / "trial"
+        folder.mkdir()
+        trial = campaign.Trial(program, tmp_path, folder, whole.run, 0.2, draw)
+        return campaign.KINDS[kind](trial), campaign.difference(trial.run, whole.run)
+
+    return of
+
+
+def test_a_run_that_survives_is_the_same(tried):
+    told, another = tried("kill", seconds=0.1)
+    assert told.startswith("after ") and another == ""
+
+
+def test_one_that_ends_as_another_is_told(tried):
+    assert tried("kill", value="6")[1] == "metrics of 1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("kill", "status 3"), ("damage", "it was not seen"), ("lose", "expected one line with")],
+)
+def test_one_that_is_lost_is_told(tried, kind, told):
+    with pytest.raises(campaign.Lost, match=told):
+        tried(kind, status=3 if kind == "kill" else 0)
+
+
+def test_a_signal_that_ends_the_process_is_survived(tried):
+    told, another = tried("ask", seconds=0.1)
+    assert told.startswith("SIG") and another == ""
