@@ -126,6 +126,21 @@ def test_work_is_shared_and_stays_in_order():
     assert pids and not any(map(running, pids))
 
 
+def test_hostile_expressions_earn_nothing_and_cost_themselves_alone():
+    pytest.importorskip("math_verify")
+    answer, right = r"2\sqrt{3}", r"\boxed{\frac{6}{\sqrt{3}}}"
+    hostile = [
+        *(r"9^{9^{9^{9^9}}}", r"\left|\infty\right|", r"\frac{0}{0}", "x" * 501),
+        *(r"2\sqrt{3}}, \boxed{1", "\ud800", "\x00"),
+    ]
+    cases = [Case("p", answer, rf"\boxed{{{text}}}") for text in hostile]
+    math = SHIPPED["math"].limited(Limits(seconds=1.0, workers=1))
+    found = rewards_of(math, "d", [*cases, Case("p", answer, right)])
+    assert found.reward.tolist() == [0.0] * len(cases) + [1.0]
+    assert found.failed[0] and not found.failed[-1]
+    close_all()
+
+
 def test_what_says_nothing_of_answers_is_known(bad):
     assert extracted(bad, "so 7") is None and not tells(bad)
     assert tells(SHIPPED["math"]) and extracted(SHIPPED["math"], r"so \boxed{\pi}") == r"\pi"

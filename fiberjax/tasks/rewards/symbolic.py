@@ -11,6 +11,7 @@ import functools
 import logging
 from typing import Any
 
+import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
 from fiberjax.tasks.rewards.expressions import expression_of, hedges, repeats, spelled
@@ -32,8 +33,35 @@ def math(prompt: str, answer: str, completion: str) -> float:
         return 1.0
     if hedges(found) - hedges(expected) or repeats(prompt, found):
         return 0.0
+    golds, answers = _read(expected), _read(found)
+    if _endless(answers) and not _endless(golds):
+        return 0.0  # Compared as a number, |∞| would be worth anything.
     # Limits of time are the worker's: those of math-verify are signals.
-    return float(verify(_read(expected), _read(found), timeout_seconds=None))
+    return float(verify(golds, answers, timeout_seconds=None) and _close(golds, answers))
+
+
+def _endless(parsed: list[Any]) -> bool:
+    """Whether something infinite, or no number at all, is in it."""
+    limits = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
+    return any(of.has(*limits) for of in parsed if hasattr(of, "has"))
+
+
+def _close(golds: list[Any], answers: list[Any]) -> bool:
+    """Whether constants are worth the same, by their values; True where they are no constants."""
+    gold, answer = _value(golds), _value(answers)
+    return (
+        gold is None or answer is None or gold == answer or abs(gold - answer) <= 1e-5 * abs(gold)
+    )
+
+
+def _value(parsed: list[Any]) -> complex | None:
+    for of in parsed:
+        if isinstance(of, sympy.Expr) and not of.free_symbols:
+            try:
+                return complex(of.evalf())
+            except (TypeError, ValueError, ArithmeticError):
+                return None
+    return None
 
 
 @functools.lru_cache(256)  # An answer is compared with every sample of its prompt.
