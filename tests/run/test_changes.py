@@ -43,9 +43,12 @@ def test_every_option_has_its_class(config):
     assert by_kind["free"] == {
         *(option for option in options(config) if option.startswith(sections)),
         *("writers", "tasks.data_dir", "warm_start.directory", "training.unpaid_iterations"),
+        *(f"server.{name}" for name in ("url", "model", "folder", "reload", "reload_body")),
+        *(f"server.{name}" for name in ("timeout", "retries", "concurrency")),
     }
     assert by_kind["logged"] == {
-        *("optimizer.learning_rate", "rollout.resample", "rollout.max_rows"),
+        *("optimizer.learning_rate", "rollout.resample", "rollout.max_rows", "rollout.slots"),
+        *("rollout.engine", "server.dtype"),
         *("gate.epsilon", "gate.weight_cap"),
         *(f"gate.levels.{level}.budget" for level in ("trajectory", "group", "domain")),
         *(f"budget_control.{name}" for name in ("target", "gain", "end", "largest")),
