@@ -19,12 +19,15 @@ from fiberjax.tasks.families import make_family
 CONFIG = quickstart.get_config()
 SECTIONS = {
     "tasks": options.Tasks,
+    "rewards": options.Rewards,
     "window": options.Window,
+    "turns": options.Turns,
     "model": options.Model,
     "policy": TransformerConfig,
     "lora": options.LoRA,
     "warm_start": options.WarmStart,
     "rollout": options.Rollout,
+    "server": options.Server,
     "training": options.Training,
     "budget_control": options.BudgetControl,
     "optimizer": options.Optimizer,

@@ -200,7 +200,7 @@ def kept_of_evaluations(experiment: Experiment) -> int:
 
 def seen_before_training(experiment: Experiment) -> int:
     """Completions of each domain that are seen before training: kept, or shown alone."""
-    shown = experiment.rewards.shown if experiment.tasks.file else 0
+    shown = experiment.rewards.shown if experiment.tasks.of_rows else 0
     return max(kept_of_evaluations(experiment), shown)
 
 

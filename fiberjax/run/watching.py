@@ -48,7 +48,7 @@ class Watch:
         """The evaluation before the first iteration: its samples, and the curve's point 0."""
         wanted, seen = self._experiment.evaluation, before.samples
         if seen is not None:
-            if self._experiment.tasks.file and self._experiment.rewards.shown > 0:
+            if self._experiment.tasks.of_rows and self._experiment.rewards.shown > 0:
                 self._first_look(rollouts.first_rows(seen, self._experiment.rewards.shown))
             kept = rollouts.kept_of_evaluations(self._experiment)
             if kept > 0:

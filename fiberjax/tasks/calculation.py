@@ -1,10 +1,11 @@
 """Products that are hard to do in the head, and a calculator that may be asked."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
+from fiberjax.bounds import AT_LEAST_1, FRACTION
 from fiberjax.tasks.environments import SEPARATOR
 from fiberjax.tasks.examples import Example, Family, draw_size
 
@@ -23,8 +24,8 @@ class Calculation(Family):
     name: ClassVar[str] = "calculation"
     description: ClassVar[str] = "Products of two numbers, with or without a calculator."
 
-    digits: int = 2
-    calls: float = 0.0
+    digits: Annotated[int, AT_LEAST_1] = 2
+    calls: Annotated[float, FRACTION] = 0.0
 
     def generate(self, rng: np.random.Generator, difficulty: int = 0) -> Example:
         """Returns one example."""

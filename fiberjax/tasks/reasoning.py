@@ -87,7 +87,7 @@ def read(
     if importlib.util.find_spec(ENTRY) is None:
         raise ValueError(
             f"config.tasks.reasoning_gym ({', '.join(chosen)}) needs the extra {EXTRA!r}, which is "
-            f"not installed: pip install 'fiberjax[{EXTRA}]'"
+            f"not installed: uv sync --inexact --extra {EXTRA}"
         )
     train, test = [], []
     for name, knobs in chosen.items():

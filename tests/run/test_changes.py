@@ -44,12 +44,14 @@ def test_every_option_has_its_class(config):
         *(option for option in options(config) if option.startswith(sections)),
         *("writers", "tasks.data_dir", "warm_start.directory", "training.unpaid_iterations"),
         *("rewards.workers", "rewards.golds", "rewards.shown"),
+        *(f"server.{name}" for name in ("url", "model", "folder", "reload", "reload_body")),
+        *(f"server.{name}" for name in ("timeout", "retries", "concurrency")),
     }
     assert by_kind["logged"] == {
-        *("optimizer.learning_rate", "rollout.resample", "rollout.max_rows"),
+        *("optimizer.learning_rate", "rollout.resample", "rollout.max_rows", "rollout.slots"),
+        *("rollout.engine", "server.dtype", "training.nonfinite"),
         *(f"rewards.{name}" for name in ("seconds", "megabytes", "failed", "truncated")),
         *("rewards.overlong_cache", "rewards.overlong_from"),
-        "training.nonfinite",
         *("gate.epsilon", "gate.weight_cap"),
         *(f"gate.levels.{level}.budget" for level in ("trajectory", "group", "domain")),
         *(f"budget_control.{name}" for name in ("target", "gain", "end", "largest")),

@@ -99,7 +99,7 @@ def test_what_cannot_be_drawn_is_refused(stand_in, monkeypatch, entries, message
 
 @pytest.mark.skipif(INSTALLED, reason="reasoning-gym is installed")
 def test_the_extra_is_named_where_it_is_missing():
-    with pytest.raises(ValueError, match=r"pip install 'fiberjax\[reasoning\]'"):
+    with pytest.raises(ValueError, match="uv sync --inexact --extra reasoning"):
         read("gcd")
 
 

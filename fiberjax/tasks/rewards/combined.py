@@ -114,7 +114,7 @@ def _term(term: str, expression: str, table: Mapping[str, Verifier]) -> tuple[fl
         module, extra = verify.needs
         if importlib.util.find_spec(module) is None:
             raise ValueError(
-                f"verifier {name!r} needs the extra {extra!r}, which is not installed: pip install "
-                f"'fiberjax[{extra}]'"
+                f"verifier {name!r} needs the extra {extra!r}, which is not installed: "
+                f"uv sync --inexact --extra {extra}"
             )
     return weight, verify
