@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     if (CONFIG.value is None) == (FROM_RUN.value is None):
         raise app.UsageError("expected --config or --from_run, and not both")
     if not FLAGS["verbosity"].present:
-        # Data sets and checkpoints tell a lot, and at length of every error that they raise as well.
+        # Data sets and checkpoints tell a lot, and at length what they raise as well.
         logging.set_verbosity(logging.FATAL)
     # After the flags are parsed: a mistyped option is refused before jax starts.
     from fiberjax.parallel import distributed
