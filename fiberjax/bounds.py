@@ -87,13 +87,24 @@ NOT_EMPTY = Length(1, 4096)
 
 
 def check(section: Any) -> None:
-    """Refuses a dataclass with a field out of its declared bounds, or a number that is none.
+    """Refuses a dataclass whose fields hold what `check_values` refuses."""
+    check_values(
+        section, {of.name: getattr(section, of.name) for of in dataclasses.fields(section)}
+    )
+
+
+def check_values(section: Any, values: Mapping[str, Any]) -> None:
+    """Refuses a value out of the bounds that its field declares, or a number that is none.
+
+    Args:
+      section: a dataclass, or one of its kind.
+      values: of its fields.
 
     Raises:
       ValueError: names the field, its value and what was expected.
     """
     for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
+        value = values[field.name]
         check_sound(value, field.name)
         for bound in typing.get_args(field.type)[1:]:
             if not isinstance(bound, Range | Length):

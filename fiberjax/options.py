@@ -68,11 +68,10 @@ def parse(
     check_keys(config, tuple(fields), path)
     values = {name: _typed(config[name], kind, f"{path}.{name}") for name, kind in fields.items()}
     try:
-        read = section(**values, **given)
-        bounds.check(read)
+        bounds.check_values(section, values | dict(given))
+        return section(**values, **given)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return read
 
 
 def check_keys(config: Any, expected: tuple[str, ...], path: str) -> None:
