@@ -94,6 +94,7 @@ def test_every_metric_is_written_and_described(build):
         budget_control__kind="anneal",
         rollout__top_p=0.9,
         rollout__resample=2,
+        rewards__truncated="zero",
     )
     trainer, state = trainer_of(built)
     _, scalars = trainer.iterate(state, built.prompt_stream(), 0)

@@ -32,7 +32,7 @@ def bad(prompt, answer, completion):
     if completion == "sleep":
         time.sleep(600)
     if completion == "bomb":
-        HELD.append(bytearray(2**33))
+        HELD.append(bytearray(2**31))
     if completion == "die":
         os.abort()
     if completion == "leave":
