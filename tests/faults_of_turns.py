@@ -56,10 +56,10 @@ FAULTS = (
         (f"{TURNS}::test_packed_and_on_a_mesh_turns_are_what_they_are_in_rows",),
     ),
     Mutant(
-        "packed replies are of somebody's turn",
+        "packed, turns are taken for trajectories",
         "fiberjax/train/packing.py",
-        "missing = batch.layout.sizes[0].shape[0] // shards",
-        "missing = 0",
+        "cell: Any = batch.layout.cell_id",
+        "cell: Any = None",
         (f"{TURNS}::test_packed_and_on_a_mesh_turns_are_what_they_are_in_rows",),
     ),
     Mutant(
