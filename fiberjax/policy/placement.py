@@ -116,7 +116,7 @@ def write_columns(table: Array, layer: Array, column: Array, new: Array) -> Arra
 
 
 def select_columns(table: Array, layer: Array, column: Array, new: Array) -> Array:
-    """What `write_columns` gives, by writing all of the layer: a TPU copies the cache to scatter."""
+    """What `write_columns` gives, by writing a whole layer: to scatter, a TPU copies the cache."""
     old = lax.dynamic_index_in_dim(table, layer, 0)
     here = jnp.arange(table.shape[3]) == column[:, None]
     merged = jnp.where(here[None, :, None, :, None], new[None, :, :, None], old)
