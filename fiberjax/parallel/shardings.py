@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from fiberjax.layout import TRAJECTORY, Layout
 from fiberjax.parallel.mesh import REPLICATED, ROW_AXES, ROWS, local_rows, row_shards
 from fiberjax.policy import Placement, TransformerConfig, attention
-from fiberjax.policy.placement import put_rows, write_columns
+from fiberjax.policy.placement import put_rows, select_columns, write_columns
 
 # Path of a parameter (and of its moments in the optimizer state) -> how its axes are split. The
 # leading axis of `layers/...` is the layer, which is scanned over and never split. Experts are
@@ -297,7 +297,8 @@ class MeshPlacement(Placement):
         """Each device its rows, and its heads where they divide."""
         narrow, cache = self._narrow(table)
         specs = (cache, REPLICATED, ROWS, narrow)
-        return self._local(write_columns, specs, cache)(table, layer, column, new)
+        local = select_columns if self.platform == "tpu" else write_columns
+        return self._local(local, specs, cache)(table, layer, column, new)
 
     def put(self, table: jax.Array, new: jax.Array, source: jax.Array) -> jax.Array:
         """Each device its rows, and its heads where they divide."""

@@ -82,7 +82,7 @@ def test_end_of_completions(config, params, pad):
     samples = jax.tree.map(np.asarray, draw(config, params, batch=24, pad_id=pad))
     other = jax.tree.map(np.asarray, draw(config, params, batch=24, pad_id=9))
     np.testing.assert_array_equal(samples.length, other.length)  # padding decides nothing
-    for tokens, log_prob, _, length, finished in zip(*samples, strict=True):
+    for tokens, log_prob, _, length, finished, _ in zip(*samples, strict=True):
         assert (tokens[length:] == pad).all() and (log_prob[length:] == 0).all()
         assert EOS not in tokens[: length - 1] and (log_prob[:length] < 0).all()
         assert finished == (tokens[length - 1] == EOS)
