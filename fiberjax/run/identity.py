@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from fiberjax.bounds import named
 from fiberjax.experiment import Experiment
 from fiberjax.run import changes, checkpoints, inputs, migrations, writers
 from fiberjax.run.changes import Change
@@ -57,7 +58,8 @@ def read_config(directory: str | Path) -> ConfigDict:
     saved = _read(Path(directory))
     if saved is None:
         raise ValueError(f"{str(directory)!r} holds no {FILE} of a run")
-    return ConfigDict(saved.config)
+    with named(str(Path(directory) / FILE)):  # A name with dots is none of an option.
+        return ConfigDict(saved.config)
 
 
 def settle(directory: str | Path, config: ConfigDict) -> ConfigDict:
@@ -83,7 +85,8 @@ def settle(directory: str | Path, config: ConfigDict) -> ConfigDict:
             f"{directory} was begun by an earlier version and goes on as it did then: "
             f"{changes.listed(as_then)}"
         )
-    return ConfigDict(_changed(saved.config, changed))
+    with named(str(Path(directory) / FILE)):
+        return ConfigDict(_changed(saved.config, changed))
 
 
 def claim(directory: str | Path, experiment: Experiment, config_json: str) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from .kinds import CHECKPOINTS, DATA, ROWS, _tokenizer, _written
+from .kinds import CHECKPOINTS, DATA, ROWS, _saved, _tokenizer, _written
 from .mutate import applied
 
 
@@ -25,6 +25,10 @@ def _arrow() -> Any:
 def _ids(number: int) -> bytes:
     edits = [("set", ("model", "vocab", "a"), number)]
     return json.dumps(applied(_tokenizer(), edits)).encode()
+
+
+def _saved_with(name: str) -> bytes:
+    return json.dumps(applied(_saved()[1], [("add", ("policy",), name, 1)])).encode()
 
 
 def _set(*edits: Any) -> Any:
@@ -81,5 +85,5 @@ FOUND: dict[str, list[Any]] = {
         _model("llama", rope_parameters={"rope_type": "default", "rope_theta": 1.0}),
         (CHECKPOINTS[0], "config.json", b"[" * 100_000),
     ],
-    "saved config": [b"[" * 100_000, b"\xff\xfe", b'{"version": true}'],
+    "saved config": [_saved_with("a.b"), b"[" * 100_000, b"\xff\xfe", b'{"version": true}'],
 }

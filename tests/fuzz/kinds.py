@@ -22,6 +22,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from fiberjax import experiment, gates, model_folder, options
+from fiberjax.bounds import named
 from fiberjax.gates import GATES
 from fiberjax.layout import STATE
 from fiberjax.policy import TransformerConfig, rope, weights
@@ -109,8 +110,9 @@ def drawn(
 
 def build(config: ConfigDict) -> experiment.Experiment:
     """An experiment, all of it checked, with a few examples in place of its data sets."""
-    built = experiment.from_config(config, jax.devices()[:1], drawn)
-    experiment.check_data(built)
+    with named("config"):
+        built = experiment.from_config(config, jax.devices()[:1], drawn)
+        experiment.check_data(built)
     return built
 
 
