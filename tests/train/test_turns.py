@@ -49,7 +49,7 @@ class Scripted:
             row[: len(of)] = of
         length = np.array([len(of) for of in ids], np.int32)
         log_prob = np.where(np.arange(self.columns) < length[:, None], -1.0 - turn, 0)
-        return Samples(out, log_prob, 0 * log_prob, length, np.array(ends))
+        return Samples(out, log_prob, 0 * log_prob, length, np.array(ends), length)
 
 
 def test_rows_are_one_sequence_of_turns_and_replies():
@@ -83,6 +83,7 @@ def test_rows_are_one_sequence_of_turns_and_replies():
         np.testing.assert_array_equal(played.log_prob[row], log_prob)
     assert played.finished.tolist() == [True, True, False, True]
     assert played.cut.tolist() == [0, 0, 0, 0]
+    np.testing.assert_array_equal(played.held, played.mask.sum(axis=1))  # Of all turns.
     # A turn is drawn from all before it, in a width of its own, by those that go on alone.
     assert [(of.shape, rows) for of, _, rows in draw.asked] == [
         ((4, 3), [0, 1, 2, 3]),
