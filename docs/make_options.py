@@ -27,6 +27,7 @@ SECTIONS: Mapping[str, type] = {
     "": options.Run,
     "tasks": options.Tasks,
     "window": options.Window,
+    "turns": options.Turns,
     "model": options.Model,
     "policy": TransformerConfig,
     "lora": options.LoRA,
