@@ -28,6 +28,7 @@ SECTIONS: Mapping[str, type] = {
     "tasks": options.Tasks,
     "rewards": options.Rewards,
     "window": options.Window,
+    "turns": options.Turns,
     "model": options.Model,
     "policy": TransformerConfig,
     "lora": options.LoRA,
