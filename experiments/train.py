@@ -49,7 +49,8 @@ def main(argv: list[str]) -> None:
     if (CONFIG.value is None) == (FROM_RUN.value is None):
         raise app.UsageError("expected --config or --from_run, and not both")
     if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # Data sets and checkpoints tell a lot.
+        # Data sets and checkpoints tell a lot, and at length what they raise as well.
+        logging.set_verbosity(logging.FATAL)
     # After the flags are parsed: a mistyped option is refused before jax starts.
     from fiberjax.parallel import distributed
 

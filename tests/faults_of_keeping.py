@@ -80,6 +80,13 @@ FAULTS = (
         (f"{OF_INTERRUPTS}::test_rollouts_are_abandoned_and_what_was_there_is_saved_once",),
     ),
     Mutant(
+        "what a callback ignored is lost",
+        INTERRUPTS,
+        "signal.setitimer(signal.ITIMER_REAL, 0.01)",
+        "signal.setitimer(signal.ITIMER_REAL, 0)",
+        (f"{OF_INTERRUPTS}::test_one_that_comes_within_a_callback_is_raised_after_it",),
+    ),
+    Mutant(
         "rows are compared by their size",
         INPUTS,
         'elif there[name]["sha256"] != here[name]["sha256"]:',

@@ -29,6 +29,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 
@@ -79,6 +80,7 @@ class Interrupts:
         self._before: dict[signal.Signals, object] = {}
         self._over = threading.Event()
         self._wake: tuple[int, int] | None = None
+        self._hook: Callable[[Any], object] | None = None
 
     def abandon(self, rescue: Callable[[], None] | None = None) -> None:
         """From here on a signal raises at once; raises if one came already.
@@ -122,6 +124,9 @@ class Interrupts:
                 self._watch()
             for number in self._before:
                 signal.signal(number, self._ask)
+            if self._before and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+                signal.signal(signal.SIGALRM, self._again)
+                self._hook, sys.unraisablehook = sys.unraisablehook, self._ignored
         return self
 
     def __exit__(
@@ -137,6 +142,10 @@ class Interrupts:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._hook is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            sys.unraisablehook = self._hook
         self._over.set()
         if self._wake is not None:
             signal.set_wakeup_fd(-1)
@@ -155,6 +164,17 @@ class Interrupts:
             raise Interrupted(name)
         with contextlib.suppress(RuntimeError):  # In the midst of another print.
             print(f"asked to end ({name}): {HOLDS}", flush=True)
+
+    def _ignored(self, told: Any) -> None:
+        """Raises what Python could not, as in a callback of garbage collection, a moment later."""
+        if isinstance(told.exc_value, Interrupted):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        elif self._hook is not None:
+            self._hook(told)
+
+    def _again(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and not self._holding:
+            raise Interrupted(self.asked)
 
     def _watch(self) -> None:
         """Has a thread see signals while the main one is deep in a library.

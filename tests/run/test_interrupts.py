@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -70,6 +71,23 @@ def test_one_that_a_library_swallowed_is_raised_at_the_next_step():
             pass
         asked.hold()
         pytest.fail("it went on")
+
+
+def test_one_that_comes_within_a_callback_is_raised_after_it(capsys):
+    """Python says of an exception there that it is ignored, and goes on."""
+
+    class Collected:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    hook = sys.unraisablehook
+    with pytest.raises(Interrupted), Interrupts() as asked:
+        asked.abandon()
+        Collected()
+        time.sleep(5)
+        pytest.fail("it went on")
+    assert capsys.readouterr().err == "" and sys.unraisablehook is hook
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
 
 def test_a_second_one_ends_at_once_and_one_that_nobody_looked_at_at_the_end():
