@@ -112,7 +112,7 @@ def test_a_report_over_domains_of_any_name(tmp_path, capsys):
     stream = io.StringIO()
     table.print(Console(file=stream, width=120, force_terminal=True))
     assert "\x1b]8" not in stream.getvalue() and "[link=http://a.b]c[/link]" in stream.getvalue()
-    events = writers.TensorBoardWriter(tmp_path / "events", None)
+    events = writers.TensorBoardWriter(tmp_path, None)
     tags = [events._tag(name) for name in (*rows, *rows)]
     events.close()
     assert tags[: len(rows)] == tags[len(rows) :] and len(set(tags)) == len(rows)
