@@ -87,7 +87,7 @@ FAULTS = (
         (f"{OF_REWARDS}::test_a_prompt_said_again_is_no_answer",),
     ),
     Mutant(
-        "what is said not to be the answer is one",
+        "an answer that is left open is one",
         SYMBOLIC,
         "if hedges(found) - hedges(expected) or",
         "if",

@@ -27,7 +27,7 @@ OTHER = (
     (r"2\sqrt{3}", (r"\sqrt{12}", r"3\sqrt{2}", r"2\sqrt{3}, 3\sqrt{2}", r"2\sqrt{3} or 3\sqrt{2}",
                     r"2\sqrt{3} \text{ or } 3\sqrt{2}", r"\pm 2\sqrt{3}", r"\{2\sqrt{3}, 1\}",
                     r"2\sqrt{3}; 1", r"2\sqrt{3} + 1", r"-2\sqrt{3}", r"2\sqrt{3}x", "",
-                    r"\text{not } 2\sqrt{3}", r"x \le 2\sqrt{3}", r"2\sqrt{3} = 1", r"2\sqrt{3",
+                    r"2\sqrt{3}\text{ or less}", r"x \le 2\sqrt{3}", r"2\sqrt{3} = 1", r"2\sqrt{3",
                     "3.4")),
     (r"x^2+2x+1", ("(x+1)^2", r"\left(x+1\right)^2", r"(x + 1)^{2}", "x^2+2x", "x^2+2x+1, x^2",
                    "x^2+2x+1 = 7", r"x^2+2x+1 \text{ or } x^2", r"y^2+2y+1")),
