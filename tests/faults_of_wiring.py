@@ -332,7 +332,7 @@ FAULTS = (
     ),
     Mutant(
         "metrics are means of minibatches' means",
-        "fiberjax/run/trainer.py",
+        "fiberjax/run/measured.py",
         "float(functools.reduce(objective.add, [step[name] for step in read]).value)",
         "float(np.mean([step[name].value for step in read]))",
         GRPO,

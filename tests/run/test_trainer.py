@@ -13,8 +13,9 @@ from fiberjax import experiment, seeds
 from fiberjax.diagnostics import GLOBAL_REGIMES
 from fiberjax.objective import Max, Mean, Min, Sum
 from fiberjax.run import evaluation, warm_start
+from fiberjax.run.measured import joined, rollout_metrics
 from fiberjax.run.metrics import METRICS, describe
-from fiberjax.run.trainer import Trainer, joined, rollout_metrics
+from fiberjax.run.trainer import Trainer
 from fiberjax.run.trainer import shuffled as shuffled_rewards
 from fiberjax.train.rollout import Sampler
 
