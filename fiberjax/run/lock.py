@@ -101,7 +101,7 @@ class Lock:
                     opened.write(_count(count))
 
 
-_held: dict[Path, Lock] = {}
+_held: dict[Path, Lock | None] = {}  # None on all processes but the first.
 _files: dict[Path, Any] = {}  # Open for as long as `flock` is to hold.
 
 
@@ -130,6 +130,8 @@ def held(directory: str | os.PathLike[str]) -> Iterator[None]:
             refused = f"workdir {str(directory)!r} cannot be written: {error}"
     if multihost_utils.broadcast_one_to_all(np.bool_(bool(refused))):
         raise Held(refused or f"{directory}: host 0 says why it cannot be used")
+    # Known on every process, so that all of them pass over a second call alike.
+    _held.setdefault(path, None)
 
     def release() -> None:
         lock = _held.pop(path, None)
