@@ -44,7 +44,7 @@ def one_level(budget, epsilon, variant="published"):
 
 
 def log_jacobian(gate, log_ratio):
-    return jax.jacrev(lambda l: jnp.log(gate(l)))(jnp.asarray(log_ratio))
+    return jax.jit(jax.jacrev(lambda l: jnp.log(gate(l))))(jnp.asarray(log_ratio))
 
 
 TOWER = ([3, 5, 1, 4, 2, 6], [0, 0, 1, 2, 2, 2], [0, 0, 1])
@@ -359,9 +359,8 @@ def test_the_on_policy_trap(maximum, factor):
     advantage = jnp.where(trajectory == 0, 1.0, -0.5)
 
     def step(gate):
-        return jax.grad(lambda l: objective.surrogate(gate(l), advantage, layout).value)(
-            jnp.zeros(15)
-        )
+        value = lambda l: objective.surrogate(gate(l), advantage, layout).value  # noqa: E731
+        return jax.jit(jax.grad(value))(jnp.zeros(15))
 
     naive = step(lambda l: naive_fiberpo(l, trajectory, 2, 0.1, 0.05, maximum))
     ours = step(lambda l: fiberpo(l, advantage, layout, one_level(0.1, 0.05)))

@@ -106,7 +106,8 @@ def test_wrong_mesh_is_an_error_with_numbers(tmp_path):
 
 # Config -> generation -> slices, smallest first: the first does not fit, the rest do. None where a
 # generation's smallest slice fits. The whole table takes hours of CPU: FIBERJAX_PLANS=all
-# runs it, FIBERJAX_PLANS=v5e one generation, and without it two entries stand for the rest.
+# runs it, FIBERJAX_PLANS=v5e one generation. Without it one entry, a refusal, stands for the rest:
+# a fit of this size takes two minutes, and tiny plans fit too.
 MATRIX = {
     "qwen2_5_0_5b": {
         "v5e": (None, "1x1", "2x2", "4x4", "16x16"),
@@ -133,7 +134,7 @@ MATRIX = {
         "v4": (None, "2x2x1", "8x8x16"),
     },
 }
-ALWAYS = ("qwen2_5_0_5b-v5e-2x2", "qwen2_5_7b-v4-2x2x1")
+ALWAYS = ("qwen2_5_7b-v4-2x2x1",)
 CHOSEN = os.environ.get("FIBERJAX_PLANS", "")
 
 
