@@ -44,7 +44,11 @@ class Range:
         left, low, high, right = self._parts
         above = number > low or (left == "[" and number == low)
         below = number < high or (right == "]" and number == high)
-        return None if above and below else f"{name} must be {self.expected}; got {shown(value)}"
+        if above and below:
+            return None
+        one = isinstance(value, float) and (left, low, high) == ("[", 1, math.inf)
+        expected = "at least 1" if one else self.expected
+        return f"{name} must be {expected}; got {shown(value)}"
 
     @property
     def expected(self) -> str:

@@ -157,9 +157,9 @@ def saved_run(config, folder, device):
     state = built.fresh_state(base.params)
     trained = jax.tree.map(lambda x: 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), state.params)
     state = dataclasses.replace(state, params=jax.tree.map(np.float32, trained))
+    identity.claim(folder, built, config.to_json_best_effort())
     with checkpoints.Checkpoints(folder / "checkpoints", keep=2) as saved:
         saved.save(1, state, {"base": base.digest})
-    identity.claim(folder, built, config.to_json_best_effort())
     return built, state.params, base.params
 
 

@@ -45,7 +45,7 @@ def test_nothing_is_followed_without_a_metric():
 
 def rule(**changed):
     values = {"metric": METRIC, "patience": 2, "min_delta": 0.0, "mode": "max"}
-    return options.Stop(**values | changed)
+    return options.parse(options.Stop, values | changed, "config.stop")
 
 
 def test_a_run_stops_when_patience_is_at_an_end():

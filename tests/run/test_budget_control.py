@@ -9,7 +9,7 @@ import pytest
 
 from fiberjax import gates
 from fiberjax.gates.config import BY_LEVEL
-from fiberjax.options import BudgetControl
+from fiberjax.options import BudgetControl, parse
 from fiberjax.presets import PRESETS, preset
 from fiberjax.run import loop, metrics
 from fiberjax.run.budget_control import EFFECTIVE_SAMPLE_SIZE, KL, Controller, moved
@@ -20,7 +20,7 @@ OFF = {"kind": "none", "target": 0.0, "gain": 1.0, "end": 1.0, "largest": 100.0}
 
 
 def control(**changed) -> BudgetControl:
-    return BudgetControl(**{**OFF, **changed})
+    return parse(BudgetControl, {**OFF, **changed}, "config.budget_control")
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])

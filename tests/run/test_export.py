@@ -20,12 +20,15 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.mark.slow
 def test_export_needs_no_prompts(make_config, one_device, tmp_path):
     config = make_config()
-    config.tasks.file = str(tmp_path / "gone.jsonl")
+    prompts = tmp_path / "gone.jsonl"
+    prompts.write_text("")
+    config.tasks.file = str(prompts)
     built = experiment.from_config(config, one_device, loading.no_domains)
     params = warm_start.random_params(built.policy, built.mesh, seed=3)
+    identity.claim(tmp_path / "run", built, config.to_json_best_effort())
     with checkpoints.Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as saved:
         saved.save(7, built.fresh_state(params), {})
-    identity.claim(tmp_path / "run", built, config.to_json_best_effort())
+    prompts.unlink()
     command = [sys.executable, "experiments/export.py", f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(
         [*command, f"--output={tmp_path / 'exported'}", "--dtype=float32"],
