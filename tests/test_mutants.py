@@ -37,6 +37,7 @@ def test_a_sample_is_caught(tree, fault):
     assert mutants.try_mutant(mutant, tree) == "caught"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_fault_that_no_test_sees_survives(tree):
     harmless = mutants.MUTANTS[0]._replace(

@@ -150,6 +150,7 @@ def test_four_processes_agree_with_one(four, single):
     assert len(list(four.glob("events.*"))) == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_processes_that_share_rows_agree_with_one(tmp_path, single):
     """The tensor axis spans two processes, which then hold the same rows."""
@@ -158,6 +159,7 @@ def test_processes_that_share_rows_agree_with_one(tmp_path, single):
     assert_same_run(tmp_path / "run", single)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_compile_every_program_once(tmp_path):
     options = (
@@ -179,7 +181,7 @@ def test_two_processes_compile_every_program_once(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("devices", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 8))])
 def test_checkpoint_of_four_processes_resumes_elsewhere(tmp_path, four, devices):
     workdir = tmp_path / "run"
     shutil.copytree(four, workdir)

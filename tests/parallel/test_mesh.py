@@ -32,13 +32,13 @@ from fiberjax.policy import TokenOutputs, init, lora, sample
 from fiberjax.train.batch import batch_specs
 from fiberjax.train.update import objective_gradient
 
+LONG = (pytest.mark.slow, pytest.mark.long)
 SHAPES = [
     (8, 1, 1),
     (1, 8, 1),
     (2, 2, 2),
     (1, 1, 4),
-    *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(4, 1, 2), (2, 4, 1)]),
-    *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 4, 2), (1, 2, 4)]),
+    *(pytest.param(shape, marks=LONG) for shape in [(4, 1, 2), (2, 4, 1), (1, 4, 2), (1, 2, 4)]),
 ]
 
 
@@ -69,14 +69,18 @@ def test_update_agrees_with_one_device(single, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_micro_batches_on_a_mesh_agree_with_one_device(single, parts):
     options = dataclasses.replace(OPTIONS, num_micro_batches=parts)
     assert_agrees(run((2, 2, 2), options), single)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "parts"), [((2, 2, 2), 2), ((1, 8, 1), 1)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [((2, 2, 2), 2), pytest.param((1, 8, 1), 1, marks=pytest.mark.long)],
+    ids=str,
+)
 def test_adapters_on_a_mesh_agree_with_one_device(shape, parts):
     """Both sides of each: split by `fsdp` and by `tensor`."""
     chosen = lora.make_lora(CONFIG, rank=3, alpha=6.0, targets=(lora.ALL,), base_dtype="float32")

@@ -71,7 +71,9 @@ def assert_tables_only(gate: dict, groups: int, domains: int) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1"])  # One chip of each make.
+@pytest.mark.parametrize(  # One chip of each make.
+    "topology", ["v5e:2x2", pytest.param("v5p:2x2x1", marks=pytest.mark.long)]
+)
 def test_tiny_plan(tmp_path, topology):
     output = tmp_path / "plan.json"
     options = ["--config.mesh.data=2", "--config.mesh.fsdp=-1", "--config.rollout.prompts=16"]

@@ -246,6 +246,7 @@ def test_adapters_are_exported_from_the_command_line(config, one_device, tmp_pat
     assert_equal(weights.load(out / "base", built.policy, placed), on_host(base))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_iteration_on_a_mesh_is_that_of_one_device(config):
     """The sampler gathers base and adapters over `fsdp`; `tensor` splits their sides."""

@@ -73,7 +73,9 @@ def test_sequences_that_see_each_other_give_another_answer():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(4, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param((4, 1, 1), marks=pytest.mark.long), (2, 2, 2)], ids=str
+)
 def test_packed_on_a_mesh_equals_unpacked(shape):
     batch = make_batch()
     rows = packing.rows_needed(batch, 4)

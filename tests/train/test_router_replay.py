@@ -45,7 +45,13 @@ def test_a_replayed_update_is_another(replayed):
     assert max(jax.tree.leaves(gap)) > 1e-3
 
 
-@pytest.mark.parametrize("way", ["packed", "micro-batches", "eight shards", "expert parallel"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        *("packed", "expert parallel"),
+        *(pytest.param(way, marks=pytest.mark.long) for way in ("micro-batches", "eight shards")),
+    ],
+)
 def test_any_split_replays_alike(replayed, way):
     batch, shape, options = routed_batch(), (1, 1, 1), OPTIONS
     if way == "packed":
