@@ -142,6 +142,7 @@ def test_a_killed_run_ends_where_the_other_did(finished, scratch):
     assert_same_run(folder, finished[0])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_that_is_asked_to_end_is_saved_and_alone_in_its_folder_until_then(finished, scratch):
     folder = scratch / "asked"
