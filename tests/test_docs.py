@@ -79,7 +79,10 @@ def test_the_page_of_options_is_what_the_code_says():
     script = runpy.run_path(str(ROOT / "docs" / "make_options.py"))
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert page == script["page"](), "run: python docs/make_options.py"
-    assert "| `samples` | int | `16` |  | G, completions a prompt; they are its group. |" in page
+    assert (
+        "| `samples` | int in [1, inf) | `16` |  | G, completions a prompt; they are its group. |"
+        in page
+    )
     outside = {"gate", *script["meanings"](Run)}
     assert set(script["SECTIONS"]) - {""} == set(SECTIONS) - outside
     undocumented = dataclasses.make_dataclass("Undocumented", [("depth", int)])

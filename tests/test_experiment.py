@@ -225,7 +225,9 @@ def test_a_file_of_ones_own_replaces_the_families(from_rows):
 
 
 def test_solutions_of_a_file_must_reach_the_threshold(from_rows, monkeypatch):
-    monkeypatch.setitem(VERIFIERS, "partial", lambda prompt, answer, completion: 0.5)
+    monkeypatch.setitem(
+        VERIFIERS, "partial", lambda prompt, answer, completion: 0.5 * bool(completion)
+    )
     rows = [row | {"solution": "1" + row["answer"]} for row in ROWS]
     assert from_rows(rows, verifier="partial", pass_threshold=0.5)
     with pytest.raises(ValueError, match="row 1: the verifier does not accept the row's own"):

@@ -107,12 +107,15 @@ def _tokenizer(path: Path) -> Any:
     _check_ids(path / "tokenizer.json" if path.is_dir() else path)
     transformers = _transformers()
     with _readable():
-        if path.is_dir():
-            found = transformers.AutoTokenizer.from_pretrained(
-                str(path), local_files_only=True, trust_remote_code=False
-            )
-        else:
+        if not path.is_dir():
             found = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+        else:
+            try:
+                found = transformers.AutoTokenizer.from_pretrained(
+                    str(path), local_files_only=True, trust_remote_code=False
+                )
+            except ValueError as error:  # Of the library, whose advice is not ours.
+                raise RuntimeError(error) from None
     if not getattr(found, "is_fast", False):
         raise ValueError(
             f"its tokenizer is a {type(found).__name__}, which the tokenizers library does not "

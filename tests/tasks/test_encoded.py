@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_named_by_its_row(where, named):
         ValueError, match=f"{named}: the prompt has 6 tokens, .*config.window.prompt = 5"
     ):
         examples.check_prompts(5)
-    with pytest.raises(ValueError, match=f"{named}: the solution has 3 tokens .*_tokens=2"):
+    with pytest.raises(ValueError, match=f"{named}: the solution has 3 tokens .*completion = 2"):
         examples.check_solutions(2)
 
 

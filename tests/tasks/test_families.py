@@ -210,14 +210,18 @@ HOSTILE = (
 )
 
 
-@pytest.mark.parametrize("verifier", VERIFIERS)
+# Those of reasoning-gym read the row of a problem: tests/tasks/test_reasoning.py.
+OF_TEXTS = [name for name in VERIFIERS if not name.startswith("reasoning_gym")]
+
+
+@pytest.mark.parametrize("verifier", OF_TEXTS)
 @pytest.mark.parametrize("completion", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_completions_earn_nothing_and_never_raise(verifier, completion):
     prompt, answer = ("C:3,7,8>24=", "24") if verifier == "countdown" else ("x", "2024")
     assert VERIFIERS[verifier](prompt, answer, completion) == 0.0
 
 
-@pytest.mark.parametrize("verifier", VERIFIERS)
+@pytest.mark.parametrize("verifier", OF_TEXTS)
 @given(text=st.text())
 @settings(max_examples=50, deadline=None)
 def test_any_text_is_judged(verifier, text):

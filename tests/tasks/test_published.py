@@ -322,7 +322,7 @@ def test_a_completion_ends_with_its_stop_string_as_if_it_had_been_drawn_so(read)
     ("damage", "message"),
     [
         (lambda f: (f / "tokenizer.json").unlink(), r"model' ?: it holds no tokenizer"),
-        (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json cannot be read"),
         (
             lambda f: (f / "generation_config.json").write_text("{"),
             r"generation_config\.json cannot",
