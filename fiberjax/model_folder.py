@@ -11,7 +11,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fiberjax import options
-from fiberjax.bounds import named
 from fiberjax.policy import TransformerConfig, weights
 from fiberjax.tasks.published import context_length
 
@@ -59,8 +58,10 @@ def read_shape(folder: str) -> dict[str, Any]:
     Raises:
       ValueError: it is no checkpoint of a known architecture.
     """
-    with named("config.model.folder"):
+    try:
         return weights.read_shape(folder) if folder else {}
+    except ValueError as error:
+        raise ValueError(f"config.model.folder: {error}") from None
 
 
 def check_shape(values: Any, shape: Mapping[str, Any], folder: str) -> None:
@@ -114,5 +115,7 @@ def check_weights(directory: str, policy: TransformerConfig) -> None:
     Raises:
       ValueError: what differs.
     """
-    with named("config.model.folder"):
+    try:
         weights.check(directory, policy)
+    except ValueError as error:
+        raise ValueError(f"config.model.folder: {error}") from None

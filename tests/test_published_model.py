@@ -312,11 +312,11 @@ def test_an_older_run_of_weights_alone_keeps_its_characters(kept, make_config, o
 def saved_run(config, folder, one_device, *iterations):
     """A run folder with checkpoints of random parameters."""
     built = experiment.from_config(config, one_device, loading.no_domains)
+    identity.claim(folder, built, config.to_json_best_effort())
     with checkpoints.Checkpoints(folder / "checkpoints", keep=9) as saved:
         for iteration in iterations:
             params = warm_start.random_params(built.policy, built.mesh, seed=iteration)
             saved.save(iteration, built.fresh_state(params), {})
-    identity.claim(folder, built, config.to_json_best_effort())
     return built
 
 

@@ -357,5 +357,5 @@ def test_an_extra_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     from fiberjax.tasks.rewards import SHIPPED
 
-    with pytest.raises(ValueError, match="'math' needs the extra 'math', .* --extra math"):
+    with pytest.raises(ValueError, match=r"'math' needs the extra 'math', .* --extra math"):
         combine("number + math", SHIPPED)
