@@ -13,7 +13,7 @@ from fiberjax import experiment, seeds
 from fiberjax.diagnostics import GLOBAL_REGIMES
 from fiberjax.objective import Max, Mean, Min, Sum
 from fiberjax.run import evaluation, warm_start
-from fiberjax.run.measured import joined, rollout_metrics
+from fiberjax.run.measured import Paid, joined, rollout_metrics
 from fiberjax.run.metrics import METRICS, describe
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.trainer import shuffled as shuffled_rewards
@@ -237,9 +237,9 @@ def test_steps_of_rows_that_had_ended_are_counted(build):
         step=0,
     )
     length = rollouts.mask.sum(axis=1)
+    paid = Paid(rollouts.reward, rollouts.reward, np.ones(len(length), bool))
     scalars = rollout_metrics(
-        *(trainer.experiment.mesh, [rollouts], rollouts.reward),
-        trainer.experiment.domain_names,
+        *(trainer.experiment.mesh, [rollouts], paid), trainer.experiment.domain_names
     )
     expected = 1 - length.mean() / length.max()
     assert scalars["rollout/wasted_steps"] == pytest.approx(expected) and expected > 0
