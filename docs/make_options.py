@@ -14,37 +14,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fiberjax import bounds, options
+from fiberjax import bounds, experiment, options
 from fiberjax.gates import GATES, config
-from fiberjax.policy import TransformerConfig
 from fiberjax.presets import PRESETS
 from fiberjax.tasks import FAMILIES
 
 PAGE = Path(__file__).with_name("options.md")
 
-# In the order that a run meets them; the first one's options stand in no section.
-SECTIONS: Mapping[str, type] = {
-    "": options.Run,
-    "tasks": options.Tasks,
-    "rewards": options.Rewards,
-    "window": options.Window,
-    "turns": options.Turns,
-    "model": options.Model,
-    "policy": TransformerConfig,
-    "lora": options.LoRA,
-    "warm_start": options.WarmStart,
-    "rollout": options.Rollout,
-    "training": options.Training,
-    "budget_control": options.BudgetControl,
-    "optimizer": options.Optimizer,
-    "curriculum": options.Curriculum,
-    "evaluation": options.Evaluation,
-    "keep": options.Keep,
-    "server": options.Server,
-    "checkpoint": options.Checkpoint,
-    "stop": options.Stop,
-    "mesh": options.Mesh,
-}
+# The options of the first stand in no section.
+SECTIONS: Mapping[str, type] = {"": options.Run, **experiment.SECTIONS}
 MODELS = ("qwen2_5_0_5b", "qwen2_5_1_5b", "qwen2_5_7b", "qwen3_1_7b")
 
 HEAD = """# Options

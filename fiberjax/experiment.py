@@ -16,7 +16,6 @@ from fiberjax.advantages import ESTIMATORS, WITHIN_GROUPS, Estimator
 from fiberjax.bounds import named
 from fiberjax.gates import GATES, Budgets, GateSpec
 from fiberjax.layout import STATE
-from fiberjax.mismatch import CORRECTIONS
 from fiberjax.model_folder import check_model, check_shape, check_weights, read_shape
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, cast_kernels, init, lora
@@ -29,52 +28,46 @@ from fiberjax.tasks import (
     Vocabulary,
     supervised_batches,
 )
-from fiberjax.tasks.environments import ENVIRONMENTS, Environment, Turns
+from fiberjax.tasks.environments import ENVIRONMENTS, Environment, Turns, make_turns
 from fiberjax.tasks.fitting import check_answers, fit_prompts
-from fiberjax.tasks.golds import check_golds
+from fiberjax.tasks.golds import check_rewards
 from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels, of_layout
 from fiberjax.tasks.loading import load_domains, make_vocabulary
-from fiberjax.tasks.rewards import Verifier, isolated_in
+from fiberjax.tasks.rewards import Verifier
 from fiberjax.tasks.rewards.own import expressions_of, table_of
 from fiberjax.train.engine import Engine
 from fiberjax.train.rollout import Sampler
-from fiberjax.train.server import Server
+from fiberjax.train.server import make_engine
 from fiberjax.train.update import Knobs, StepOptions, TrainState
 
 # `reward/<domain>` and the rows of the evaluation table share their names with these.
 RESERVED = ("mean", "std", "overall")
 
-SECTIONS = (
-    *(
-        "seed",
-        "iterations",
-        "tasks",
-        "rewards",
-        "levels",
-        "window",
-        "turns",
-        "model",
-        "policy",
-        "lora",
-        "warm_start",
-        "rollout",
-        "server",
-        "training",
-    ),
-    *(
-        "gate",
-        "budget_control",
-        "advantage",
-        "optimizer",
-        "curriculum",
-        "evaluation",
-        "keep",
-        "checkpoint",
-        "stop",
-        "mesh",
-    ),
-    *("plugins", "writers"),
-)
+SECTIONS: Mapping[str, type] = {
+    "tasks": options.Tasks,
+    "rewards": options.Rewards,
+    "window": options.Window,
+    "turns": options.Turns,
+    "model": options.Model,
+    "policy": TransformerConfig,
+    "lora": options.LoRA,
+    "warm_start": options.WarmStart,
+    "rollout": options.Rollout,
+    "server": options.Server,
+    "training": options.Training,
+    "budget_control": options.BudgetControl,
+    "optimizer": options.Optimizer,
+    "curriculum": options.Curriculum,
+    "evaluation": options.Evaluation,
+    "keep": options.Keep,
+    "checkpoint": options.Checkpoint,
+    "stop": options.Stop,
+    "mesh": options.Mesh,
+}
+"""The sections of a config and their options, in the order that a run meets them."""
+
+KEYS = (*(field.name for field in dataclasses.fields(options.Run)), *SECTIONS, "gate")
+"""All that a config has; what stands in `gate`, its gate says."""
 
 POLICY = tuple(field.name for field in dataclasses.fields(TransformerConfig))
 
@@ -322,7 +315,7 @@ def _from_config(
     estimator_table: Mapping[str, Estimator],
     environment_table: Mapping[str, Environment],
 ) -> Experiment:
-    options.check_keys(config, SECTIONS, "config")
+    options.check_keys(config, KEYS, "config")
     names = tuple(field.name for field in dataclasses.fields(options.Run))
     run = options.parse(options.Run, {name: config[name] for name in names}, "config")
     tasks = options.parse(options.Tasks, config.tasks, "config.tasks")
@@ -339,6 +332,7 @@ def _from_config(
             "completion with the others of its prompt, and would be 0 throughout: expected at "
             "least 2, or an advantage such as 'reinforce_plus_plus'"
         )
+    server = options.parse(options.Server, config.server, "config.server")
     training = options.parse(options.Training, config.training, "config.training")
     schedule, optimizer = _optimizer(config.optimizer, run.iterations, training)
     levels = check_names(run.levels)
@@ -353,7 +347,8 @@ def _from_config(
     shape = read_shape(model.folder)
     check_model(model, window, warm_start)
     vocabulary = make_vocabulary(tasks, model)
-    turns = make_turns(config.turns, window, vocabulary, tables.environments)
+    said = options.parse(options.Turns, config.turns, "config.turns")
+    turns = make_turns(said, window.completion, vocabulary, tables.environments)
     policy = make_policy(config.policy, vocabulary, shape, model.folder)
     if training.router_replay and policy.num_experts == 0:
         raise ValueError(
@@ -369,7 +364,7 @@ def _from_config(
         train, test = (load_data or load)(tasks, columns_of(levels))
         if load_data is None:
             train, test = fit_data(tasks, window, vocabulary, train, test)
-            check_rewards(tasks, rewards, train, test)
+            check_rewards(tasks, rewards, train, test, _tell)
     built = Experiment(
         seed=run.seed,
         iterations=run.iterations,
@@ -380,7 +375,7 @@ def _from_config(
         model=model,
         warm_start=warm_start,
         rollout=rollout,
-        engine=make_engine(config.server, rollout, training, policy, device_mesh),
+        engine=make_engine(server, rollout, training, policy, device_mesh),
         training=training,
         budget_control=make_budget_control(config.budget_control, gate),
         curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
@@ -407,37 +402,6 @@ def _from_config(
     if load_data is None:
         check_data(built)
     return built
-
-
-def make_engine(
-    config: Any,
-    rollout: options.Rollout,
-    training: options.Training,
-    policy: TransformerConfig,
-    device_mesh: Mesh,
-) -> Engine | None:
-    """The client of the server that draws completions; None where nobody else does."""
-    chosen = options.parse(options.Server, config, "config.server")
-    if rollout.engine == "own":
-        return None
-    try:
-        chosen.check()
-    except ValueError as error:
-        raise ValueError(f"config.rollout.engine = 'http', and config.server.{error}") from None
-    if training.mismatch == "none" and training.edge != "direct":
-        raise ValueError(
-            "config.rollout.engine = 'http' draws by another program, whose log-probabilities are "
-            "not the trainer's, and config.training.mismatch = 'none' would not correct it: "
-            f"expected one of {', '.join(CORRECTIONS)}, or config.training.edge = 'direct'"
-        )
-    if rollout.slots:
-        raise ValueError(
-            f"config.rollout.slots = {rollout.slots} is of the compiled loop, and "
-            "config.rollout.engine = 'http' does not run it: expected 0"
-        )
-    if len({device.process_index for device in device_mesh.devices.flat}) > 1:
-        raise ValueError("config.rollout.engine = 'http' is for runs of one process; got several")
-    return Server(policy, **dataclasses.asdict(chosen))
 
 
 class _Tables(NamedTuple):
@@ -474,45 +438,6 @@ def _tables(
             f"config.advantage must be one of {', '.join(tables.estimators)}; got {run.advantage!r}"
         )
     return tables
-
-
-def make_turns(
-    config: Any,
-    window: options.Window,
-    vocabulary: Vocabulary,
-    environments: Mapping[str, Environment],
-) -> Turns:
-    """How an episode goes, and who answers in it.
-
-    Raises:
-      ValueError: a bad option, no such environment, or a window without room for a turn or a reply.
-    """
-    chosen = options.parse(options.Turns, config, "config.turns")
-    if not chosen.environment:
-        return Turns(role=chosen.role, read=chosen.read)
-    if chosen.environment not in environments:
-        raise ValueError(
-            f"config.turns.environment must be '' or one of {', '.join(environments)}; got "
-            f"{chosen.environment!r}"
-        )
-    turns = Turns(
-        environments[chosen.environment], chosen.limit, chosen.reply, chosen.role, chosen.read
-    )
-    if turns.tokens(window.completion) < 1:
-        raise ValueError(
-            f"config.window.completion = {window.completion} columns have no room for config.turns."
-            f"limit = {turns.limit} turns with replies of config.turns.reply = {turns.reply} tokens"
-        )
-    try:
-        around = len(vocabulary.encode_reply("", turns.role))
-    except ValueError as error:
-        raise ValueError(f"config.turns.role = {turns.role!r}: {error}") from None
-    if around > turns.reply:
-        raise ValueError(
-            f"config.turns.reply = {turns.reply} tokens have no room for the {around} that stand "
-            "around every reply"
-        )
-    return turns
 
 
 def make_budget_control(config: Any, gate: gates.Gate) -> options.BudgetControl:
@@ -642,25 +567,6 @@ def fit_data(
     if tasks.file:
         check_answers((*train, *test), vocabulary, tasks.pass_threshold, _tell)
     return train, test
-
-
-def check_rewards(
-    tasks: options.Tasks,
-    rewards: options.Rewards,
-    train: tuple[Domain, ...],
-    test: tuple[Domain, ...],
-) -> None:
-    """Loads the rewards that run in workers, and verifies a file's answers against themselves.
-
-    Raises:
-      ValueError: a function cannot be loaded, or most answers of a domain are not paid.
-    """
-    for domain in train:
-        for apart in isolated_in(domain.verify):
-            apart.load()
-    if tasks.file and rewards.golds != "skip":
-        refuse = rewards.golds == "refuse"
-        check_golds((*train, *test), tasks.pass_threshold, _tell, refuse=refuse)
 
 
 def _tell(line: str) -> None:

@@ -11,33 +11,12 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from fiberjax import bounds, gates, options
 from fiberjax.bounds import Length, Range
+from fiberjax.experiment import SECTIONS
 from fiberjax.gates import GATES
-from fiberjax.policy import TransformerConfig
 from fiberjax.tasks import FAMILIES
 from fiberjax.tasks.families import make_family
 
 CONFIG = quickstart.get_config()
-SECTIONS = {
-    "tasks": options.Tasks,
-    "rewards": options.Rewards,
-    "window": options.Window,
-    "turns": options.Turns,
-    "model": options.Model,
-    "policy": TransformerConfig,
-    "lora": options.LoRA,
-    "warm_start": options.WarmStart,
-    "rollout": options.Rollout,
-    "server": options.Server,
-    "training": options.Training,
-    "budget_control": options.BudgetControl,
-    "optimizer": options.Optimizer,
-    "curriculum": options.Curriculum,
-    "evaluation": options.Evaluation,
-    "keep": options.Keep,
-    "checkpoint": options.Checkpoint,
-    "stop": options.Stop,
-    "mesh": options.Mesh,
-}
 NO_FLOAT = (math.nan, math.inf, -math.inf, 1e39, -1e300, True, "", None, (), {}, "0.1", 10**400)
 NO_INT = (math.nan, 1.0, True, "", None, (), {}, 2**31, -(2**31) - 1, 10**400)
 NO_TEXT = (math.nan, 1, True, None, {}, "\ud800", "a\0b")

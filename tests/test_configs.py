@@ -11,7 +11,7 @@ import tiny
 
 from configs import gates as presets
 from fiberjax import experiment, gates, model_folder
-from fiberjax.experiment import SECTIONS
+from fiberjax.experiment import KEYS
 from fiberjax.policy import num_params
 from fiberjax.tasks import loading
 
@@ -32,7 +32,7 @@ def test_configs_do_not_import_jax():
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "gates"])
 def test_every_config_has_all_sections(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    assert set(config) == set(SECTIONS)
+    assert set(config) == set(KEYS)
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)

@@ -14,7 +14,7 @@ import pytest
 
 import fiberjax
 from configs import quickstart
-from fiberjax.experiment import SECTIONS
+from fiberjax.experiment import KEYS
 from fiberjax.options import Run
 from fiberjax.run import metrics
 
@@ -84,7 +84,7 @@ def test_the_page_of_options_is_what_the_code_says():
         in page
     )
     outside = {"gate", *script["meanings"](Run)}
-    assert set(script["SECTIONS"]) - {""} == set(SECTIONS) - outside
+    assert set(script["SECTIONS"]) - {""} == set(KEYS) - outside
     undocumented = dataclasses.make_dataclass("Undocumented", [("depth", int)])
     with pytest.raises(ValueError, match=r"Undocumented\.depth has no line under Attributes"):
         script["meanings"](undocumented)

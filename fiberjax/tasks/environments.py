@@ -14,6 +14,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from fiberjax import options
 from fiberjax.tasks.countdown import evaluate
 from fiberjax.tasks.examples import Example
 from fiberjax.tasks.vocabulary import Vocabulary
@@ -113,6 +114,50 @@ class Turns:
             fits = len(encode(held[:middle])) <= self.reply
             low, high = (middle, high) if fits else (low, middle - 1)
         return encode(held[:low]), held[:low] == text
+
+
+def make_turns(
+    chosen: options.Turns,
+    columns: int,
+    vocabulary: Vocabulary,
+    environments: Mapping[str, Environment],
+) -> Turns:
+    """How an episode goes, and who answers in it.
+
+    Args:
+      chosen: the options.
+      columns: of all turns and replies.
+      vocabulary: of the policy.
+      environments: by name.
+
+    Raises:
+      ValueError: no such environment, or a window without room for a turn or a reply.
+    """
+    if not chosen.environment:
+        return Turns(role=chosen.role, read=chosen.read)
+    if chosen.environment not in environments:
+        raise ValueError(
+            f"config.turns.environment must be '' or one of {', '.join(environments)}; got "
+            f"{chosen.environment!r}"
+        )
+    turns = Turns(
+        environments[chosen.environment], chosen.limit, chosen.reply, chosen.role, chosen.read
+    )
+    if turns.tokens(columns) < 1:
+        raise ValueError(
+            f"config.window.completion = {columns} columns have no room for config.turns.limit = "
+            f"{turns.limit} turns with replies of config.turns.reply = {turns.reply} tokens"
+        )
+    try:
+        around = len(vocabulary.encode_reply("", turns.role))
+    except ValueError as error:
+        raise ValueError(f"config.turns.role = {turns.role!r}: {error}") from None
+    if around > turns.reply:
+        raise ValueError(
+            f"config.turns.reply = {turns.reply} tokens have no room for the {around} that stand "
+            "around every reply"
+        )
+    return turns
 
 
 def _holds(vocabulary: Vocabulary, text: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fiberjax import options
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import Example
 from fiberjax.tasks.reading.checks import Tell
@@ -21,6 +22,26 @@ FORMS = (r"\boxed{{{}}}", "#### {}", "<answer>{}</answer>", "The answer is {}.")
 
 SAMPLE = 256
 """Rows of a domain that are looked at, where its verifier runs in workers."""
+
+
+def check_rewards(
+    tasks: options.Tasks,
+    rewards: options.Rewards,
+    train: tuple[Domain, ...],
+    test: tuple[Domain, ...],
+    tell: Tell,
+) -> None:
+    """Loads the rewards that run in workers, and verifies a file's answers against themselves.
+
+    Raises:
+      ValueError: a function cannot be loaded, or most answers of a domain are not paid.
+    """
+    for domain in train:
+        for apart in isolated_in(domain.verify):
+            apart.load()
+    if tasks.file and rewards.golds != "skip":
+        refuse = rewards.golds == "refuse"
+        check_golds((*train, *test), tasks.pass_threshold, tell, refuse=refuse)
 
 
 def check_golds(

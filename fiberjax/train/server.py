@@ -15,8 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
+from fiberjax import options
+from fiberjax.mismatch import CORRECTIONS
 from fiberjax.policy import Samples, TransformerConfig, lora, weights
-from fiberjax.train.engine import Completion, Draws, problem, table
+from fiberjax.train.engine import Completion, Draws, Engine, problem, table
 
 # Of an answer: the most bytes, whatever is asked for, and for each token of it.
 _BYTES, _BYTES_PER_TOKEN = 1 << 20, 1 << 10
@@ -206,3 +210,37 @@ def _filled(value: Any, folder: str) -> Any:
     if isinstance(value, dict):
         return {name: _filled(of, folder) for name, of in value.items()}
     return [_filled(of, folder) for of in value] if isinstance(value, list) else value
+
+
+def make_engine(
+    chosen: options.Server,
+    rollout: options.Rollout,
+    training: options.Training,
+    policy: TransformerConfig,
+    device_mesh: Mesh,
+) -> Engine | None:
+    """The client of the server that draws completions; None where nobody else does.
+
+    Raises:
+      ValueError: options that do not go with a server; names them.
+    """
+    if rollout.engine == "own":
+        return None
+    try:
+        chosen.check()
+    except ValueError as error:
+        raise ValueError(f"config.rollout.engine = 'http', and config.server.{error}") from None
+    if training.mismatch == "none" and training.edge != "direct":
+        raise ValueError(
+            "config.rollout.engine = 'http' draws by another program, whose log-probabilities are "
+            "not the trainer's, and config.training.mismatch = 'none' would not correct it: "
+            f"expected one of {', '.join(CORRECTIONS)}, or config.training.edge = 'direct'"
+        )
+    if rollout.slots:
+        raise ValueError(
+            f"config.rollout.slots = {rollout.slots} is of the compiled loop, and "
+            "config.rollout.engine = 'http' does not run it: expected 0"
+        )
+    if len({device.process_index for device in device_mesh.devices.flat}) > 1:
+        raise ValueError("config.rollout.engine = 'http' is for runs of one process; got several")
+    return Server(policy, **dataclasses.asdict(chosen))
