@@ -21,11 +21,8 @@ import json
 import os
 import pathlib
 import platform
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -33,7 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.train_step import POLICY, TUNIX, Timing, summary, timed
+from benchmarks.sides import Timing, other_side, python_with, summary, timed
+from benchmarks.train_step import POLICY, TUNIX
 from fiberjax.parallel import distributed
 from fiberjax.policy import Samples, Transformer, init, num_params, sample
 
@@ -43,8 +41,6 @@ ROWS = {"equal": 64, "ragged": 256}
 PAD, EOS = 0, 1
 FOLDER = pathlib.Path(__file__).parent
 SIDES = {"parts": "ours, in parts", "slots": "ours, slots", "torch": "transformers", "tunix": TUNIX}
-
-Ask = Callable[[str], dict[str, Any]]
 
 
 def problem() -> dict[str, np.ndarray]:
@@ -102,53 +98,6 @@ def our_side(data: dict[str, np.ndarray]) -> tuple[Callable[[str, str], Timing],
     return lambda case, way: timed(lambda: draw(case, way)), wasted
 
 
-@contextlib.contextmanager
-def other_side(command: list[str], data: dict[str, np.ndarray]) -> Iterator[Ask]:
-    """Asks another library, in a process of its own, for a case or about itself."""
-    options = dataclasses.asdict(POLICY) | {
-        "prompt": PROMPT,
-        "completion": LIMIT,
-        "rows": AT_A_TIME,
-        "threads": os.cpu_count(),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder) / "prompts.npz"
-        np.savez(file, allow_pickle=False, **data)
-        # They print notices of their own on standard output: answers are the lines of JSON.
-        with subprocess.Popen(
-            [*command, json.dumps(options), str(file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            # Torch's threads would else spin while they wait, and time is shared.
-            env=os.environ | {"JAX_PLATFORMS": jax.default_backend(), "OMP_WAIT_POLICY": "passive"},
-        ) as child:
-            assert child.stdin is not None and child.stdout is not None
-            questions, answers = child.stdin, child.stdout
-
-            def ask(what: str) -> dict[str, Any]:
-                questions.write(what + "\n")
-                questions.flush()
-                for line in answers:
-                    if line.startswith("{"):
-                        return json.loads(line)
-                raise SystemExit(f"{command} ended before it answered {what!r}")
-
-            yield ask
-            questions.close()
-
-
-def python_with(python: str, *packages: str) -> list[str]:
-    """The command of a Python that has packages: the given one, or one that uv makes."""
-    if python:
-        return [python]
-    uv = shutil.which("uv")
-    if uv is None:
-        raise SystemExit(f"{packages} need uv, or a Python that has them; see --help")
-    wanted = [part for package in packages for part in ("--with", package)]
-    return [uv, "run", "--no-project", "--python", sys.executable, *wanted, "python"]
-
-
 def measure(sides: dict[str, Callable[[str], Timing]], case: str, repeats: int) -> dict[str, Any]:
     """Turns of one measurement of each side, after one of each that compiles."""
     runs: dict[str, list[Timing]] = {side: [] for side in sides}
@@ -201,6 +150,14 @@ def main() -> None:
     about: dict[str, Any] = {"ours": {n: version(n) for n in ("fiberjax", "jax", "jaxlib")}}
     about["ours"]["params"] = num_params(POLICY)
     load = os.getloadavg()
+    given = dataclasses.asdict(POLICY) | {
+        "prompt": PROMPT,
+        "completion": LIMIT,
+        "rows": AT_A_TIME,
+        "threads": os.cpu_count(),
+    }
+    # Torch's threads would else spin while they wait, and time is shared.
+    environment = {"JAX_PLATFORMS": jax.default_backend(), "OMP_WAIT_POLICY": "passive"}
     with contextlib.ExitStack() as stack:
         for side, wanted, command in (
             ("torch", options.torch, lambda: python_with(options.torch_python, *TORCH)),
@@ -213,7 +170,7 @@ def main() -> None:
             if not wanted:
                 continue
             script = str(FOLDER / f"rollout_{side}.py")
-            ask = stack.enter_context(other_side([*command(), script], data))
+            ask = stack.enter_context(other_side([*command(), script], given, data, environment))
             about[side] = ask("about")
             if about[side]["params"] != about["ours"]["params"]:
                 raise SystemExit(f"the policies differ in size: {about}")

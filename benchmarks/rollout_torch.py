@@ -8,12 +8,11 @@ many tokens as its prompt's first one says, less 2, by a stopping criterion.
 
 import json
 import sys
-import time
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
+from sides import serve
 from transformers import Qwen3Config, Qwen3ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 PAD, EOS = 0, 1
@@ -55,7 +54,9 @@ def main() -> None:
     width, length = options["prompt"], options["completion"]
     criteria = StoppingCriteriaList([Schedule(width)])
 
-    def sample(case: str) -> int:
+    @torch.inference_mode()
+    def sample(case: str, turn: int) -> int:
+        del turn  # Torch has one stream of its own.
         prompts = torch.from_numpy(data[f"{case}_prompts"]).long()
         for part in prompts.split(options["rows"]):
             drawn = model.generate(
@@ -74,22 +75,9 @@ def main() -> None:
             model.compute_transition_scores(drawn.sequences, drawn.scores, normalize_logits=True)
         return int(data[f"{case}_lengths"].sum())
 
-    for line in sys.stdin:
-        command = line.strip()
-        if command == "about":
-            count = sum(x.numel() for x in model.parameters())
-            answer: dict[str, Any] = {name: version(name) for name in ("torch", "transformers")}
-            answer |= {"params": count, "threads": torch.get_num_threads()}
-        else:
-            wall, cpu = time.perf_counter(), time.process_time()
-            with torch.inference_mode():
-                tokens = sample(command)
-            answer = {
-                "wall": time.perf_counter() - wall,
-                "cpu": time.process_time() - cpu,
-                "tokens": tokens,
-            }
-        print(json.dumps(answer), file=sys.__stdout__, flush=True)
+    count = sum(x.numel() for x in model.parameters())
+    threads = torch.get_num_threads()
+    serve(sample, ("torch", "transformers"), params=count, threads=threads)
 
 
 if __name__ == "__main__":

@@ -9,44 +9,16 @@ many tokens as its prompt's first one says, less 2: the sampler has no place for
 import dataclasses
 import json
 import sys
-import time
-from importlib.metadata import version
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from sides import Rows, serve
 from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.models.qwen3.model import ModelConfig, Qwen3
 
 PAD, EOS = 0, 1
-
-
-class Rows:
-    """A tokenizer whose texts are row numbers: the sampler insists on encoding strings."""
-
-    def __init__(self, prompts: np.ndarray):
-        self.prompts = prompts
-
-    def encode(self, text: str) -> list[int]:
-        """The prompt of row `text`."""
-        return self.prompts[int(text)].tolist()
-
-    def decode(self, ids: list[int]) -> str:
-        """Nothing: decoding is no part of the comparison."""
-        return ""
-
-    def bos_id(self) -> int:
-        """No token of the beginning."""
-        return 0
-
-    def eos_id(self) -> int:
-        """The end."""
-        return EOS
-
-    def pad_id(self) -> int:
-        """The padding."""
-        return PAD
 
 
 class Scheduled(Sampler):
@@ -83,7 +55,8 @@ def main() -> None:
         width + length, options["num_layers"], options["num_kv_heads"], options["head_dim"]
     )
     samplers = {
-        case: Scheduled(model, Rows(data[f"{case}_prompts"]), cache) for case in ("equal", "ragged")
+        case: Scheduled(model, Rows(data[f"{case}_prompts"], pad=PAD, eos=EOS), cache)
+        for case in ("equal", "ragged")
     }
 
     def sample(case: str, seed: int) -> int:
@@ -101,21 +74,8 @@ def main() -> None:
             )
         return int(data[f"{case}_lengths"].sum())
 
-    for seed, line in enumerate(sys.stdin):
-        command = line.strip()
-        if command == "about":
-            names = ("google-tunix", "jax", "jaxlib", "flax")
-            count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
-            answer: dict[str, Any] = {name: version(name) for name in names} | {"params": count}
-        else:
-            wall, cpu = time.perf_counter(), time.process_time()
-            tokens = sample(command, seed)
-            answer = {
-                "wall": time.perf_counter() - wall,
-                "cpu": time.process_time() - cpu,
-                "tokens": tokens,
-            }
-        print(json.dumps(answer), file=sys.__stdout__, flush=True)
+    count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    serve(sample, ("google-tunix", "jax", "jaxlib", "flax"), params=count)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,8 @@ import json
 import os
 import pathlib
 import platform
-import shutil
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -35,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.sides import Ask, Timing, other_side, python_with, summary, timed
 from configs.gates import get_gate
 from fiberjax import gates
 from fiberjax.layout import make_layout
@@ -62,9 +58,6 @@ PROMPTS, SAMPLES, PROMPT, COMPLETION, DOMAINS = 8, 4, 32, 128, 4
 ROWS = PROMPTS * SAMPLES
 PAD, EOS = 0, 1
 LEARNING_RATE, WEIGHT_DECAY = 1e-5, 0.01
-
-Timing = dict[str, float]
-"""Of one call: `wall` and `cpu` seconds (all threads of the process) and completion `tokens`."""
 
 
 def problem(params: Any) -> dict[str, np.ndarray]:
@@ -107,17 +100,6 @@ def make_batch(data: dict[str, np.ndarray], mask: np.ndarray) -> Batch:
         axis_names={"group": mesh.ROW_AXES},
     )
     return Batch(layout=layout, advantage=by_token, **host)
-
-
-def timed(function: Callable[[], int]) -> Timing:
-    """Seconds of one call that returns the tokens it worked on."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    tokens = function()
-    return {
-        "wall": time.perf_counter() - wall,
-        "cpu": time.process_time() - cpu,
-        "tokens": tokens,
-    }
 
 
 def our_side(params: Any, data: dict[str, np.ndarray]) -> dict[str, Callable[[], Timing]]:
@@ -170,12 +152,8 @@ def our_side(params: Any, data: dict[str, np.ndarray]) -> dict[str, Callable[[],
     }
 
 
-@contextlib.contextmanager
-def their_side(data: dict[str, np.ndarray]) -> Iterator[Callable[[str], dict[str, Any]]]:
+def their_side(data: dict[str, np.ndarray]) -> contextlib.AbstractContextManager[Ask]:
     """Asks tunix, in a process of its own, to `step`, `sample` or tell `about` itself."""
-    uv = shutil.which("uv")
-    if uv is None:
-        raise SystemExit("the tunix side needs uv; leave it out with --no-tunix")
     options = dataclasses.asdict(POLICY) | {
         "samples": SAMPLES,
         "prompt": PROMPT,
@@ -183,40 +161,10 @@ def their_side(data: dict[str, np.ndarray]) -> Iterator[Callable[[str], dict[str
         "learning_rate": LEARNING_RATE,
         "weight_decay": WEIGHT_DECAY,
     }
-    script = pathlib.Path(__file__).with_name("tunix_side.py")
-    with tempfile.TemporaryDirectory() as folder:
-        batch = pathlib.Path(folder) / "batch.npz"
-        np.savez(batch, allow_pickle=False, **data)
-        # Both sides on one Python and one jax: what is compared is the libraries.
-        command = [uv, "run", "--no-project", "--python", sys.executable]
-        command += ["--with", TUNIX, "--with", f"jax=={jax.__version__}"]
-        command += ["python", str(script), json.dumps(options), str(batch)]
-        # tunix prints notices of its own on standard output: answers are the lines of JSON.
-        environment = os.environ | {"JAX_PLATFORMS": jax.default_backend()}
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        ) as child:
-            assert child.stdin is not None and child.stdout is not None
-            questions, answers = child.stdin, child.stdout
-
-            def ask(what: str) -> dict[str, Any]:
-                questions.write(what + "\n")
-                questions.flush()
-                for line in answers:
-                    if line.startswith("{"):
-                        return json.loads(line)
-                raise SystemExit(f"tunix ended before it answered {what!r}")
-
-            yield ask
-            questions.close()
-
-
-def summary(runs: list[Timing]) -> dict[str, Any]:
-    """Medians of the repeats, and every repeat."""
-    wall, cpu = ([run[key] for run in runs] for key in ("wall", "cpu"))
-    medians = {"wall": statistics.median(wall), "cpu": statistics.median(cpu)}
-    per_second = {f"tokens_per_{k}_second": runs[0]["tokens"] / v for k, v in medians.items()}
-    return medians | per_second | {"repeats": {"wall": wall, "cpu": cpu}}
+    script = str(pathlib.Path(__file__).with_name("tunix_side.py"))
+    # One jax on both sides too.
+    command = [*python_with("", TUNIX, f"jax=={jax.__version__}"), script]
+    return other_side(command, options, data, {"JAX_PLATFORMS": jax.default_backend()})
 
 
 def compare(

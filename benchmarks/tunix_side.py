@@ -8,9 +8,7 @@ one line of JSON for each line of stdin: `step`, `ragged`, `sample` or `about`.
 
 import json
 import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from sides import Rows, serve
 from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.models.qwen3.model import ModelConfig, Qwen3
 from tunix.rl import algo_core, common
@@ -26,33 +25,6 @@ from tunix.rl.trainer import Trainer
 from tunix.sft.peft_trainer import TrainingConfig
 
 PAD, EOS = 0, 1
-
-
-class Rows:
-    """A tokenizer whose texts are row numbers: the sampler insists on encoding strings."""
-
-    def __init__(self, prompts: np.ndarray):
-        self.prompts = prompts
-
-    def encode(self, text: str) -> list[int]:
-        """The prompt of row `text`."""
-        return self.prompts[int(text)].tolist()
-
-    def decode(self, ids: list[int]) -> str:
-        """Nothing: decoding is no part of the comparison."""
-        return ""
-
-    def bos_id(self) -> int:
-        """No token of the beginning."""
-        return 0
-
-    def eos_id(self) -> int:
-        """The end."""
-        return EOS
-
-    def pad_id(self) -> int:
-        """The padding."""
-        return PAD
 
 
 def make_step(model: Qwen3, options: dict[str, Any]) -> Callable[[Any], Any]:
@@ -118,7 +90,7 @@ def main() -> None:
     size = options["prompt"] + length
     cache = CacheConfig(size, options["num_layers"], options["num_kv_heads"], options["head_dim"])
     # The sampler holds the weights of the beginning: a step replaces the arrays, never writes them.
-    sampler = Sampler(model, Rows(data["prompts"]), cache)
+    sampler = Sampler(model, Rows(data["prompts"], pad=PAD, eos=EOS), cache)
     step = make_step(model, options)
     batches = examples(data)
     lengths = {name: int(batch.completion_mask.sum()) for name, batch in batches.items()}
@@ -140,20 +112,10 @@ def main() -> None:
         jax.block_until_ready((step(batches[name]), nnx.state(model)))
         return lengths[name]
 
-    for seed, line in enumerate(sys.stdin):
-        command = line.strip()
-        if command == "about":
-            names = ("google-tunix", "jax", "jaxlib", "flax", "optax")
-            answer: dict[str, Any] = {name: version(name) for name in names} | {"params": count}
-        else:
-            wall, cpu = time.perf_counter(), time.process_time()
-            tokens = sample(seed) if command == "sample" else train(command)
-            answer = {
-                "wall": time.perf_counter() - wall,
-                "cpu": time.process_time() - cpu,
-                "tokens": tokens,
-            }
-        print(json.dumps(answer), file=sys.__stdout__, flush=True)
+    def measure(name: str, seed: int) -> int:
+        return sample(seed) if name == "sample" else train(name)
+
+    serve(measure, ("google-tunix", "jax", "jaxlib", "flax", "optax"), params=count)
 
 
 if __name__ == "__main__":
