@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
+from interruption import interrupted_at
 
 from fiberjax import experiment, model_folder
 from fiberjax.policy import lora, weights
@@ -109,15 +110,8 @@ def test_a_run_trains_and_keeps_adapters_alone(config, one_device, tmp_path, mon
     sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(kept.item_metadata.tree)]
     assert sum(sizes) == sum(leaf.size for leaf in jax.tree.leaves(state)) < 2000
 
-    def interrupted(self, state, stream, iteration, factor):
-        if iteration == 1:
-            raise KeyboardInterrupt
-        return iterate(self, state, stream, iteration, factor)
-
-    monkeypatch.setattr(Trainer, "iterate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(1, monkeypatch):
         loop.train(built, tmp_path / "parts")
-    monkeypatch.setattr(Trainer, "iterate", iterate)
     monkeypatch.setattr(
         adapted, "starting_params", lambda _: jax.tree.map(lambda leaf: leaf[::-1], start)
     )

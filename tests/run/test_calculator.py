@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from interruption import interrupted_at
 
 from configs import calculator
 from fiberjax import experiment
 from fiberjax.run import loop, rollouts
 from fiberjax.run.metrics import describe, read_metrics
-from fiberjax.run.trainer import Trainer
 from fiberjax.tasks.environments import SEPARATOR
 
 
@@ -61,17 +61,8 @@ def test_a_run_with_a_tool_is_trained_told_and_resumed_bitwise(built, tmp_path, 
     for row, of in zip(kept, said, strict=True):
         assert row["reward"] == (row["answer"] == of[-1])
 
-    iterate = Trainer.iterate
-
-    def interrupted(self, state, stream, iteration, factor):
-        if iteration == 1:
-            raise KeyboardInterrupt
-        return iterate(self, state, stream, iteration, factor)
-
-    monkeypatch.setattr(Trainer, "iterate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(1, monkeypatch):
         loop.train(built, tmp_path / "parts")
-    monkeypatch.setattr(Trainer, "iterate", iterate)
     _, parts, _ = loop.train(built, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     second = read_metrics(tmp_path / "parts")

@@ -122,16 +122,21 @@ def test_a_handler_of_the_users_own_is_left_alone():
         signal.signal(signal.SIGINT, own)
 
 
-# Works where Python's own handlers cannot run, as a compiled program does.
+# Works where Python's own handlers cannot run, as a compiled program does. It says that it is ready
+# from another thread, which first runs when the main one is there: none is made to give way before.
 PROGRAM = """
-import hashlib, sys
+import hashlib, sys, threading
 from fiberjax.run import interrupts
+sys.setswitchinterval(1000)
+deep = threading.Lock()
+deep.acquire()
+threading.Thread(target=lambda: deep.acquire() and print("ready", flush=True), daemon=True).start()
 interrupts.LIMIT_SECONDS = 0.5
 with interrupts.Interrupts(ends_process=True) as asked:
     asked.abandon(lambda: print("rescued", flush=True))
     if sys.argv[1] == "hold":
         asked.hold()
-    print("ready", flush=True)
+    deep.release()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)
 """
 
@@ -167,6 +172,9 @@ def test_the_limit_and_a_second_signal_end_a_process_deep_in_a_library():
     finally:
         for process in processes.values():
             process.kill()
+            process.wait()
+            process.stdout.close()
+            process.stderr.close()
     assert told["rollouts"][0] == "rescued\n"
     assert "what was there is saved" in told["rollouts"][1]
     assert told["update"][0] == "" and "what was saved before stays" in told["update"][1]

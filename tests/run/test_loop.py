@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import test_docs
+from interruption import interrupted_at
 
 from fiberjax import experiment
 from fiberjax.run import checkpoints, evaluation, identity, loop, migrations, warm_start
@@ -278,18 +279,9 @@ def test_an_interrupted_run_resumes_bitwise(build, tmp_path, monkeypatch):
     built = build(curriculum__profile_samples=2)
     before, whole, _ = loop.train(built, tmp_path / "whole")
 
-    iterate = Trainer.iterate
-
-    def interrupted(self, state, stream, iteration, factor):
-        if iteration == 2:
-            raise KeyboardInterrupt
-        return iterate(self, state, stream, iteration, factor)
-
-    monkeypatch.setattr(Trainer, "iterate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(2, monkeypatch):
         loop.train(built, tmp_path / "parts")
     assert len(read_metrics(tmp_path / "parts")["step"]) == 2
-    monkeypatch.setattr(Trainer, "iterate", iterate)
     # What is in the checkpoint is not made again.
     for name in ("starting_params", "evaluate", "profile"):
         monkeypatch.setattr(loop, name, None)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from compilations import compilations
+from interruption import interrupted_at
 
 from fiberjax.run import loop
 from fiberjax.run.metrics import read_metrics
@@ -207,17 +208,8 @@ def test_an_interrupted_run_resumes_bitwise(begin, tmp_path, monkeypatch):
     built, _, _ = begin(some, iterations=3)
     monkeypatch.setattr(loop, "evaluate", lambda *_, **__: loop.Measures({}, np.zeros(0)))
     _, whole, _ = loop.train(built, tmp_path / "whole")
-    iterate = Trainer.iterate
-
-    def interrupted(self, state, stream, iteration, factor):
-        if iteration == 1:
-            raise KeyboardInterrupt
-        return iterate(self, state, stream, iteration, factor)
-
-    monkeypatch.setattr(Trainer, "iterate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(1, monkeypatch):
         loop.train(built, tmp_path / "parts")
-    monkeypatch.setattr(Trainer, "iterate", iterate)
     _, parts, _ = loop.train(built, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     first, second = (read_metrics(tmp_path / name) for name in ("whole", "parts"))

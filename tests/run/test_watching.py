@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from interruption import interrupted_at
 
 from fiberjax import experiment
 from fiberjax.run import checkpoints, evaluation, identity, loop, rollouts, watching
@@ -88,19 +89,10 @@ def test_a_resumed_run_is_watched_alike_and_evaluates_nothing_twice(quick, tmp_p
     # Before, while, and after with all prompts.
     assert evaluated == [0, 2, 4, 4]
 
-    iterate = Trainer.iterate
-
-    def killed(self, state, stream, iteration, factor):
-        if iteration == 3:
-            raise KeyboardInterrupt
-        return iterate(self, state, stream, iteration, factor)
-
-    monkeypatch.setattr(Trainer, "iterate", killed)
     evaluated.clear()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(3, monkeypatch):
         loop.run(built, parts, config_json)
     assert "000003-train.parquet" in kept_files(parts) and steps(parts) == [2]
-    monkeypatch.setattr(Trainer, "iterate", iterate)
     loop.run(built, parts, config_json)
     assert evaluated == [0, 2, 4, 4]
     assert kept_files(whole) == kept_files(parts)
