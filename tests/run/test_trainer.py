@@ -34,9 +34,9 @@ def test_the_schedule_reuses_every_minibatch_in_every_epoch(build):
     step, seen = trainer._step, []
 
     def watched(state, batch, knobs):
-        state, metrics = step(state, batch, knobs)
+        state, metrics, log_prob = step(state, batch, knobs)
         seen.append((id(batch), {name: of.value for name, of in jax.device_get(metrics).items()}))
-        return state, metrics
+        return state, metrics, log_prob
 
     trainer._step = watched
     stream = built.prompt_stream()
