@@ -25,16 +25,16 @@ from fiberjax.run.statistics import Interval
 
 # Okabe and Ito's colours, told apart with every common colour blindness; yellow, too pale for
 # lines on white, is left out. Dashes tell further series apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", (0, (1, 1)))
 # From light to dark, so that order reads without colour too.
-_ORDERED = ("#DCE9F5", "#9DC6E3", "#4F94C7", "#1B5E9B", "#0B2A50")
-_REGIME_COLOURS = dict(zip(GLOBAL_REGIMES, _ORDERED, strict=True)) | dict(
-    zip(LOCAL_REGIMES, _ORDERED[::2], strict=True)
+ORDERED = ("#DCE9F5", "#9DC6E3", "#4F94C7", "#1B5E9B", "#0B2A50")
+_REGIME_COLOURS = dict(zip(GLOBAL_REGIMES, ORDERED, strict=True)) | dict(
+    zip(LOCAL_REGIMES, ORDERED[::2], strict=True)
 )
-_GREY = "#6F6F6F"
+GREY = "#6F6F6F"
 _SHARE_COLOURS = {"untried": "#D9D9D9"} | dict(
-    zip(("never", "seldom", "often", "always"), _ORDERED[::-1], strict=False)
+    zip(("never", "seldom", "often", "always"), ORDERED[::-1], strict=False)
 )
 _STACKED = _REGIME_COLOURS | _SHARE_COLOURS
 HEADING: dict[str, Any] = {"fontsize": 10.5, "fontweight": "bold"}
@@ -292,7 +292,7 @@ def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path
     figure, grid = _grid(count, 1, width=max(5.2, 1.15 * most + 1.2), height=3.6)
     for axes, measure in zip(grid, table.measures, strict=True):
         rows = [row for row in table.rows if row.measure == measure]
-        for offset, part, colour in ((-0.2, "before", "#B8B8B8"), (0.2, "after", _COLOURS[0])):
+        for offset, part, colour in ((-0.2, "before", "#B8B8B8"), (0.2, "after", COLOURS[0])):
             bars = [getattr(row, part) for row in rows]
             values = np.array([bar.value for bar in bars])
             errors = np.array([[b.value - b.low for b in bars], [b.high - b.value for b in bars]])
@@ -318,7 +318,7 @@ def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path
                 fontweight="bold" if row.difference.excludes_zero else "normal",
             )
         if rows[-1].domain == OVERALL and len(rows) > 1:
-            axes.axvline(len(rows) - 1.5, color=_GREY, linewidth=0.8, linestyle=":")
+            axes.axvline(len(rows) - 1.5, color=GREY, linewidth=0.8, linestyle=":")
         finish(axes, f"{measure} on held-out prompts", "mean over prompts", "linear")
         axes.set_xlabel("")
         axes.set_xticks(
@@ -378,11 +378,11 @@ def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
         if low is not None and high is not None:
             both = _drawable(low, panel.scale) & _drawable(high, panel.scale)
             axes.fill_between(
-                step[both], low[both], high[both], color=_COLOURS[4], alpha=0.35, linewidth=0
+                step[both], low[both], high[both], color=COLOURS[4], alpha=0.35, linewidth=0
             )
         if middle is not None:
             _line(axes, step, middle, "mean", 0, panel.scale, pale=False)
-        axes.axhline(1.0, color=_GREY, linewidth=0.8, linestyle="--")
+        axes.axhline(1.0, color=GREY, linewidth=0.8, linestyle="--")
     else:
         for index, (name, values) in enumerate(series.items()):
             label = literal(_last(name).replace("log_prob_abs_", ""))
@@ -391,7 +391,7 @@ def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
         use = np.isfinite(columns[panel.guide])
         label = panel.guide.replace("/", " ")
         axes.plot(
-            step[use], columns[panel.guide][use], color=_GREY, lw=1.2, ls=(0, (4, 2)), label=label
+            step[use], columns[panel.guide][use], color=GREY, lw=1.2, ls=(0, (4, 2)), label=label
         )
     finish(axes, panel.title, panel.unit, panel.scale)
     if panel.kind == "stack":
@@ -417,8 +417,8 @@ def _line(
     """Draws one series: its running mean, and where `pale` its values behind."""
     use = _drawable(values, scale)
     x, y = step[use], values[use]
-    colour = _COLOURS[index % len(_COLOURS)]
-    dashes = _DASHES[index // len(_COLOURS) % len(_DASHES)]
+    colour = COLOURS[index % len(COLOURS)]
+    dashes = _DASHES[index // len(COLOURS) % len(_DASHES)]
     smooth = _running_mean(y, scale)
     if pale and smooth is not y:
         axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
@@ -466,14 +466,14 @@ def _curve(axes: Axes, columns: Mapping[str, np.ndarray], names: Sequence[str]) 
         low, high = np.where(np.isfinite(low), low, y), np.where(np.isfinite(high), high, y)
         label = _last(name)
         whole = label == OVERALL
-        colour = "#000000" if whole else _COLOURS[index % (len(_COLOURS) - 1)]
+        colour = "#000000" if whole else COLOURS[index % (len(COLOURS) - 1)]
         axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.plot(
             x,
             y,
             color=colour,
             linewidth=2.4 if whole else 1.2,
-            linestyle=_DASHES[0 if whole else index // (len(_COLOURS) - 1) % len(_DASHES)],
+            linestyle=_DASHES[0 if whole else index // (len(COLOURS) - 1) % len(_DASHES)],
             marker="o",
             markersize=4 if whole else 2.5,
             label=literal(label),
