@@ -52,9 +52,7 @@ def slopes(
 
     def slope(drift: jax.Array) -> jax.Array:
         log_ratio = jnp.zeros((1, tokens)).at[0, tokens // 2].set(drift)
-        total = jax.grad(
-            lambda l: jnp.sum(gate(l, advantages, layout, old_log_prob=old_log_prob))
-        )
+        total = jax.grad(lambda l: jnp.sum(gate(l, advantages, layout, old_log_prob=old_log_prob)))
         return total(log_ratio)[0, tokens // 2]
 
     return np.asarray(jax.jit(jax.vmap(slope))(jnp.asarray(drift, jnp.float32)))
@@ -79,7 +77,9 @@ def curves(
     for ax, (title, gate) in zip(axes.flat, gates.items(), strict=False):
         ax.plot(drift, np.exp(drift), ":", color=GREY, lw=1.4, label="no gate")
         for advantage, label, look in ((1.0, "advantage > 0", UP), (-1.0, "< 0", DOWN)):
-            ax.plot(drift, slopes(gate, drift, advantage, tokens=tokens), lw=1.7, label=label, **look)
+            ax.plot(
+                drift, slopes(gate, drift, advantage, tokens=tokens), lw=1.7, label=label, **look
+            )
         ax.axhline(0, color=GREY, lw=0.8)
         finish(ax, title, legend="upper left")
         signed_ticks(ax, TICKS, linear=1.0)

@@ -208,9 +208,7 @@ def budget_sweeps(
     picture, axes = grid(len(names), 1, height=2.1, sharex=True)
     for (ax,), (level, (tried, change)) in zip(axes, changes.items(), strict=True):
         title = f"The budget of a {level} moves, the others stay"
-        image = heat_map(
-            ax, change, title, bound=bound, linear=bound / 50, across=_edges(layout)
-        )
+        image = heat_map(ax, change, title, bound=bound, linear=bound / 50, across=_edges(layout))
         ax.invert_yaxis()
         ax.axhline(steps // 2, color=BLACK, lw=1.2, ls="--")
         ticks = np.linspace(0, steps - 1, 5).round().astype(int)

@@ -129,9 +129,7 @@ def heat_map(
       down: rows before which one stands.
     """
     norm = (
-        Normalize(-bound, bound)
-        if linear is None
-        else SymLogNorm(linear, vmin=-bound, vmax=bound)
+        Normalize(-bound, bound) if linear is None else SymLogNorm(linear, vmin=-bound, vmax=bound)
     )
     shown = np.ma.masked_invalid(np.asarray(matrix, float))
     image = axes.imshow(shown, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
