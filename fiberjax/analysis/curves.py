@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from fiberjax.analysis.runs import Line
+from fiberjax.analysis.runs import Line, RunFolder
 from fiberjax.analysis.style import Picture, grid
 from fiberjax.analysis.warnings import budgets
 from fiberjax.diagnostics import GLOBAL_REGIMES, LOCAL_REGIMES
@@ -39,7 +39,7 @@ def curve(lines: Sequence[Line], name: str, title: str, unit: str, scale: str) -
         return None
     plots.finish(axes[0, 0], title, unit, scale, along="iteration")
     _integers(axes[0, 0])
-    if scale == "linear" and axes[0, 0].get_ylim()[0] > 0 and unit != "reward or probability":
+    if scale == "linear" and all((line.mean(name)[2] >= 0).all() for line in lines):
         axes[0, 0].set_ylim(bottom=0)
     plots.legend(axes[0, 0])
     return picture
@@ -73,8 +73,11 @@ def by_part(
                 _band(at, step, mean, low, high, index, literal(label))
         plots.finish(at, _titled(title, line, len(has)), unit, "linear", along="iteration")
         _integers(at)
-        at.set_ylim(*(limits or (min(0.0, at.get_ylim()[0]), None)))
         plots.legend(at)
+    bottom, top = axes[0].get_ylim()  # Of all of them, once all have their data.
+    lows = [line.mean(name)[2] for line in has for name, _ in parts]
+    positive = all((low >= 0).all() for low in lows)
+    axes[0].set_ylim(*(limits or (0.0 if positive else bottom, top)))
     return picture
 
 
@@ -119,6 +122,7 @@ def drift(line: Line) -> Picture | None:
     levels = tuple(dict.fromkeys(name.split("/")[2] for name in names if name.endswith(ends)))
     if not levels:
         return None
+    levels = finest_first(levels, line.runs[0])
     limit = budgets(line.runs[0].config)
     picture, axes = grid(1, len(levels), width=max(WIDTH, 4.0 * len(levels)), height=3.2)
     for at, level in zip(axes[0], levels, strict=True):
@@ -137,9 +141,26 @@ def drift(line: Line) -> Picture | None:
                 )
         at.axhline(0, color=GREY, linewidth=0.8)
         plots.finish(at, f"Drift, {literal(level)}", "nats", "linear", along="iteration")
+        if level in limit:
+            _beyond(at, max(limit[level]))
         _integers(at)
         plots.legend(at)
     return picture
+
+
+def finest_first(levels: Sequence[str], run: RunFolder) -> tuple[str, ...]:
+    """Names of levels in the order of a run's hierarchy, others behind.
+
+    Args:
+      levels: as they are found.
+      run: whose options name those above the trajectory.
+    """
+    named = run.config.get("levels") or ()
+    above = [pair[0] for pair in named if isinstance(pair, list | tuple) and pair]
+    order = ["token", *(["turn"] if "turn" in above else []), "trajectory", *above]
+    return tuple(
+        sorted(levels, key=lambda level: order.index(level) if level in order else len(order))
+    )
 
 
 def panels(lines: Sequence[Line]) -> tuple[Picture, list[Axes]]:
@@ -162,8 +183,10 @@ def unit_of(name: str) -> str:
 def _curve(axes: Axes, line: Line, index: int, name: str, scale: str) -> bool:
     step, mean, low, high = line.mean(name)
     if scale == "log":
-        use = low > 0
+        use = mean > 0
         step, mean, low, high = step[use], mean[use], low[use], high[use]
+        # A seed at 0 has no place on the axis: the band ends a decade below the least mean.
+        low = np.maximum(low, mean.min() / 10) if step.size else low
     if not step.size:
         return False
     _band(axes, step, mean, low, high, index, literal(line.label), scale=scale)
@@ -208,6 +231,19 @@ def _band(
 def _factor(line: Line, step: np.ndarray) -> np.ndarray:
     at, factor, _, _ = line.mean("gate/budget_factor")
     return np.interp(step, at, factor) if at.size else np.ones(len(step))
+
+
+def _beyond(axes: Axes, budget: float) -> None:
+    """A logarithmic axis beyond the budget, where drift goes far beyond it."""
+    ends = axes.get_ylim()
+    largest = max(map(abs, ends))
+    if budget > 0 and largest > 8 * budget:
+        axes.set_yscale("symlog", linthresh=budget, linscale=0.6)
+        decades = budget * 10.0 ** np.arange(int(np.log10(largest / budget)) + 1)
+        ticks = [tick for tick in (*-decades[::-1], 0.0, *decades) if ends[0] <= tick <= ends[1]]
+        axes.set_yticks(ticks, [f"{tick:.3g}".replace("-", "−") for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylabel("nats, logarithmic beyond the budget", fontsize=9)
 
 
 def _titled(title: str, line: Line, count: int) -> str:

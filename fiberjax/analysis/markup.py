@@ -22,14 +22,14 @@ _EMPTY = ("img", "meta")
 
 
 def element(tag: str, *children: Any, **attributes: Any) -> Html:
-    """An element; children that are no `Html` are texts.
+    r"""An element; children that are no `Html` are texts.
 
     Args:
       tag: its name.
       *children: in order.
       **attributes: `class_` is `class`; one that is None is left out.
 
-    >>> element("p", "a<b\\x07", class_='"x')
+    >>> element("p", "a<b\x07", class_='"x')
     '<p class="&quot;x">a&lt;b␇</p>'
     """
     given = "".join(

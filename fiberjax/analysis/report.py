@@ -17,12 +17,11 @@ import pyarrow as pa
 
 from fiberjax.analysis import curves, markup, words
 from fiberjax.analysis.markup import Html, element, joined, table
-from fiberjax.analysis.runs import Line, RunFolder, differences, lines_of, read_runs
+from fiberjax.analysis.runs import RunFolder, differences, lines_of, read_runs
 from fiberjax.analysis.style import Picture
 from fiberjax.analysis.warnings import Warned, warnings
 from fiberjax.run.evaluation import OVERALL
 from fiberjax.run.metrics import describe
-from fiberjax.run.statistics import Interval
 
 PAGE = "report.html"
 CURVES = (
@@ -172,30 +171,21 @@ class _Report:
         return joined([element("p", note, class_="soft"), figures]) if figures else Html("")
 
     def _held_out(self) -> Html:
+        found = [(line, words.held_out(line)) for line in self._lines]
         parts = []
-        for line in self._lines:
-            for run in line.runs:
-                if run.table is None:
-                    continue
-                rows = [
-                    (
-                        row.domain,
-                        row.measure,
-                        row.prompts,
-                        row.before,
-                        row.after,
-                        _change(row.difference),
-                    )
-                    for row in run.table.rows
-                ]
-                header = ("domain", "measure", "prompts", "before", "after", "difference")
-                parts += [element("h3", run.name), table(header, rows, numbers=4)]
+        for line, told in found:
+            if told:
+                parts += [element("h3", line.label), told]
         if not parts:
             return Html("")
-        note = "Before and after training, on the same prompts, with 95 % intervals over prompts. "
-        note += "A difference is coloured where its interval excludes 0."
-        compared = words.held_out_by_line(self._lines)
-        return joined([element("p", note, class_="soft"), compared, *parts])
+        note = (
+            "Before and after training, on the same prompts, with 95 % intervals over prompts; a "
+        )
+        note += (
+            "difference is coloured where its interval excludes 0. Of several seeds stand means, "
+        )
+        note += "with the means of the limits, and beside them what the seeds changed."
+        return joined([element("p", note, class_="soft"), *parts])
 
     def _domains(self) -> Html:
         names = dict.fromkeys(name for line in self._lines for name in line.names())
@@ -239,11 +229,11 @@ class _Report:
                 (0.0, 1.05),
             ),
         ):
-            levels = [
-                (name, name.removeprefix(prefix)) for name in names if name.startswith(prefix)
-            ]
-            if levels:
-                drawn = curves.by_part(self._lines, levels, title, unit, limits=limits)
+            found = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+            if found:
+                levels = curves.finest_first(found, self._runs[0])
+                of = [(f"{prefix}{level}", level) for level in levels]
+                drawn = curves.by_part(self._lines, of, title, unit, limits=limits)
                 parts.append((drawn, title, text))
         regimes = "Where the two channels of a trajectory sit (global): both open (G-I), one or "
         regimes += "both in rollback (r), one (G-II) or both (G-III) zeroed; and how many of its "
@@ -356,12 +346,6 @@ def _anchor(title: str) -> str:
     """
     kept = "".join(each if each.isascii() and each.isalnum() else " " for each in title.lower())
     return "-".join(kept.split())[:80]
-
-
-def _change(change: Interval) -> Html:
-    text = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-    way = "up" if change.low > 0 else "down" if change.high < 0 else None
-    return element("span", text, class_=way)
 
 
 def _paired(before: pa.Table, after: pa.Table) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -197,7 +197,9 @@ def _label(names: Sequence[str]) -> str:
     """What runs of one line are called: what their names begin with, or the first one."""
     if len(names) == 1:
         return names[0]
-    common = os.path.commonprefix(list(names)).rstrip("-_./ ").removesuffix("seed").rstrip("-_./ ")
+    alike = [len(set(letters)) == 1 for letters in zip(*names, strict=False)]
+    common = names[0][: [*alike, False].index(False)]
+    common = common.rstrip("-_./ ").removesuffix("seed").rstrip("-_./ ")
     return f"{common or names[0]}, {len(names)} seeds"
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from fiberjax.analysis.markup import Html, element, joined, table
+from fiberjax.analysis.markup import Html, element, table
 from fiberjax.analysis.runs import Line, RunFolder
 from fiberjax.analysis.warnings import Warned
 from fiberjax.run.evaluation import OVERALL, EvaluationRow
-from fiberjax.run.statistics import mean_of
+from fiberjax.run.statistics import Interval
 
 
 def summary(lines: Sequence[Line], warned: Mapping[str, Sequence[Warned]]) -> list[Any]:
@@ -24,41 +24,50 @@ def summary(lines: Sequence[Line], warned: Mapping[str, Sequence[Warned]]) -> li
     return told
 
 
-def held_out_by_line(lines: Sequence[Line]) -> Html:
-    """A row a line: the overall mean before, after and the change, over seeds; "" of no seeds."""
+def held_out(line: Line) -> Html:
+    """What held-out prompts say of a line: a row a domain and measure; "" before the first end.
+
+    Of several seeds the means, and limits averaged over the seeds: they share their prompts, so
+    that several of them are no more certain of these than one.
+    """
     rows = []
-    for line in lines:
-        for measure, found in _overall(line).items():
-            if len(found) > 1:
-                changes = [row.difference.value for row in found]
-                rows.append(
-                    (
-                        *(line.label, measure),
-                        mean_of([row.before for row in found]),
-                        mean_of([row.after for row in found]),
-                        f"{np.mean(changes):+.3f}",
-                        f"{min(changes):+.3f} to {max(changes):+.3f}",
-                    )
-                )
+    for (domain, measure), found in _rows(line).items():
+        change = over_seeds([row.difference for row in found])
+        cells: list[Any] = [domain, measure, found[0].prompts]
+        cells += [
+            over_seeds([row.before for row in found]),
+            over_seeds([row.after for row in found]),
+        ]
+        cells.append(_change(change))
+        if len(line.runs) > 1:
+            ends = [row.difference.value for row in found]
+            cells.append(f"{min(ends):+.3f} to {max(ends):+.3f}")
+        rows.append(cells)
     if not rows:
         return Html("")
-    note = "Over seeds: means of the domains' mean, with 95 % intervals over prompts alone, which "
-    note += "know nothing of the chance of training; beside them what each seed changed."
-    header = ("line", "measure", "before", "after", "difference", "of the seeds")
-    return joined([element("p", note, class_="soft"), table(header, rows, numbers=4)])
+    seeds = ("of the seeds",) if len(line.runs) > 1 else ()
+    header = ("domain", "measure", "prompts", "before", "after", "difference", *seeds)
+    return table(header, rows, numbers=4 + len(seeds))
+
+
+def over_seeds(found: Sequence[Interval]) -> Interval:
+    """The mean of estimates on the same prompts, with the means of their limits.
+
+    >>> over_seeds([Interval(0.5, 0.25, 0.75), Interval(1.0, 0.75, 1.25)])
+    Interval(value=0.75, low=0.5, high=1.0)
+    """
+    return Interval(*(float(np.mean(part)) for part in zip(*found, strict=True)))
 
 
 def first_to_last(line: Line, name: str) -> str:
-    """A metric's mean over the first and over the last quarter, and its range over the seeds."""
-    step, mean, _, _ = line.mean(name)
-    if not step.size:
+    """Means over the first and over the last quarter of each run, and the last ones' range."""
+    found = [quarters(values) for run in line.runs if (values := _finite(run, name)).size]
+    if not found:
         return ""
-    first, last = quarters(mean)
-    text = f"{first:.3f} → {last:.3f}"
-    if len(line.runs) > 1:
-        ends = [quarters(_finite(run, name))[1] for run in line.runs if _finite(run, name).size]
-        text += f" ({min(ends):.3f} to {max(ends):.3f})"
-    return text
+    first, last = np.mean(found, axis=0)
+    ends = [end for _, end in found]
+    seeds = f" ({min(ends):.3f} to {max(ends):.3f})" if len(ends) > 1 else ""
+    return f"{first:.3f} → {last:.3f}{seeds}"
 
 
 def quarters(values: np.ndarray) -> tuple[float, float]:
@@ -77,7 +86,7 @@ def value(of: Any) -> str:
 
 
 def made(start: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where a run was started: iteration, time, devices, versions, code; "" for what is not said."""
+    """Where a run was started: iteration, time, devices, versions, code; "" of what is not said."""
     devices, versions = start.get("devices"), start.get("versions")
     git, machine = start.get("git"), start.get("machine")
     shown = ""
@@ -116,10 +125,10 @@ def _asked(line: Line) -> str:
 
 
 def _learned(line: Line) -> str:
-    step, mean, _, _ = line.mean("reward/mean")
-    if step.size < 2:
+    if line.mean("reward/mean")[0].size < 2:
         return f"{line.label}: too few iterations to say whether it learns."
-    first, last = quarters(mean)
+    found = [quarters(values) for run in line.runs if (values := _finite(run, "reward/mean")).size]
+    first, last = np.mean(found, axis=0)
     way = "rose" if last > first else "fell" if last < first else "stayed"
     text = f"{line.label}: the mean reward of sampled responses {way} from {first:.3f} to "
     text += f"{last:.3f} (first and last quarter of the iterations)"
@@ -133,7 +142,7 @@ def _measured(line: Line) -> str:
     """What held-out prompts say of a line, by its first measure."""
     for measure, found in _overall(line).items():
         changes = [row.difference for row in found]
-        change = mean_of(changes)
+        change = over_seeds(changes)
         text = f"{line.label}: on held-out prompts {measure} went from "
         text += f"{np.mean([row.before.value for row in found]):.3f} to "
         text += f"{np.mean([row.after.value for row in found]):.3f}, by {change.value:+.3f} "
@@ -174,13 +183,24 @@ def _best(lines: Sequence[Line]) -> str:
     )
 
 
+def _change(change: Interval) -> Html:
+    """A difference, coloured where its interval excludes 0."""
+    text = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+    way = "up" if change.low > 0 else "down" if change.high < 0 else None
+    return element("span", text, class_=way)
+
+
 def _overall(line: Line) -> dict[str, list[EvaluationRow]]:
     """The rows of the mean over domains of every run that has ended, by measure."""
-    found: dict[str, list[EvaluationRow]] = {}
+    return {measure: of for (domain, measure), of in _rows(line).items() if domain == OVERALL}
+
+
+def _rows(line: Line) -> dict[tuple[str, str], list[EvaluationRow]]:
+    """The rows of every run that has ended, by domain and measure."""
+    found: dict[tuple[str, str], list[EvaluationRow]] = {}
     for run in line.runs:
         for row in run.table.rows if run.table is not None else ():
-            if row.domain == OVERALL:
-                found.setdefault(row.measure, []).append(row)
+            found.setdefault((row.domain, row.measure), []).append(row)
     return found
 
 

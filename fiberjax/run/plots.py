@@ -26,7 +26,7 @@ from fiberjax.run.statistics import Interval
 # Okabe and Ito's colours, told apart with every common colour blindness; yellow, too pale for
 # lines on white, is left out. Dashes tell series apart in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = (
+DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     *("-", "--", (0, (1, 1.2)), "-."),
     (0, (5, 1.5, 1, 1.5, 1, 1.5)),
 )
