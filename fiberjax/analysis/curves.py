@@ -71,7 +71,7 @@ def by_part(
             step, mean, low, high = line.mean(name)
             if step.size:
                 _band(at, step, mean, low, high, index, literal(label))
-        plots.finish(at, _titled(title, line, len(has)), unit, "linear", along="iteration")
+        plots.finish(at, _titled(title, line, len(lines)), unit, "linear", along="iteration")
         _integers(at)
         plots.legend(at)
     bottom, top = axes[0].get_ylim()  # Of all of them, once all have their data.
@@ -87,23 +87,23 @@ def regimes(lines: Sequence[Line]) -> Picture | None:
     has = [line for line in lines if line.mean("gate/regime/G-I")[0].size]
     if not has:
         return None
-    picture, axes = grid(2, len(has), width=max(WIDTH, 4.6 * len(has)), height=2.9)
+    if len(has) == 1:
+        picture, axes = grid(1, 2, width=9.2, height=3.2)
+        axes = axes.T
+    else:
+        picture, axes = grid(2, len(has), width=4.6 * len(has), height=2.9)
     for column, line in enumerate(has):
         for row, (title, names) in enumerate(kinds.items()):
             at = axes[row, column]
-            series = {
-                f"gate/regime/{name}": line.mean(f"gate/regime/{name}")
-                for name in names
-                if line.mean(f"gate/regime/{name}")[0].size
-            }
+            found = {f"gate/regime/{name}": line.mean(f"gate/regime/{name}") for name in names}
+            series = {name: mean for name, (step, mean, _, _) in found.items() if step.size}
             if not series:
                 at.set_axis_off()
                 continue
-            step = next(iter(series.values()))[0]
-            plots.stack(at, step, {name: found[1] for name, found in series.items()})
-            plots.finish(
-                at, _titled(title, line, len(has)), "share of trajectories", "linear", "iteration"
-            )
+            step = found[next(iter(series))][0]
+            plots.stack(at, step, series)
+            heading = _titled(title, line, len(lines))
+            plots.finish(at, heading, "share of trajectories", "linear", "iteration")
             at.set_ylim(0, 1)
             at.set_xlim(step[0], max(step[-1], step[0] + 1))
             _integers(at)

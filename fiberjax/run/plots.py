@@ -256,23 +256,15 @@ def plot_compare(
     for name in names:
         if not any(name in run for run in columns.values()):
             raise ValueError(f"none of the runs {list(runs)} has a metric {name!r}")
-    figure, grid = _grid(len(names), min(len(names), 3), width=5.2, height=3.6)
+    across = 2 if len(names) == 4 else min(len(names), 3)
+    figure, grid = _grid(len(names), across, width=5.2, height=3.6)
     for axes, name in zip(grid, names, strict=True):
         scale = next((p.scale for p in PANELS if name in p.names), "linear")
         for index, (label, run) in enumerate(columns.items()):
             if name in run:
                 _line(axes, run["step"], run[name], label, index, scale, pale=len(columns) <= 3)
         finish(axes, name, describe(name).unit or "value", scale)
-    handles: dict[str, object] = {}
-    for axes in grid:
-        handles |= {label: h for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside lower center",
-        ncols=min(len(handles), 5),
-        frameon=False,
-    )
+        legend(axes)
     return _save(figure, Path(out))
 
 

@@ -9,7 +9,7 @@ import pytest
 import served
 from compilations import compilations
 
-from fiberjax import experiment, seeds
+from fiberjax import experiment, options, seeds
 from fiberjax.diagnostics import GLOBAL_REGIMES
 from fiberjax.objective import Max, Mean, Min, Sum
 from fiberjax.run import evaluation, warm_start
@@ -380,7 +380,8 @@ def test_the_cadence_of_diagnostics_changes_nothing_of_the_training(build):
     looked = build(diagnostics__every=3)
     start = warm_start.starting_params(looked)
     trainer, _ = trainer_of(looked)
-    each = trainer.again(build(diagnostics__every=1), start)  # By the programs of the first.
+    other = dataclasses.replace(looked, diagnostics=options.Diagnostics(1))
+    each = trainer.again(other, start)  # By the programs of the first.
     never, _ = trainer_of(build(diagnostics__every=0))
     with pytest.raises(ValueError, match="'step'"):
         trainer.again(never.experiment, start)
