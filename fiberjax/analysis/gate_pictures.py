@@ -47,8 +47,8 @@ def slopes(
     [1.0, 0.0]
     """
     layout = make_layout(np.ones((1, tokens), bool))
-    advantages = np.full((1, tokens), advantage, np.float32)
-    old_log_prob = np.full((1, tokens), np.log(0.5), np.float32)
+    advantages = jnp.full((1, tokens), advantage)
+    old_log_prob = jnp.full((1, tokens), jnp.log(0.5))
 
     def slope(drift: jax.Array) -> jax.Array:
         log_ratio = jnp.zeros((1, tokens)).at[0, tokens // 2].set(drift)
@@ -176,7 +176,7 @@ def own_signal(gate: ConfiguredGate, log_ratio: np.ndarray, layout: Layout) -> n
       log_ratio: float[N], nats.
       layout: flat, over the N tokens.
     """
-    log_ratio = jnp.asarray(log_ratio, jnp.float32)
-    good = jnp.ones_like(log_ratio)
-    matrix = probes.jacobian(gate.structure, log_ratio, good, layout, gate.budgets, log=False)
+    moved = jnp.asarray(log_ratio, jnp.float32)
+    good = jnp.ones_like(moved)
+    matrix = probes.jacobian(gate.structure, moved, good, layout, gate.budgets, log=False)
     return np.diag(np.asarray(matrix))

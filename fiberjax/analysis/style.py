@@ -36,6 +36,28 @@ DPI = 96
 """Of a picture in a notebook; small enough for ten of them in a file that is read as text."""
 
 
+class Small:
+    """A picture of a file, as a notebook shows it: small enough to be kept there."""
+
+    def __init__(self, file: str | os.PathLike[str], *, width: int = 1000):
+        """Reads a PNG.
+
+        Args:
+          file: of the picture.
+          width: it is shrunk to, if it is wider, pixels.
+        """
+        with Image.open(file) as opened:
+            drawn = opened.convert("RGB")
+        drawn.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
+        self._png, self._shape = _packed(drawn), drawn.size
+
+    def __repr__(self) -> str:
+        return "<Small {}x{}>".format(*self._shape)
+
+    def _repr_png_(self) -> bytes:
+        return self._png
+
+
 class Picture(Figure):
     """A figure that a notebook shows."""
 
@@ -43,10 +65,7 @@ class Picture(Figure):
         """The picture as a PNG of at most 256 colours, a third of the size of one of all."""
         drawn = io.BytesIO()
         self.savefig(drawn, format="png", dpi=dpi)
-        few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        packed = io.BytesIO()
-        few.save(packed, format="png", optimize=True)
-        return packed.getvalue()
+        return _packed(Image.open(drawn).convert("RGB"))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the picture as a PNG; returns the file."""
@@ -78,7 +97,7 @@ def grid(
     return picture, picture.subplots(down, across, squeeze=False, **shared)
 
 
-def finish(axes: Axes, title: str, *, x: str = "", y: str = "", legend: str = "") -> None:
+def finish(axes: Axes, title: str, *, x: str = "", y: str = "", legend: Any = None) -> None:
     """Labels an axes that has all its data.
 
     Args:
@@ -86,7 +105,7 @@ def finish(axes: Axes, title: str, *, x: str = "", y: str = "", legend: str = ""
       title: heading.
       x: what runs from left to right, with its unit.
       y: what runs upwards, with its unit.
-      legend: where the legend stands, such as "upper left"; none where "".
+      legend: where the legend stands, such as "upper left"; none by default.
     """
     axes.set_title(title, loc="left", **(HEADING | {"fontsize": 9.5}))
     axes.set_xlabel(x, fontsize=9)
@@ -96,7 +115,7 @@ def finish(axes: Axes, title: str, *, x: str = "", y: str = "", legend: str = ""
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if legend:
+    if legend is not None:
         axes.legend(loc=legend, frameon=False, fontsize=8)
 
 
@@ -148,3 +167,10 @@ def colour_bar(picture: Picture, image: AxesImage, axes: Any, label: str) -> Non
     bar = picture.colorbar(image, ax=axes, shrink=0.9, extend="both")
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
+
+
+def _packed(drawn: Image.Image) -> bytes:
+    """A picture as a PNG of at most 256 colours."""
+    packed = io.BytesIO()
+    drawn.quantize(256, dither=Image.Dither.NONE).save(packed, format="png", optimize=True)
+    return packed.getvalue()
