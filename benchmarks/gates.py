@@ -31,10 +31,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fiberjax.analysis import style
 from fiberjax.gates.aggregate import clip, rollback
 from fiberjax.gates.hierarchy import Hierarchy, fgh
 from fiberjax.layout import make_layout
 from fiberjax.parallel import distributed
+from fiberjax.run.plots import COLOURS, DASHES
 
 LEVELS = ("trajectory", "group", "domain")
 BUDGETS = {"trajectory": (0.11, 0.09), "group": (0.06, 0.05), "domain": (0.03, 0.025)}
@@ -246,24 +248,22 @@ def torch_times(cases: list[tuple[int, int]], repeats: int) -> list[float]:
     return json.loads(output)
 
 
-def plot(rows: list[dict], path: pathlib.Path) -> None:
+def plot(rows: list[dict], device: str, path: pathlib.Path) -> None:
     """Times over the number of tokens for the deepest hierarchy measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     deepest = max(row["levels"] for row in rows)
     rows = [row for row in rows if row["levels"] == deepest]
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for name in ("torch", "plain", "scattered", "packed", "rows", "limit"):
+    picture, ((axes,),) = style.grid(1, 1, width=6.0, height=4.0)
+    tokens = [2 ** row["log2"] for row in rows]
+    names = ("torch", "plain", "scattered", "packed", "rows", "limit")
+    for name, colour, dashes, mark in zip(names, COLOURS, (*DASHES, "-"), "os^DvP", strict=False):
         if name in rows[0]:
-            axes.loglog([2 ** r["log2"] for r in rows], [r[name] for r in rows], "o-", label=name)
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("forward and backward, ms")
-    axes.set_title(f"The gate hierarchy, {deepest} levels and {jax.devices()[0].device_kind}")
-    axes.legend()
-    figure.savefig(path, dpi=150)
+            values = [row[name] for row in rows]
+            axes.loglog(tokens, values, color=colour, linestyle=dashes, marker=mark, label=name)
+    title = f"The gate hierarchy, {deepest} levels, {device}"
+    style.finish(axes, title, x="tokens", y="forward and backward, ms", legend="upper left")
+    axes.set_xticks(tokens, [f"2^{row['log2']}" for row in rows])
+    axes.minorticks_off()
+    path.write_bytes(picture.png(dpi=150))
 
 
 def main() -> None:
@@ -300,7 +300,7 @@ def main() -> None:
         print(json.dumps(result["tpu_bytes_per_token"], indent=1))
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "gates.json").write_text(json.dumps(result, indent=1) + "\n")
-    plot(rows, options.output / "gates.png")
+    plot(rows, result["device"], options.output / "gates.png")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ FAULTS = (
     Mutant(
         "an update that is not finite is made",
         "fiberjax/train/update.py",
-        "return choose(sound, new, state), metrics",
-        "return new, metrics",
+        "result = (choose(sound, new, state), metrics)",
+        "result = (new, metrics)",
         ONE,
     ),
     Mutant(
@@ -40,8 +40,8 @@ FAULTS = (
     Mutant(
         "the prompts kept are those of another batch",
         "fiberjax/run/trainer.py",
-        "batches[j], collected.prompts[j]",
-        "batches[j], collected.prompts[0]",
+        "                collected.prompts[j],",
+        "                collected.prompts[0],",
         ONE,
     ),
     Mutant(

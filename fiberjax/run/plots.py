@@ -24,17 +24,20 @@ from fiberjax.run.shown import visible
 from fiberjax.run.statistics import Interval
 
 # Okabe and Ito's colours, told apart with every common colour blindness; yellow, too pale for
-# lines on white, is left out. Dashes tell further series apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", (0, (1, 1)))
-# From light to dark, so that order reads without colour too.
-_ORDERED = ("#DCE9F5", "#9DC6E3", "#4F94C7", "#1B5E9B", "#0B2A50")
-_REGIME_COLOURS = dict(zip(GLOBAL_REGIMES, _ORDERED, strict=True)) | dict(
-    zip(LOCAL_REGIMES, _ORDERED[::2], strict=True)
+# lines on white, is left out. Dashes tell series apart in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
+    *("-", "--", (0, (1, 1.2)), "-."),
+    (0, (5, 1.5, 1, 1.5, 1, 1.5)),
 )
-_GREY = "#6F6F6F"
+# From light to dark, so that order reads without colour too.
+ORDERED = ("#DCE9F5", "#9DC6E3", "#4F94C7", "#1B5E9B", "#0B2A50")
+_REGIME_COLOURS = dict(zip(GLOBAL_REGIMES, ORDERED, strict=True)) | dict(
+    zip(LOCAL_REGIMES, ORDERED[::2], strict=True)
+)
+GREY = "#6F6F6F"
 _SHARE_COLOURS = {"untried": "#D9D9D9"} | dict(
-    zip(("never", "seldom", "often", "always"), _ORDERED[::-1], strict=False)
+    zip(("never", "seldom", "often", "always"), ORDERED[::-1], strict=False)
 )
 _STACKED = _REGIME_COLOURS | _SHARE_COLOURS
 HEADING: dict[str, Any] = {"fontsize": 10.5, "fontweight": "bold"}
@@ -253,23 +256,15 @@ def plot_compare(
     for name in names:
         if not any(name in run for run in columns.values()):
             raise ValueError(f"none of the runs {list(runs)} has a metric {name!r}")
-    figure, grid = _grid(len(names), min(len(names), 3), width=5.2, height=3.6)
+    across = 2 if len(names) == 4 else min(len(names), 3)
+    figure, grid = _grid(len(names), across, width=5.2, height=3.6)
     for axes, name in zip(grid, names, strict=True):
         scale = next((p.scale for p in PANELS if name in p.names), "linear")
         for index, (label, run) in enumerate(columns.items()):
             if name in run:
                 _line(axes, run["step"], run[name], label, index, scale, pale=len(columns) <= 3)
         finish(axes, name, describe(name).unit or "value", scale)
-    handles: dict[str, object] = {}
-    for axes in grid:
-        handles |= {label: h for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside lower center",
-        ncols=min(len(handles), 5),
-        frameon=False,
-    )
+        legend(axes)
     return _save(figure, Path(out))
 
 
@@ -292,7 +287,7 @@ def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path
     figure, grid = _grid(count, 1, width=max(5.2, 1.15 * most + 1.2), height=3.6)
     for axes, measure in zip(grid, table.measures, strict=True):
         rows = [row for row in table.rows if row.measure == measure]
-        for offset, part, colour in ((-0.2, "before", "#B8B8B8"), (0.2, "after", _COLOURS[0])):
+        for offset, part, colour in ((-0.2, "before", "#B8B8B8"), (0.2, "after", COLOURS[0])):
             bars = [getattr(row, part) for row in rows]
             values = np.array([bar.value for bar in bars])
             errors = np.array([[b.value - b.low for b in bars], [b.high - b.value for b in bars]])
@@ -318,7 +313,7 @@ def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path
                 fontweight="bold" if row.difference.excludes_zero else "normal",
             )
         if rows[-1].domain == OVERALL and len(rows) > 1:
-            axes.axvline(len(rows) - 1.5, color=_GREY, linewidth=0.8, linestyle=":")
+            axes.axvline(len(rows) - 1.5, color=GREY, linewidth=0.8, linestyle=":")
         finish(axes, f"{measure} on held-out prompts", "mean over prompts", "linear")
         axes.set_xlabel("")
         axes.set_xticks(
@@ -370,7 +365,7 @@ def _series(panel: Panel, columns: Mapping[str, np.ndarray]) -> dict[str, np.nda
 def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
     series, step = _series(panel, columns), columns["step"]
     if panel.kind == "stack":
-        _stack(axes, step, series)
+        stack(axes, step, series)
     elif panel.kind == "curve":
         _curve(axes, columns, tuple(series))
     elif panel.kind == "range":
@@ -378,11 +373,15 @@ def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
         if low is not None and high is not None:
             both = _drawable(low, panel.scale) & _drawable(high, panel.scale)
             axes.fill_between(
-                step[both], low[both], high[both], color=_COLOURS[4], alpha=0.35, linewidth=0
+                *(step[both], low[both], high[both]),
+                color=COLOURS[4],
+                alpha=0.35,
+                linewidth=0,
+                label="smallest to largest",
             )
         if middle is not None:
             _line(axes, step, middle, "mean", 0, panel.scale, pale=False)
-        axes.axhline(1.0, color=_GREY, linewidth=0.8, linestyle="--")
+        axes.axhline(1.0, color=GREY, linewidth=0.8, linestyle="--", label="1, as sampled")
     else:
         for index, (name, values) in enumerate(series.items()):
             label = literal(_last(name).replace("log_prob_abs_", ""))
@@ -391,7 +390,7 @@ def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
         use = np.isfinite(columns[panel.guide])
         label = panel.guide.replace("/", " ")
         axes.plot(
-            step[use], columns[panel.guide][use], color=_GREY, lw=1.2, ls=(0, (4, 2)), label=label
+            step[use], columns[panel.guide][use], color=GREY, lw=1.2, ls=(0, (4, 2)), label=label
         )
     finish(axes, panel.title, panel.unit, panel.scale)
     if panel.kind == "stack":
@@ -400,8 +399,7 @@ def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
         axes.set_xlim(drawn[0], max(drawn[-1], drawn[0] + 1))
     elif panel.kind in ("lines", "curve") and panel.scale == "linear":
         _from_zero(axes, list(series.values()))
-    if len(axes.get_legend_handles_labels()[1]) > 1:
-        _legend(axes)
+    legend(axes)
 
 
 def _line(
@@ -417,16 +415,16 @@ def _line(
     """Draws one series: its running mean, and where `pale` its values behind."""
     use = _drawable(values, scale)
     x, y = step[use], values[use]
-    colour = _COLOURS[index % len(_COLOURS)]
-    dashes = _DASHES[index // len(_COLOURS) % len(_DASHES)]
-    smooth = _running_mean(y, scale)
+    colour = COLOURS[index % len(COLOURS)]
+    dashes = DASHES[index % len(DASHES)]  # Five and seven: 35 pairs before one comes again.
+    smooth = running_mean(y, scale)
     if pale and smooth is not y:
         axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
     marker = "o" if len(x) == 1 else None
     axes.plot(x, smooth, color=colour, linewidth=1.8, linestyle=dashes, label=label, marker=marker)
 
 
-def _running_mean(values: np.ndarray, scale: str) -> np.ndarray:
+def running_mean(values: np.ndarray, scale: str) -> np.ndarray:
     """A centred mean over 1/20 of the run (geometric on a logarithmic axis); same shape."""
     half = len(values) // 40
     if half == 0:
@@ -439,11 +437,11 @@ def _running_mean(values: np.ndarray, scale: str) -> np.ndarray:
     return np.exp(mean) if scale == "log" else mean
 
 
-def _stack(axes: Axes, step: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
+def stack(axes: Axes, step: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
     """Draws fractions as areas on top of each other (running means), light to dark."""
     use = _complete(series)
     rows = np.nan_to_num(np.stack(list(series.values()))[:, use], posinf=0.0, neginf=0.0)
-    rows = np.stack([_running_mean(row, "linear") for row in rows])
+    rows = np.stack([running_mean(row, "linear") for row in rows])
     names = [name.rpartition("/")[2] for name in series]
     # The colour belongs to the name: a regime that is missing must not shift the others'.
     axes.stackplot(
@@ -466,14 +464,14 @@ def _curve(axes: Axes, columns: Mapping[str, np.ndarray], names: Sequence[str]) 
         low, high = np.where(np.isfinite(low), low, y), np.where(np.isfinite(high), high, y)
         label = _last(name)
         whole = label == OVERALL
-        colour = "#000000" if whole else _COLOURS[index % (len(_COLOURS) - 1)]
+        colour = "#000000" if whole else COLOURS[index % (len(COLOURS) - 1)]
         axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.plot(
             x,
             y,
             color=colour,
             linewidth=2.4 if whole else 1.2,
-            linestyle=_DASHES[0 if whole else index // (len(_COLOURS) - 1) % len(_DASHES)],
+            linestyle=DASHES[0 if whole else index % len(DASHES)],
             marker="o",
             markersize=4 if whole else 2.5,
             label=literal(label),
@@ -498,7 +496,7 @@ def _from_zero(axes: Axes, series: Sequence[np.ndarray]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     """Puts the legend between heading and axes, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     across = len(labels) if sum(len(label) + 4 for label in labels) <= 50 else 3

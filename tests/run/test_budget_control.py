@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from fiberjax import gates
+from fiberjax.experiment import make_budget_control
 from fiberjax.gates.config import BY_LEVEL
-from fiberjax.options import BudgetControl, parse
+from fiberjax.options import BudgetControl, Diagnostics, parse
 from fiberjax.presets import PRESETS, preset
 from fiberjax.run import loop, metrics
 from fiberjax.run.budget_control import EFFECTIVE_SAMPLE_SIZE, KL, Controller, moved
@@ -75,6 +76,15 @@ def test_the_factor_stays_within_its_bounds():
 def test_what_cannot_be_held_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         control(**changed)
+
+
+def test_what_is_followed_is_measured_in_every_iteration():
+    gate, _ = gates.from_config(preset("silent_domain"), LEVELS)
+    followed = OFF | {"kind": "effective_sample_size", "target": 0.8}
+    assert make_budget_control(followed, gate, Diagnostics(1)).target == 0.8
+    with pytest.raises(ValueError, match=r"expected config\.diagnostics\.every = 1, got 5"):
+        make_budget_control(followed, gate, Diagnostics(5))
+    make_budget_control(followed | {"kind": "kl"}, gate, Diagnostics(0))
 
 
 @pytest.mark.parametrize("name", PRESETS)
