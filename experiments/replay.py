@@ -8,7 +8,7 @@ r"""Kept rollouts of a run through any objective, on identical data.
     python experiments/replay.py --run=runs/quickstart --check
 
 Objectives are presets by name with overrides after colons, a pair of budgets parted by a slash;
-"run" is the run's own gate. Tables are printed; pictures and JSON go to `RUN/replay`, or `--output`.
+"run" is the run's own gate. Tables are printed; pictures and JSON go to RUN/replay, or --output.
 `--check` makes the iteration's updates again by the run's own program, and compares every metric.
 docs/replay.md says what is computed.
 """
@@ -109,7 +109,11 @@ def run() -> None:
         found["sweep"] = sweep(kept, *swept(SWEEP.value), step=STEP.value, **given)
     if UNFOLD.value:
         (asked,) = parse(UNFOLD.value)[:1] or [UNFOLD.value]
-        steps = {"steps": STEPS.value, "rate": RATE.value, "optimizer": OPTIMIZER.value}
+        steps: dict[str, Any] = {
+            "steps": STEPS.value,
+            "rate": RATE.value,
+            "optimizer": OPTIMIZER.value,
+        }
         found["unfold"] = unfold(kept, asked, **steps, **given)
     for name, each in found.items():
         each.print()

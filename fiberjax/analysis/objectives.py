@@ -151,8 +151,8 @@ def with_states(layout: Layout, objectives: Mapping[str, Objective], state_id: A
             f"objective {needing[0]!r} couples the tokens of a state, those of one prompt and "
             "prefix: expected rollouts with tokens and prompt_tokens"
         )
-    found = np.where(mask, found, mask.size).astype(np.int32)
-    return dataclasses.replace(layout, state_id=found, num_states=mask.size)
+    states: Any = np.where(mask, found, mask.size).astype(np.int32)
+    return dataclasses.replace(layout, state_id=states, num_states=mask.size)
 
 
 def _labelled(asked: Sequence[Asked]) -> dict[str, Asked]:

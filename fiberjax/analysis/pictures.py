@@ -127,8 +127,8 @@ def plot_unfold(unfold: Unfold, folder: Path) -> tuple[Path, ...]:
                 axes.plot(steps, shown, color=colour, linestyle=dashes, lw=1.8, label=label)
             budget = of["budget"][:, side]
             if np.isfinite(budget).any():
-                label = "budget" if side == 0 else None
-                axes.plot(steps, sign * budget, color="black", ls=(0, (1, 1)), lw=1.6, label=label)
+                name = "budget" if side == 0 else "_budget"
+                axes.plot(steps, sign * budget, color="black", ls=(0, (1, 1)), lw=1.6, label=name)
         axes.axhline(0, color=GREY, linewidth=0.7)
         finish(axes, f"Drift of each {literal(level)}", "nats, down below 0", "linear")
         axes.yaxis.set_major_formatter(_PLAIN)
@@ -326,7 +326,9 @@ def _steps(replay: Replay) -> Figure:
         axes.axvline(start, color=COLOURS[1], linestyle="--", lw=1.6, label="before the step")
         axes.set_xlim(0, 1.18 * max(values.max(), start, 1e-9))
         _legend(axes)
-    figure.suptitle("After a step of one length along each gradient", fontsize=11, x=0.01, ha="left")
+    figure.suptitle(
+        "After a step of one length along each gradient", fontsize=11, x=0.01, ha="left"
+    )
     return figure
 
 

@@ -282,7 +282,7 @@ def _row(
         surrogate=float(found.surrogate),
         coefficient_norm=float(norm),
         cosine=_cosine(float(own @ ungated), float(norm), float(np.linalg.norm(ungated))),
-        open_share=batches.open_share(found.coefficients, weighed),
+        open_share=batches.open_share(np.asarray(found.coefficients), weighed),
         effective_tokens=float(size**2 / (len(own) * norm**2)) if norm else 0.0,
         vanished=float((pushed & (own == 0)).sum() / count),
         turned=float((own * np.sign(ungated) < 0).sum() / count),
