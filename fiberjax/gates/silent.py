@@ -273,6 +273,24 @@ def _cell_excess(
     drift: jax.Array, layout: Layout, hierarchy: SilentHierarchy
 ) -> tuple[jax.Array, ...]:
     """How far each cell is beyond its budgets, up and down; for each level float[S_k, 2], nats."""
+    held = against_budgets(drift, layout, hierarchy)
+    return tuple(jnp.maximum(both - budget, 0) for both, budget in held)
+
+
+def against_budgets(
+    drift: jax.Array, layout: Layout, hierarchy: SilentHierarchy
+) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """What each cell holds against its budgets, up and down, and these; float[S_k, 2] pairs, nats.
+
+    Args:
+      drift: float[...], nats, log ratios that are exactly 0 at padding.
+      layout: with the gated levels alone.
+      hierarchy: budgets and options.
+
+    Returns:
+      For each level the signed mean drift, or residual, of each cell and its negative; and the
+      budgets, float[2] or [S_k, 2].
+    """
     drifts, tables = mean_drift(drift, layout), []
     for k, moved in enumerate(drifts):
         budget = per_channel(hierarchy.budgets[layout.levels[k]], moved.dtype)
@@ -283,5 +301,5 @@ def _cell_excess(
             residual = moved - layout.lift(drifts[k + 1], k)
             moved = jnp.clip(residual, jnp.minimum(moved, 0), jnp.maximum(moved, 0))
         both = jnp.stack([moved, -moved], axis=-1)
-        tables.append(jnp.maximum(both - budget, 0))
+        tables.append((both, budget))
     return tuple(tables)
