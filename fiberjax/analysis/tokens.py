@@ -14,8 +14,7 @@ what the batch holds of them.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fiberjax import diagnostics, objective, probes
+from fiberjax.analysis.batch import Seen, seen
+from fiberjax.analysis.objectives import Asked, Objective, objectives_of
 from fiberjax.gates import aggregate, silent
 from fiberjax.gates.channels import prepare
 from fiberjax.gates.configured import ConfiguredGate
-from fiberjax.gates.configured import gate as preset_gate
-from fiberjax.layout import TRAJECTORY, Layout, make_layout
+from fiberjax.layout import TRAJECTORY, Layout
 from fiberjax.run.kept import Kept
 
 OPEN, TOKEN, GATE, COMPOSITION = "open", "token", "gate", "composition"
@@ -38,6 +38,8 @@ FATES = ("idle", "kept", "weaker", "stronger", "vanished", "turned", "moved by o
 """What became of a token's coefficient against the open gates': both 0; the same within 1 %; less;
 more; 0; of the other sign; not 0 where it was 0."""
 IDLE, KEPT, WEAKER, STRONGER, VANISHED, TURNED, MOVED = range(len(FATES))
+
+LABEL = "looked at"
 
 WHOLE, SOME, ALL = "open", "some tokens changed", "all tokens changed"
 """Regimes of a trajectory under a gate without channels."""
@@ -116,26 +118,18 @@ class Tokens:
         return np.stack([up, down, up - down], axis=1).astype(np.float32)
 
 
-def look(
-    kept: Kept,
-    gate: ConfiguredGate | str,
-    *,
-    weighting: str = "trajectory",
-    constant_length: int | None = None,
-    entropy: np.ndarray | None = None,
-) -> Tokens:
-    """Every token's numbers under a gate; a `Tokens`.
+def look(kept: Kept, asked: Asked, *, entropy: np.ndarray | None = None) -> Tokens:
+    """Every token's numbers under an objective; a `Tokens`.
 
     Args:
       kept: the rollouts; log ratios are 0 where they have no `log_prob`.
-      gate: the gate, or the name of a preset.
-      weighting: of the objective, one of `objective.WEIGHTINGS`.
-      constant_length: tokens; read by "constant" only.
-      entropy: float[R, C], nats, if it is known.
+      asked: the objective, as `objectives.objectives_of` takes one: the name of a preset, a pair of
+        a name and overrides, a gate, or `objectives.RUN` for the run's own.
+      entropy: float[R, C], nats, of the policy looked at, if it is known.
 
     Raises:
-      ValueError: there is no such preset, the gate has a level that the rollouts lack, or entropies
-        are of another shape.
+      ValueError: there is no such preset, the gate has a level that the rollouts lack, no token
+        counts, or entropies are of another shape.
 
     >>> from fiberjax.run.kept import from_arrays
     >>> drift, mask = np.array([[0.3, 0.1], [0.0, 0.0]]), np.ones((2, 2), bool)
@@ -149,32 +143,27 @@ def look(
     >>> [round(float(part[0, 0]), 3) for part in tokens.parts.values()]
     [0.337, -0.337]
     """
-    if isinstance(gate, str):
-        gate = preset_gate(gate)
-    for level in gate.budgets.get("budgets", {}):
-        kept.layout.index(level)
     if entropy is not None and np.shape(entropy) != kept.mask.shape:
         raise ValueError(
             f"entropy has shape {np.shape(entropy)}, the rollouts {kept.mask.shape}: expected one "
             "a token"
         )
+    named = {LABEL: asked}
+    chosen = objectives_of(named, layout=kept.layout, config=kept.meta.get("config"))[LABEL]
+    gate, mask = chosen.gate, kept.mask
     found: dict[str, Any] = {}
-    for rows, layout in optimizer_batches(kept):
-        arrays = (kept.log_ratio, kept.advantage, credit(kept), kept.old_log_prob)
-        numbers = _numbers(
-            gate,
-            *(of[rows] for of in arrays),
-            layout,
-            weighting=weighting,
-            constant_length=constant_length,
-        )
-        _scatter(found, jax.device_get(numbers), rows, len(kept.mask))
-    mask, stages = kept.mask, found["stages"]
+    for number in np.unique(kept.minibatch[mask.any(axis=1)]).tolist():
+        batch = seen(kept, {LABEL: chosen}, number)
+        numbers = jax.device_get(_numbers(chosen, kept.log_ratio, batch))
+        _scatter(found, numbers, kept.minibatch == number)
+    if not found:
+        raise ValueError("no token of these rollouts counts in the loss")
+    stages = found["stages"]
     names = part_names(gate, kept.layout.levels)
     wide = np.stack([stages[name].astype(np.float64) for name in names])
     taken = np.diff(wide, axis=0, prepend=np.zeros_like(wide[:1]))
     coefficient = stages[names[-1]]
-    changed = {level: of.astype(bool) & mask for level, of in found["changed"].items()}
+    changed = {level: of & mask for level, of in found["changed"].items()}
     return Tokens(
         kept=kept,
         gate=gate,
@@ -184,51 +173,25 @@ def look(
         parts=dict(zip(names, taken, strict=True)),
         changed=changed,
         fate=_fate(stages[OPEN], coefficient),
-        levels={name: Level(**of) for name, of in found["levels"].items()},
+        levels={
+            level: Level(**found["levels"][level])
+            for level in kept.layout.levels
+            if level in found["levels"]
+        },
         own=found["own"].get("drift"),
         own_budget=found["own"].get("budget"),
-        regime=_regimes(found, changed, mask),
+        regime=_regimes(found["regime"], changed, mask),
         entropy=None if entropy is None else np.where(mask, entropy, 0).astype(np.float32),
     )
-
-
-def credit(kept: Kept) -> np.ndarray:
-    """What a token's gated ratio is multiplied by: advantage times sample weight; float32[R, C]."""
-    return kept.advantage if kept.sample_weight is None else kept.advantage * kept.sample_weight
-
-
-def optimizer_batches(kept: Kept) -> Iterator[tuple[np.ndarray, Layout]]:
-    """The rows of every optimizer batch, int[n], and their layout; tables keep their sizes."""
-    whole = kept.layout
-    first = whole.index(TRAJECTORY)
-    cell_id = whole.token_cells()
-    for number in np.unique(kept.minibatch):
-        rows = np.flatnonzero(kept.minibatch == number)
-        parents = dict(zip(whole.levels[1:], map(np.asarray, whole.parents), strict=True))
-        sizes = {name: len(of) for name, of in zip(whole.levels, whole.sizes, strict=True)}
-        if first == 0:
-            sizes[TRAJECTORY] = len(rows)
-            if len(whole.levels) > 1:
-                parents[whole.levels[1]] = parents[whole.levels[1]][rows]
-        yield (
-            rows,
-            make_layout(
-                np.asarray(whole.mask)[rows],
-                parents,
-                cell_id=None if cell_id is None else np.asarray(cell_id)[rows],
-                finest=whole.levels[0],
-                num_cells=sizes | ({"state": whole.num_states} if whole.num_states else {}),
-                state_id=None if whole.state_id is None else np.asarray(whole.state_id)[rows],
-            ),
-        )
 
 
 def part_names(gate: ConfiguredGate, levels: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the parts that a gate's coefficients are made of, in their order.
 
-    >>> part_names(preset_gate("fiberpo_group"), ("trajectory", "group"))
+    >>> from fiberjax.gates.configured import gate
+    >>> part_names(gate("fiberpo_group"), ("trajectory", "group"))
     ('open', 'group', 'trajectory', 'token')
-    >>> part_names(preset_gate("gspo"), ("trajectory",))
+    >>> part_names(gate("gspo"), ("trajectory",))
     ('open', 'gate')
     """
     if "budgets" not in gate.budgets:
@@ -264,8 +227,10 @@ def _stages(
     inner = {**budgets, "dual_clip": None}
     gated = [level for level in levels if level in budgets["budgets"]]
     steps = [
-        *(probes.open_levels(inner, levels=tuple(gated[:k]), token=True)
-          for k in reversed(range(len(gated) + 1))),
+        *(
+            probes.open_levels(inner, levels=tuple(gated[:k]), token=True)
+            for k in reversed(range(len(gated) + 1))
+        ),
         inner,
     ]
     # They differ in numbers alone: one program, compiled once.
@@ -275,20 +240,15 @@ def _stages(
     return stages | ({COMPOSITION: gradient(gate)} if _composed(gate) else {})
 
 
-@functools.partial(jax.jit, static_argnames=("weighting", "constant_length"))
-def _numbers(
-    gate: ConfiguredGate,
-    log_ratio: jax.Array,
-    advantage: jax.Array,
-    credit: jax.Array,
-    old_log_prob: jax.Array,
-    layout: Layout,
-    *,
-    weighting: str,
-    constant_length: int | None,
-) -> dict[str, Any]:
-    """All numbers of one optimizer batch, a dict of arrays over its tokens."""
+@jax.jit
+def _numbers(chosen: Objective, log_ratio: jax.Array, batch: Seen) -> dict[str, Any]:
+    """All numbers of one optimizer batch, a dict of arrays over all tokens."""
+    gate, layout = chosen.gate, batch.layout
     structure, budgets = gate.structure, gate.budgets
+    log_ratio, advantage, credit, old_log_prob = (
+        jnp.where(layout.mask, of, 0)
+        for of in (log_ratio, batch.advantage, batch.credit, batch.old_log_prob)
+    )
     found: dict[str, Any] = {"levels": {}, "own": {}, "regime": {}}
 
     def gradient(function: Callable[..., jax.Array]) -> jax.Array:
@@ -301,8 +261,8 @@ def _numbers(
             log_ratio,
             credit,
             layout,
-            weighting=weighting,
-            constant_length=constant_length,
+            weighting=chosen.weighting,
+            constant_length=chosen.constant_length,
         )
 
     found["stages"] = _stages(gate, layout.levels, gradient)
@@ -387,14 +347,14 @@ def _pair(table: jax.Array, layout: Layout, level: str) -> jax.Array:
     return jnp.stack([_at_tokens(table[:, c], layout, level) for c in (0, 1)], axis=-1)
 
 
-def _scatter(found: dict[str, Any], numbers: dict[str, Any], rows: np.ndarray, count: int) -> None:
-    """Puts one batch's arrays at its rows of arrays of all rows, in place."""
+def _scatter(found: dict[str, Any], numbers: dict[str, Any], rows: np.ndarray) -> None:
+    """Puts the rows of one batch, bool[R], into the arrays of all, in place."""
     for name, of in numbers.items():
         if isinstance(of, dict):
-            _scatter(found.setdefault(name, {}), of, rows, count)
+            _scatter(found.setdefault(name, {}), of, rows)
         else:
-            whole = found.setdefault(name, np.zeros((count, *of.shape[1:]), of.dtype))
-            whole[rows] = of
+            whole = found.setdefault(name, np.zeros_like(of))
+            whole[rows] = of[rows]
 
 
 def _fate(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -412,19 +372,24 @@ def _fate(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def _regimes(
-    found: dict[str, Any], changed: dict[str, np.ndarray], mask: np.ndarray
+    regime: dict[str, np.ndarray], changed: dict[str, np.ndarray], mask: np.ndarray
 ) -> list[str]:
-    """The regime of every trajectory, [R]; "" of one without a token."""
-    regime, used = found["regime"], mask.any(axis=1)
+    """The regime of every trajectory, [R]; "" of one without a token.
+
+    Args:
+      regime: "global" and "local", int32[R, C], of a hierarchy; {} else.
+      changed: of `Tokens`.
+      mask: bool[R, C].
+    """
+    used = mask.any(axis=1)
     if regime:
-        first = mask.argmax(axis=1)[:, None]
-        pairs = (np.take_along_axis(regime[name], first, axis=1) for name in ("global", "local"))
-        places = zip(*(of[:, 0] for of in pairs), used, strict=True)
+        first = mask.argmax(axis=1)
+        rows = np.arange(len(mask))
+        pairs = (regime[name][rows, first] for name in ("global", "local"))
         return [
             f"{diagnostics.GLOBAL_REGIMES[g]} {diagnostics.LOCAL_REGIMES[l]}" if of else ""
-            for g, l, of in places
+            for g, l, of in zip(*pairs, used, strict=True)
         ]
-    any_level = np.logical_or.reduce(list(changed.values()))
-    count, total = any_level.sum(axis=1), mask.sum(axis=1)
-    names = np.where(count == 0, WHOLE, np.where(count == total, ALL, SOME))
+    count = np.logical_or.reduce(list(changed.values())).sum(axis=1)
+    names = np.where(count == 0, WHOLE, np.where(count == mask.sum(axis=1), ALL, SOME))
     return [str(name) if of else "" for name, of in zip(names, used, strict=True)]
