@@ -163,7 +163,8 @@ def look(kept: Kept, asked: Asked, *, entropy: np.ndarray | None = None) -> Toke
     wide = np.stack([stages[name].astype(np.float64) for name in names])
     taken = np.diff(wide, axis=0, prepend=np.zeros_like(wide[:1]))
     coefficient = stages[names[-1]]
-    changed = {level: of & mask for level, of in found["changed"].items()}
+    ordered = sorted(found["changed"], key=[TOKEN, *kept.layout.levels].index)
+    changed = {level: found["changed"][level] & mask for level in ordered}
     return Tokens(
         kept=kept,
         gate=gate,
