@@ -1,1 +1,1 @@
-"""Looking back at a run: kept rollouts under any gate, token by token; nothing here trains."""
+"""Looking at a run after the fact: its kept rollouts, what objectives make of them, and reports."""

@@ -322,8 +322,8 @@ def _silent_levels(
     gated = layout.select([level for level in layout.levels if level in hierarchy.budgets])
     drifts = silent.mean_drift(gated.blocks(log_ratio), gated)
     levels = {}
-    for k, (moved, budget) in enumerate(silent.held(gated.blocks(log_ratio), gated, hierarchy)):
-        both, level = jnp.stack([moved, -moved], axis=-1), gated.levels[k]
+    held = silent.against_budgets(gated.blocks(log_ratio), gated, hierarchy)
+    for k, (level, (both, budget)) in enumerate(zip(gated.levels, held, strict=True)):
         beyond = jnp.where(both > budget, aggregate.ZEROED, aggregate.OPEN)
         levels[level] = {
             "drift": _pair(jnp.stack([drifts[k], -drifts[k]], axis=-1), gated, level),
