@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fiberjax.analysis.tokens import COMPOSITION, FATES, GATE, OPEN, TOKEN, TURNED, VANISHED, Tokens
-from fiberjax.analysis.why import Chains
+from fiberjax.analysis.why import Chains, Step
 from fiberjax.layout import TRAJECTORY
+from fiberjax.run.kept import Kept
 from fiberjax.run.shown import shortened, visible
 from fiberjax.tasks.vocabulary import UNKNOWN, Vocabulary
 
@@ -123,10 +124,10 @@ def pieces(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
     return found
 
 
-def lengths(tokens: Tokens) -> np.ndarray:
+def lengths(kept: Kept) -> np.ndarray:
     """Tokens behind the prompt of each trajectory, replies included; int[R]."""
-    columns = np.arange(tokens.kept.mask.shape[1]) + 1
-    there = tokens.kept.mask | (tokens.kept.tokens != 0)
+    columns = np.arange(kept.mask.shape[1]) + 1
+    there = kept.mask | (kept.tokens != 0)
     return np.where(there, columns, 0).max(axis=1, initial=0)
 
 
@@ -161,7 +162,7 @@ class Pages:
         """
         self.tokens, self.groups = tokens, groups(tokens)
         self.quantities = quantities(tokens)
-        self._texts, self._lengths = texts, lengths(tokens)
+        self._texts, self._lengths = texts, lengths(tokens.kept)
         self._chains = Chains(tokens)
         self._table = tokens.kept.table.to_pydict()
         if texts is not None:
@@ -223,7 +224,7 @@ class Pages:
             yield self._block(rows)
 
     def _block(self, rows: np.ndarray) -> str:
-        sentences: dict[tuple[str, str, bool], int] = {}
+        sentences: dict[Step, int] = {}
         told = [self._trajectory(int(row), sentences) for row in rows]
         said = {
             "prompt": self._text("prompt", int(rows[0])),
@@ -235,15 +236,13 @@ class Pages:
         header += b" " * (-len(header) % 4)
         mask = self.tokens.kept.mask
         numbers = b"".join(
-            np.stack([of.values[row, mask[row]] for of in self.quantities])
-            .astype("<f4")
-            .tobytes()
+            np.stack([of.values[row, mask[row]] for of in self.quantities]).astype("<f4").tobytes()
             for row in rows
         )
         packed = zlib.compress(struct.pack("<I", len(header)) + header + numbers, 6)
         return base64.b64encode(packed).decode("ascii")
 
-    def _trajectory(self, row: int, sentences: dict[tuple[str, str, bool], int]) -> dict[str, Any]:
+    def _trajectory(self, row: int, sentences: dict[Step, int]) -> dict[str, Any]:
         kept, length = self.tokens.kept, int(self._lengths[row])
         ids = kept.tokens[row, :length].tolist()
         counted = np.flatnonzero(kept.mask[row, :length]).tolist()
@@ -256,8 +255,7 @@ class Pages:
             "counted": counted,
             "fate": self.tokens.fate[row, counted].tolist(),
             "why": [
-                [sentences.setdefault(tuple(step), len(sentences)) for step in chain]
-                for chain in steps
+                [sentences.setdefault(step, len(sentences)) for step in chain] for chain in steps
             ],
             "extracted": self._text("extracted", row),
             "finished": self._table["finished"][row] if "finished" in self._table else None,

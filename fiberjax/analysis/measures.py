@@ -85,7 +85,7 @@ class _Given:
             what, value, 1 - self.numbers["clip_low"], 1 + self.numbers["clip_high"]
         )
 
-    def mean(self, values: np.ndarray) -> np.ndarray:
+    def mean(self, values: Any) -> np.ndarray:
         """The mean over each token's cell of the gate's level."""
         read = sequence.trajectory_mean(values, self.layout, self.level)
         return np.broadcast_to(np.asarray(read), values.shape)

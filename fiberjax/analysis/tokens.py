@@ -382,7 +382,7 @@ def _regimes(
       changed: of `Tokens`.
       mask: bool[R, C].
     """
-    used = mask.any(axis=1)
+    used = np.asarray(mask.any(axis=1))
     if regime:
         first = mask.argmax(axis=1)
         rows = np.arange(len(mask))
