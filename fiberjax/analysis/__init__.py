@@ -1,1 +1,1 @@
-"""Looking at a run after the fact: its kept rollouts, what objectives make of them, and reports."""
+"""Looking at rollouts: what is read of them, and what objectives make of them."""

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fiberjax.analysis.tokens import COMPOSITION, FATES, GATE, OPEN, TOKEN, TURNED, VANISHED, Tokens
+from fiberjax.analysis.stages import COMPOSITION, GATE, OPEN, TOKEN
+from fiberjax.analysis.tokens import FATES, TURNED, VANISHED, Tokens
 from fiberjax.analysis.why import Chains, Step
 from fiberjax.layout import TRAJECTORY
 from fiberjax.run.kept import Kept
