@@ -212,7 +212,7 @@ function fill(box, trajectory, block, from) {
 /** New colours on what is there. */
 function recolour() {
   const quantity = chosenQuantity();
-  for (const span of document.querySelectorAll(".t")) {
+  for (const span of document.querySelectorAll("#list .t")) {
     const { trajectory, k } = span.token;
     const fate = index.fates[trajectory.fate[k]];
     const chosen = span.classList.contains("chosen") ? "chosen" : "";
@@ -233,7 +233,7 @@ function legend() {
   byId("legend").replaceChildren(
     make("span", { class: "scale" }, ends[0], bar, ends[1]),
     make("span", {}, `${quantity.label}: ${quantity.meaning}`),
-    make("span", { class: "t vanished" }, "vanished: nothing is left"),
-    make("span", { class: "t turned" }, "turned: pushed the other way"),
+    make("span", { class: "vanished" }, "vanished: nothing is left"),
+    make("span", { class: "turned" }, "turned: pushed the other way"),
     make("span", { class: "said" }, "said by others, not counted"));
 }
