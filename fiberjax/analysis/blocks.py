@@ -33,7 +33,8 @@ FULL_COLOUR = 0.98
 LONGEST = 4
 """Tokens that one character may be made of: its bytes in UTF-8."""
 
-END = "⟨end⟩"
+END = "∎"
+"""Shown for an end of sequence."""
 
 PARTS = {
     OPEN: ("without gates", "the coefficient with every gate open"),
@@ -110,7 +111,7 @@ def pieces(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
 
     >>> from fiberjax.tasks.vocabulary import CharVocabulary
     >>> pieces(CharVocabulary("abc"), [3, 5, 2])
-    ['a', 'c', '⟨end⟩']
+    ['a', 'c', '∎']
     """
     found: list[str] = []
     waiting: list[int] = []

@@ -17,7 +17,8 @@ const shares = byId("shares");
 const total = (name) => index.rows.reduce((sum, of) => sum + of[name], 0);
 const told = [...index.levels.map(([level, share]) => [`changed by ${level}`, share]),
   ["vanished", total("vanished") / total("counted")], ["turned", total("turned") / total("counted")]];
-shares.append(`${total("counted")} tokens of ${index.rows.length} trajectories: `);
+const many = (count) => count.toLocaleString("en");
+shares.append(`${many(total("counted"))} tokens of ${many(index.rows.length)} trajectories: `);
 told.forEach(([name, share], k) => shares.append(k ? ", " : "", `${name} `,
   make("b", {}, `${(100 * share).toFixed(1)} %`)));
 options("colour", index.quantities.map((of) => of.label));

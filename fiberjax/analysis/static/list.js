@@ -27,9 +27,10 @@ function make(tag, properties, ...children) {
 /** A number as the sentences have it: three digits, a true minus. */
 function number(value) {
   if (typeof value === "string") return value;
-  const text = Math.abs(value) >= 0.9 && Math.abs(value) < 1.1
-    ? String(Number(value.toPrecision(5))) : String(Number(value.toPrecision(3)));
-  return text.replace("-", "−");
+  const size = Math.abs(value), rounded = Number(value.toPrecision(size >= 0.9 && size < 1.1 ? 5 : 3));
+  const short = size > 0 && (size < 1e-4 || size >= 999.5);
+  const text = short ? rounded.toExponential().replace(/\.?0*e/, "e") : String(rounded);
+  return value < 0 ? text.replace("-", "−") : text;
 }
 
 function signed(value) {
@@ -235,5 +236,6 @@ function legend() {
     make("span", {}, `${quantity.label}: ${quantity.meaning}`),
     make("span", { class: "vanished" }, "vanished: nothing is left"),
     make("span", { class: "turned" }, "turned: pushed the other way"),
+    make("span", {}, "∎ end of sequence"),
     make("span", { class: "said" }, "said by others, not counted"));
 }
