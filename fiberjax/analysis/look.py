@@ -46,7 +46,7 @@ def look(
     """Writes the page of an iteration whose rollouts a run kept.
 
     Args:
-      run: the run folder.
+      run: the run folder, or one of the files in its `rollouts/`.
       iteration: counted from 1; None for the newest that is kept.
       policy: the iteration of the checkpoint that is looked at; None for the one after the
         iteration's updates where it is kept, else for the policy that drew.
@@ -60,6 +60,8 @@ def look(
     kept = kept_files.load_rollouts(run, iteration)
     iteration = int(kept.meta["iteration"])
     folder = Path(run)
+    if folder.is_file():  # One of a run's `rollouts/`.
+        folder = folder.resolve().parent.parent
     kept, found, notes = under(kept, folder, policy)
     numbers = tokens.look(kept, gate, entropy=None if found is None else entropy(found, kept))
     texts, told = texts_of(kept, folder)

@@ -59,7 +59,10 @@ def reasons(window):
 
 def test_hostile_texts_run_nothing_and_ask_for_nothing(shown):
     assert shown.evaluate("document.title") == TITLE
-    assert shown.evaluate("document.querySelectorAll('img, svg[onload], .tokens b, .prompt b').length") == 0
+    assert (
+        shown.evaluate("document.querySelectorAll('img, svg[onload], .tokens b, .prompt b').length")
+        == 0
+    )
     written = shown.evaluate("document.getElementById('list').textContent")
     assert looked.HOSTILE[0] in written and "⟨U+202E⟩gnissim" in written
     asked = [e for e in shown.events if e["method"] == "Network.requestWillBeSent"]
@@ -174,8 +177,8 @@ def test_a_page_fits_its_window_in_both_themes(shown, width):
     for theme in ("dark", "light"):
         shown.evaluate("document.getElementById('theme').click()")
         found = shown.evaluate(
-            "[document.documentElement.dataset.theme, document.documentElement.scrollWidth <= document.documentElement.clientWidth,"
-            " getComputedStyle(document.body).backgroundColor]"
+            "(e => [e.dataset.theme, e.scrollWidth <= e.clientWidth,"
+            " getComputedStyle(document.body).backgroundColor])(document.documentElement)"
         )
         assert found[:2] == [theme, True]
         assert (found[2] == "rgb(21, 23, 27)") == (theme == "dark")
