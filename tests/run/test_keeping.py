@@ -97,7 +97,9 @@ def test_a_file_holds_the_batches_that_were_trained_on(seen):
     )
     # The updates, in their order and as exact as they were.
     assert [of["minibatch"] for of in kept.meta["updates"]] == [made.minibatch for made in updates]
+    number = {id(of): n for n, of in zip(collected.minibatches, collected.batches, strict=True)}
     for found, made in zip(kept.meta["updates"], updates, strict=True):
+        assert made.minibatch == number[id(made.batch)]
         assert found["metrics"] == dict(made.metrics) and made.metrics["actor/grad_norm"] >= 0
     assert len(updates) == built.training.epochs * len(collected.batches)
     assert kept.meta["updates_before"] == 0 and kept.meta["budget_factor"] == 1.0
