@@ -22,6 +22,7 @@ from pathlib import Path
 import faults_of_data
 import faults_of_families
 import faults_of_keeping
+import faults_of_looking
 import faults_of_mathematics
 import faults_of_models
 import faults_of_rewards
@@ -46,6 +47,7 @@ MUTANTS = (
     *faults_of_turns.FAULTS,
     *faults_of_soundness.FAULTS,
     *faults_of_keeping.FAULTS,
+    *faults_of_looking.FAULTS,
 )
 
 
