@@ -5,7 +5,7 @@ import looked
 import numpy as np
 import pytest
 
-from fiberjax.analysis import page, why
+from fiberjax.analysis import measures, page, why
 
 pytestmark = [
     pytest.mark.browser,
@@ -149,6 +149,11 @@ def test_sorting_orders_trajectories(shown):
         "[...document.querySelectorAll('.group')].map(g => g.querySelectorAll('.row').length)"
     )
     assert beside == [4, 4, 4, 4]
+
+
+def test_numbers_are_written_as_in_the_sentences(shown):
+    values = [0, -1, 4e-5, -2.67e-5, 1.0004, 0.95, 123.4, 1234.5, 1e-4, -0.0041234]
+    assert shown.evaluate(f"{values}.map(number)") == list(map(measures.number, values))
 
 
 def test_colours_follow_the_quantity(shown):
