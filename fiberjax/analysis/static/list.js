@@ -4,7 +4,8 @@
 const STEPS = 6; // Of colour on either side of 0; page.css has a class for each.
 const GROUPS_AT_ONCE = 12;
 const ROWS_AT_ONCE = 24;
-const TOKENS_AT_ONCE = 1200;
+const TOKENS_AT_ONCE = 1200; // Of one completion.
+const TOKENS_A_SHOWING = 6000; // Of all that is shown at once.
 
 const index = JSON.parse(document.getElementById("index").textContent);
 const blocks = new Map(); // Of group -> promise of what its block holds.
@@ -109,26 +110,36 @@ let drawing = 0; // A later drawing ends an earlier one.
 async function draw() {
   const mine = ++drawing;
   const rows = selected();
-  const groups = [...new Set(rows.map((row) => groupOf.get(row)[0]))];
+  const groups = new Map(); // In the order of their first rows.
+  for (const row of rows) {
+    const g = groupOf.get(row)[0];
+    if (groups.has(g)) groups.get(g).push(row);
+    else groups.set(g, [row]);
+  }
   const beside = byId("view").value === "groups";
   byId("count").textContent = `${rows.length} of ${index.rows.length} trajectories, ` +
-    `in ${groups.length} of ${index.groups.length} groups`;
+    `in ${groups.size} of ${index.groups.length} groups`;
   legend();
   const list = byId("list");
-  const units = beside
-    ? groups.map((g) => [g, rows.filter((row) => groupOf.get(row)[0] === g)])
-    : rows.map((row) => [groupOf.get(row)[0], [row]]);
+  const units = beside ? [...groups] : rows.map((row) => [groupOf.get(row)[0], [row]]);
   const atOnce = beside ? GROUPS_AT_ONCE : ROWS_AT_ONCE;
   let at = 0;
+  /** Where the showing ends that begins there. */
+  function next(from) {
+    let until = from, count = 0;
+    while (until < Math.min(from + atOnce, units.length) && count < TOKENS_A_SHOWING) {
+      count += units[until++][1].reduce((sum, row) => sum + index.rows[row].counted, 0);
+    }
+    return until;
+  }
   const more = make("button", { type: "button", class: "more" });
   async function show() {
-    const until = Math.min(at + atOnce, units.length);
-    const part = units.slice(at, until);
-    at = until;
+    const part = units.slice(at, next(at)), first = at === 0;
+    at += part.length;
     const read_ = await Promise.all(part.map(([g]) => read(g)));
     if (mine !== drawing) return;
     const made = part.map(([g, of], k) => group(g, of, read_[k]));
-    if (until <= atOnce) list.replaceChildren(...made);
+    if (first) list.replaceChildren(...made);
     else made.forEach((each) => list.insertBefore(each, more));
     more.remove();
     if (at < units.length) {
