@@ -22,6 +22,7 @@ from pathlib import Path
 import faults_of_data
 import faults_of_families
 import faults_of_keeping
+import faults_of_looking
 import faults_of_mathematics
 import faults_of_models
 import faults_of_reports
@@ -49,6 +50,7 @@ MUTANTS = (
     *faults_of_soundness.FAULTS,
     *faults_of_keeping.FAULTS,
     *faults_of_reports.FAULTS,
+    *faults_of_looking.FAULTS,
     *faults_of_replays.FAULTS,
 )
 
