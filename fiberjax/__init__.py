@@ -21,6 +21,8 @@ What a researcher with arrays in hand wants stands here:
   logging; how far TRPO would go.
 * `gates`, `layout`, `segments`: what all of it is made of.
 * `run_experiment`: a whole run from a config, in this process.
+* `load_rollouts`, `from_arrays`: what an iteration of a run was trained on, and the same of arrays
+  of any trainer.
 * `__version__`.
 
 A name is imported when it is first used: `import fiberjax` imports nothing, `fiberjax.presets`
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from fiberjax.layout import make_layout as make_layout
     from fiberjax.objective import coefficients as coefficients
     from fiberjax.objective import surrogate as surrogate
+    from fiberjax.run.kept import from_arrays as from_arrays
+    from fiberjax.run.kept_files import load_rollouts as load_rollouts
     from fiberjax.run.notebook import run_experiment as run_experiment
 
     __version__: str
@@ -56,7 +60,9 @@ _MODULES = (
 )
 _FUNCTIONS = {
     "coefficients": "fiberjax.objective",
+    "from_arrays": "fiberjax.run.kept",
     "gate": "fiberjax.gates.configured",
+    "load_rollouts": "fiberjax.run.kept_files",
     "make_layout": "fiberjax.layout",
     "run_experiment": "fiberjax.run.notebook",
     "surrogate": "fiberjax.objective",
