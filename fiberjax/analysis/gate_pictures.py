@@ -47,14 +47,12 @@ def slopes(
     [1.0, 0.0]
     """
     layout = make_layout(np.ones((1, tokens), bool))
-    advantages = np.full((1, tokens), advantage, np.float32)
-    old_log_prob = np.full((1, tokens), np.log(0.5), np.float32)
+    advantages = jnp.full((1, tokens), advantage)
+    old_log_prob = jnp.full((1, tokens), jnp.log(0.5))
 
     def slope(drift: jax.Array) -> jax.Array:
         log_ratio = jnp.zeros((1, tokens)).at[0, tokens // 2].set(drift)
-        total = jax.grad(
-            lambda l: jnp.sum(gate(l, advantages, layout, old_log_prob=old_log_prob))
-        )
+        total = jax.grad(lambda l: jnp.sum(gate(l, advantages, layout, old_log_prob=old_log_prob)))
         return total(log_ratio)[0, tokens // 2]
 
     return np.asarray(jax.jit(jax.vmap(slope))(jnp.asarray(drift, jnp.float32)))
@@ -79,7 +77,9 @@ def curves(
     for ax, (title, gate) in zip(axes.flat, gates.items(), strict=False):
         ax.plot(drift, np.exp(drift), ":", color=GREY, lw=1.4, label="no gate")
         for advantage, label, look in ((1.0, "advantage > 0", UP), (-1.0, "< 0", DOWN)):
-            ax.plot(drift, slopes(gate, drift, advantage, tokens=tokens), lw=1.7, label=label, **look)
+            ax.plot(
+                drift, slopes(gate, drift, advantage, tokens=tokens), lw=1.7, label=label, **look
+            )
         ax.axhline(0, color=GREY, lw=0.8)
         finish(ax, title, legend="upper left")
         signed_ticks(ax, TICKS, linear=1.0)
@@ -176,7 +176,7 @@ def own_signal(gate: ConfiguredGate, log_ratio: np.ndarray, layout: Layout) -> n
       log_ratio: float[N], nats.
       layout: flat, over the N tokens.
     """
-    log_ratio = jnp.asarray(log_ratio, jnp.float32)
-    good = jnp.ones_like(log_ratio)
-    matrix = probes.jacobian(gate.structure, log_ratio, good, layout, gate.budgets, log=False)
+    moved = jnp.asarray(log_ratio, jnp.float32)
+    good = jnp.ones_like(moved)
+    matrix = probes.jacobian(gate.structure, moved, good, layout, gate.budgets, log=False)
     return np.diag(np.asarray(matrix))

@@ -5,7 +5,6 @@ out; thin lines separate trajectories. Every number is the library's own.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from fiberjax import objective, probes
 from fiberjax.analysis.style import (
     BLACK,
     COLOURS,
-    PADDING,
     Picture,
     colour_bar,
     finish,
@@ -44,7 +42,7 @@ def cells(layout: Layout) -> Picture:
     """The cells of each level over the tokens that they hold, coarsest level above."""
     ids = cell_ids(layout)
     picture, ((axes,),) = grid(1, 1, height=0.6 + 0.38 * len(ids))
-    for row, (level, of) in enumerate(ids.items()):
+    for row, of in enumerate(ids.values()):
         edges = np.flatnonzero(np.diff(of)) + 1
         starts, ends = np.r_[0, edges], np.r_[edges, of.size]
         for start, end in zip(starts, ends, strict=True):
@@ -81,7 +79,7 @@ def couplings(
     mask = np.asarray(layout.mask).ravel()
     edges = _edges(layout)
     picture, axes = grid(len(gates), len(log_ratios), height=3.3)
-    good = np.ones(layout.mask.shape, np.float32)
+    good = jnp.ones(layout.mask.shape)
 
     @jax.jit
     def jacobian(gate: ConfiguredGate, log_ratio: jax.Array) -> jax.Array:
@@ -117,8 +115,12 @@ def attribution(
     Raises:
       ValueError: the gate is no hierarchy.
     """
-    given = (jnp.asarray(log_ratio), jnp.asarray(advantage), layout)
-    parts = jax.jit(lambda *of: probes.attribution(gate.structure, *of, gate.budgets))(*given)
+
+    @jax.jit
+    def added(log_ratio: jax.Array, advantage: jax.Array) -> dict[str, jax.Array]:
+        return probes.attribution(gate.structure, log_ratio, advantage, layout, gate.budgets)
+
+    parts = added(jnp.asarray(log_ratio), jnp.asarray(advantage))
     order = [name for name in ("open", *reversed(layout.levels), TOKEN) if name in parts]
     shown = [parts[name] for name in order]  # A jitted function sorts a dict's keys.
     mask = np.asarray(layout.mask)
@@ -208,9 +210,7 @@ def budget_sweeps(
     picture, axes = grid(len(names), 1, height=2.1, sharex=True)
     for (ax,), (level, (tried, change)) in zip(axes, changes.items(), strict=True):
         title = f"The budget of a {level} moves, the others stay"
-        image = heat_map(
-            ax, change, title, bound=bound, linear=bound / 50, across=_edges(layout)
-        )
+        image = heat_map(ax, change, title, bound=bound, linear=bound / 50, across=_edges(layout))
         ax.invert_yaxis()
         ax.axhline(steps // 2, color=BLACK, lw=1.2, ls="--")
         ticks = np.linspace(0, steps - 1, 5).round().astype(int)
@@ -227,7 +227,7 @@ def touched(
     log_ratio: ArrayLike,
     advantage: ArrayLike,
     layout: Layout,
-) -> dict[str, Any]:
+) -> dict[str, tuple[int, int]]:
     """What another gate changes: by level, the cells with a token whose coefficient differs.
 
     Args:
@@ -248,6 +248,20 @@ def touched(
     for level, ids in cell_ids(layout).items():
         found[level] = (np.unique(ids[changed]).size, np.unique(ids).size)
     return found
+
+
+def touched_table(
+    gate: ConfiguredGate,
+    other: ConfiguredGate,
+    log_ratio: ArrayLike,
+    advantage: ArrayLike,
+    layout: Layout,
+) -> str:
+    """What `touched` finds, as Markdown; arguments as there."""
+    lines = ["| level | touched | of |", "|---|---:|---:|"]
+    for level, (some, of) in touched(gate, other, log_ratio, advantage, layout).items():
+        lines.append(f"| {level} | {some} | {of} |")
+    return "\n".join(lines)
 
 
 _coefficients = jax.jit(objective.coefficients)

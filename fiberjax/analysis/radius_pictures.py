@@ -5,10 +5,14 @@ The functions drawn are those of `fiberjax.trust_region`.
 
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from fiberjax import trust_region
-from fiberjax.analysis.style import BLUE, GREY, ORANGE, SHADES, Picture, finish, grid
+from fiberjax import objective, trust_region
+from fiberjax.analysis.style import BLUE, GREEN, GREY, ORANGE, SHADES, Picture, finish, grid
+from fiberjax.gates.configured import gate
+from fiberjax.layout import make_layout
 
 
 def radii(*, mark: int = 8192, clip: float = 0.2) -> Picture:
@@ -73,3 +77,61 @@ def table(discounts: Sequence[float] = (0.9, 0.99, 0.999, 0.9999, 1.0)) -> str:
         cells = " | ".join(f"{float(number):.1e}" for number in numbers)
         lines.append(f"| {discount:g} | {cells} |")
     return "\n".join(lines)
+
+
+def shared_budget(advantage: np.ndarray, *, delta: float = 0.25, clip: float = 0.2) -> Picture:
+    """TRPO's problem on the samples of one state: its solution, and objectives along the way to it.
+
+    Left, the best deviations of the ratios. Right, three objectives on the straight line from the
+    old policy, 0, to that solution, 1, and on.
+
+    Args:
+      advantage: float[N], of the samples.
+      delta: `δ`, the mean deviation that the state may have.
+      clip: of PPO.
+    """
+    samples = len(advantage)
+    order = np.argsort(-np.asarray(advantage))
+    value_of = jnp.asarray(advantage, jnp.float32)[order]
+    state = jnp.zeros(samples, jnp.int32)
+    solution = trust_region.solve_tv_trpo(value_of, state, 1, delta=delta)
+    picture, ((left, right),) = grid(1, 2, height=3.7)
+    place = np.arange(samples)
+    left.bar(place - 0.2, value_of, 0.38, color=GREY, label="advantage")
+    left.bar(
+        place + 0.2,
+        solution,
+        0.38,
+        color=BLUE,
+        hatch="///",
+        edgecolor="white",
+        label=f"best deviation r − 1, mean size {delta:g}",
+    )
+    left.axhline(0, color=GREY, lw=0.8)
+    left.set_xticks(place, [str(number + 1) for number in place])
+    finish(left, "TRPO on samples: greed", x="sample", y="advantage, deviation", legend="best")
+    way = np.linspace(0, 2, 201).astype(np.float32)
+    layout = make_layout(np.ones((1, samples), bool))
+    for of, label, colour, dashes in (
+        (gate("importance"), "no gate", GREY, ":"),
+        (gate("ppo", clip_low=clip, clip_high=clip), f"PPO, clip {clip:g}", ORANGE, "--"),
+        (gate("apc", delta=delta, level="trajectory"), f"APC, δ {delta:g}", BLUE, "-"),
+    ):
+
+        @jax.jit
+        @jax.vmap
+        def value(part: jax.Array, of=of) -> jax.Array:
+            log_ratio = jnp.log(jnp.maximum(1 + part * solution, 1e-6))[None]
+            gated = of(log_ratio, value_of[None], layout)
+            return objective.surrogate(gated - 1, value_of[None], layout).value
+
+        right.plot(way, value(way), dashes, color=colour, lw=1.8, label=label)
+    right.axvline(1, color=GREEN, lw=1.2, ls="-.", label="TRPO's solution")
+    finish(
+        right,
+        "Objectives on the way there and beyond",
+        x="part of the way to TRPO's solution",
+        y="gain over the old policy",
+        legend="upper left",
+    )
+    return picture

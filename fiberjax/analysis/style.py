@@ -78,7 +78,7 @@ def grid(
     return picture, picture.subplots(down, across, squeeze=False, **shared)
 
 
-def finish(axes: Axes, title: str, *, x: str = "", y: str = "", legend: str = "") -> None:
+def finish(axes: Axes, title: str, *, x: str = "", y: str = "", legend: Any = None) -> None:
     """Labels an axes that has all its data.
 
     Args:
@@ -86,7 +86,7 @@ def finish(axes: Axes, title: str, *, x: str = "", y: str = "", legend: str = ""
       title: heading.
       x: what runs from left to right, with its unit.
       y: what runs upwards, with its unit.
-      legend: where the legend stands, such as "upper left"; none where "".
+      legend: where the legend stands, such as "upper left"; none by default.
     """
     axes.set_title(title, loc="left", **(HEADING | {"fontsize": 9.5}))
     axes.set_xlabel(x, fontsize=9)
@@ -96,7 +96,7 @@ def finish(axes: Axes, title: str, *, x: str = "", y: str = "", legend: str = ""
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if legend:
+    if legend is not None:
         axes.legend(loc=legend, frameon=False, fontsize=8)
 
 
@@ -129,9 +129,7 @@ def heat_map(
       down: rows before which one stands.
     """
     norm = (
-        Normalize(-bound, bound)
-        if linear is None
-        else SymLogNorm(linear, vmin=-bound, vmax=bound)
+        Normalize(-bound, bound) if linear is None else SymLogNorm(linear, vmin=-bound, vmax=bound)
     )
     shown = np.ma.masked_invalid(np.asarray(matrix, float))
     image = axes.imshow(shown, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
