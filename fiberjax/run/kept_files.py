@@ -29,11 +29,14 @@ The file's metadata has under the key `fiberjax` a JSON object: `version` of thi
 `iteration`, `levels` (finest first), `rows` and `columns` of the global batch, `updates` (in their
 order: minibatch, and metrics by name, those that are not finite as texts), `updates_before` the
 iteration, `budget_factor` of the gate's budgets, `config` of the run with its `config_version`, and
-`fiberjax_version`. Any reader of Parquet reads the files.
+`fiberjax_version`. Under `fiberjax.sha256` stands the digest of that text; pages of columns have
+checksums of their own. Any reader of Parquet reads the files.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +46,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fiberjax.layout import TRAJECTORY, TURN
-from fiberjax.run import rollouts
+from fiberjax.run import migrations, rollouts
 from fiberjax.run.kept import OF_TRAJECTORIES, Kept, layout_of_rows
 
 FOLDER = "rollouts"
-KEY = b"fiberjax"
+KEY, DIGEST = b"fiberjax", b"fiberjax.sha256"
 VERSION = 1
 """Of the format."""
 MOST_CELLS = 2**31
@@ -82,6 +85,21 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of `rollouts.SCHEMA` and of the table above."""
+
+
+def name(iteration: int) -> str:
+    """The name of an iteration's file."""
+    return f"{iteration:06d}.parquet"
+
+
+def described(rows: pa.Table, about: Mapping[str, Any]) -> pa.Table:
+    """Rows of `SCHEMA` with what the file says of itself, but for the version, as metadata."""
+    text = json.dumps({"version": VERSION} | dict(about), sort_keys=True, allow_nan=False).encode()
+    return rows.replace_schema_metadata({KEY: text, DIGEST: _digest(text)})
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
 
 
 def load_rollouts(run: str | os.PathLike[str], iteration: int | None = None) -> Kept:
@@ -136,11 +154,11 @@ def _file(run: Path, iteration: int | None) -> Path:
     if iteration not in there:
         shown = ", ".join(map(str, there[:20])) + (", ..." if len(there) > 20 else "")
         raise ValueError(f"{run / FOLDER} holds no iteration {iteration!r}; it holds {shown}")
-    return run / FOLDER / f"{iteration:06d}.parquet"
+    return run / FOLDER / name(iteration)
 
 
 def _kept(file: Path) -> Kept:
-    with pq.ParquetFile(file) as opened:
+    with pq.ParquetFile(file, page_checksum_verification=True) as opened:
         meta = _meta(file, opened.schema_arrow.metadata or {})
         table = _checked(file, opened.read())
     lengths = pc.list_value_length(table["completion_tokens"]).to_numpy()
@@ -207,6 +225,8 @@ def _meta(file: Path, found: dict[bytes, bytes]) -> dict[str, Any]:
         raise ValueError(f"{file}: metadata of kept rollouts cannot be read: {error}") from None
     if version != VERSION:
         raise ValueError(f"{file} is of format version {version!r}; this program reads {VERSION}")
+    if found.get(DIGEST) != _digest(found[KEY]):
+        raise ValueError(f"{file} is damaged: its metadata does not have the digest that it names")
     levels = meta.get("levels")
     expected: dict[str, Any] = {
         "iteration": type(meta.get("iteration")) is int,
@@ -231,6 +251,10 @@ def _meta(file: Path, found: dict[bytes, bytes]) -> dict[str, Any]:
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: its metadata has updates without metrics: {error}") from None
+    try:
+        meta["config"] = migrations.migrate(meta["config"], meta.get("config_version"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: its config is none of a run: {error}") from None
     return meta
 
 

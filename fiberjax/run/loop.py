@@ -24,6 +24,7 @@ from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, comparable, evaluate, profile
 from fiberjax.run.interrupts import Interrupted, Interrupts
+from fiberjax.run.keeping import Keeper
 from fiberjax.run.nonfinite import NonFinite
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
@@ -279,7 +280,8 @@ def train(
                 saved.save(iteration, state, host, best.iteration)
 
             updates = functools.partial(nonfinite.observe, directory)
-            trainer = Trainer(experiment, reference, watch=drawn, updates=updates)
+            keeper = Keeper(experiment, directory, done, progress.print)
+            trainer = Trainer(experiment, reference, watch=drawn, updates=updates, keeper=keeper)
             if done == 0:
                 stop.observe(0, watch.start(before))
             for iteration in range(done, experiment.iterations):
@@ -304,7 +306,7 @@ def train(
                     scalars |= watch.evaluation(
                         iteration + 1, experiment.whole(state.params, base.params)
                     )
-                    scalars["timing/watching_s"] = watch.seconds()
+                    scalars["timing/watching_s"] = watch.seconds() + keeper.seconds()
                 finally:
                     writer.write(iteration + 1, scalars)
                 progress.update(

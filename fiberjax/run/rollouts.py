@@ -27,6 +27,7 @@ surrogate, which UTF-8 cannot hold, is written as its escape.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -183,14 +184,29 @@ class Folder:
         if self.full or before >= self._limit:
             self.full = True
             return None
-        with disk.writing("the samples", file):
-            self._path.mkdir(parents=True, exist_ok=True)
-            # Readers of the folder pass over names that begin with a point.
-            temporary = file.with_name(f".{file.name}.new")
-            pq.write_table(rows, temporary, compression="zstd")
-            os.replace(temporary, file)
+        write_whole("the samples", rows, file)
         self._sizes[file.name] = file.stat().st_size
         return file
+
+
+def write_whole(what: str, rows: pa.Table, file: Path, **options: Any) -> None:
+    """Writes a Parquet file, old or new and never a half.
+
+    Args:
+      what: is written, for the error of a full disk.
+      rows: of the file.
+      file: in a folder that is made.
+      options: of pyarrow.
+
+    Raises:
+      NoRoom: the disk is full.
+    """
+    with disk.writing(what, file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Readers of the folder pass over names that begin with a point.
+        temporary = file.with_name(f".{file.name}.new")
+        pq.write_table(rows, temporary, compression="zstd", **options)
+        os.replace(temporary, file)
 
 
 def kept_of_evaluations(experiment: Experiment) -> int:
