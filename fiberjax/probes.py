@@ -82,8 +82,8 @@ def open_levels(budgets: Budgets, *, levels: tuple[str, ...], token: bool) -> Bu
     }
     fibers = {
         key: None if budgets[key] is None else jnp.full_like(budgets[key], jnp.inf)
-        for key in ("epsilon", "epsilon_negative")
-        if token
+        for key in ("epsilon", "epsilon_negative", "upper_negative")
+        if token and key in budgets
     }
     return {**budgets, **fibers, "budgets": opened}
 

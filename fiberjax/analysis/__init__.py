@@ -1,4 +1,4 @@
-"""Looking at what a run left, and at what objectives make of it.
+"""Looking back at a run: kept rollouts under any gate, token by token; nothing here trains.
 
 style            how pictures look, and figures that a notebook shows
 gate_pictures    gates: what each leaves of a token's gradient

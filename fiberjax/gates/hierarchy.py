@@ -179,6 +179,7 @@ class Gating:
       tower: drift, residuals and sizes of every level.
       budgets: for each level, float[2] or [S_k, 2], nats.
       own_drift: float[...], nats: `u`, the token's drift beyond its cell's channel.
+      own_budget: float[...], nats: `ε`, what that drift is held to.
       fiber_clipped: bool[...]: the token's part is clipped, `|u| > ε`.
       gated: float[...]: what is left of the token's deviation, `log G` in nats, or `G − 1`.
       base_gate: what gated the levels, one of `aggregate.BASE_GATES`. Static.
@@ -188,6 +189,7 @@ class Gating:
     tower: bundle.Tower
     budgets: tuple[jax.Array, ...]
     own_drift: jax.Array
+    own_budget: jax.Array
     fiber_clipped: jax.Array
     gated: jax.Array
     base_gate: str = dataclasses.field(metadata={"static": True})
@@ -235,6 +237,7 @@ def inspect(
         tower=tower,
         budgets=pairs,
         own_drift=jnp.where(mask, own, 0).reshape(shape),
+        own_budget=jnp.where(mask, bound, 0).reshape(shape),
         fiber_clipped=(clipped & mask).reshape(shape),
         gated=(fiber + class_spread(table, layout.cell_id, number)).reshape(shape),
         base_gate=base_gate,
