@@ -3,7 +3,7 @@
     python experiments/train.py --config=configs/first_steps.py --workdir=runs/first_steps
 
 The argument after the colon picks a gate of `configs/gates.py`: `configs/first_steps.py:gspo`. The
-policy has 25,000 parameters, and every eighth batch is kept whole, beside a checkpoint of the policy
+policy has 25,000 parameters; every eighth batch is kept whole, beside a checkpoint of the policy
 that it made. `notebooks/first_steps.ipynb` trains it.
 """
 
