@@ -195,8 +195,9 @@ class Keeper:
         self._seconds = 0.0
         if jax.process_index() == 0 and experiment.keep.rollouts:
             self._folder = Folder(directory, iteration, self._wanted, self._limit * 1e6)
-            config = identity.read_config(directory).to_json_best_effort()
-            self._config = json.loads(config)
+            if (directory / identity.FILE).exists():
+                config = identity.read_config(directory).to_json_best_effort()
+                self._config = json.loads(config)
 
     def due(self, iteration: int) -> bool:
         """Whether an iteration, counted from 1, is kept."""

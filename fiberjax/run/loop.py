@@ -146,6 +146,15 @@ def saved_params(
     return found.iteration, lora.merged(experiment.lora, found.base.params, found.trained)
 
 
+def first_params(experiment: Experiment) -> Any:
+    """The parameters that a run starts from, on the experiment's mesh, new adapters among them."""
+    if experiment.lora is None:
+        return starting_params(experiment)
+    base = make_base(experiment).params
+    trained = jax.jit(lambda base: experiment.fresh_state(base).params)(base)
+    return experiment.whole(trained, base)
+
+
 class Begun(NamedTuple):
     """Where a run stands when its next iteration begins.
 
