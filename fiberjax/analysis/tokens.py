@@ -163,7 +163,8 @@ def look(kept: Kept, asked: Asked, *, entropy: np.ndarray | None = None) -> Toke
     wide = np.stack([stages[name].astype(np.float64) for name in names])
     taken = np.diff(wide, axis=0, prepend=np.zeros_like(wide[:1]))
     coefficient = stages[names[-1]]
-    changed = {level: of & mask for level, of in found["changed"].items()}
+    ordered = sorted(found["changed"], key=[TOKEN, *kept.layout.levels].index)
+    changed = {level: found["changed"][level] & mask for level in ordered}
     return Tokens(
         kept=kept,
         gate=gate,
@@ -321,8 +322,8 @@ def _silent_levels(
     gated = layout.select([level for level in layout.levels if level in hierarchy.budgets])
     drifts = silent.mean_drift(gated.blocks(log_ratio), gated)
     levels = {}
-    for k, (moved, budget) in enumerate(silent.held(gated.blocks(log_ratio), gated, hierarchy)):
-        both, level = jnp.stack([moved, -moved], axis=-1), gated.levels[k]
+    held = silent.against_budgets(gated.blocks(log_ratio), gated, hierarchy)
+    for k, (level, (both, budget)) in enumerate(zip(gated.levels, held, strict=True)):
         beyond = jnp.where(both > budget, aggregate.ZEROED, aggregate.OPEN)
         levels[level] = {
             "drift": _pair(jnp.stack([drifts[k], -drifts[k]], axis=-1), gated, level),

@@ -107,7 +107,7 @@ class Chains:
             if part != GATE and abs(took) > ROUNDING * abs(self._tokens.parts[OPEN][row, column]):
                 whose = "" if shut or part == COMPOSITION else ", by what closed beside it"
                 text += f" Changes the coefficient by {signed(took)}{whose}."
-            steps.append(Step(part, text, shut))
+            steps.append(Step(part, text, bool(shut)))
         return [*steps, Step(LEFT, self._left(row, column), False)]
 
     def _began(self, row: int, column: int) -> str:

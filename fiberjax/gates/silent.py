@@ -190,32 +190,6 @@ def mean_drift(log_ratio: jax.Array, layout: Layout) -> tuple[jax.Array, ...]:
     return tuple(drifts)
 
 
-def held(
-    drift: jax.Array, layout: Layout, hierarchy: SilentHierarchy
-) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """What each level holds against its budgets; for each, float[S_k] and float[2] or [S_k, 2].
-
-    Args:
-      drift: float[...], the log ratios, nats, exactly 0 at padding.
-      layout: the cells, of the gated levels alone.
-      hierarchy: levels, budgets and options.
-
-    Returns:
-      The drift of every cell, or its own part of it, and the budgets in nats, up and down.
-    """
-    drifts, found = mean_drift(drift, layout), []
-    for k, moved in enumerate(drifts):
-        budget = per_channel(hierarchy.budgets[layout.levels[k]], moved.dtype)
-        if hierarchy.budget_scale == "noise":
-            children = jnp.maximum(layout.sizes[k], 1).astype(moved.dtype)
-            budget = budget / jnp.sqrt(children)[:, None]
-        if hierarchy.signal == "residual" and k + 1 < len(drifts):
-            residual = moved - layout.lift(drifts[k + 1], k)
-            moved = jnp.clip(residual, jnp.minimum(moved, 0), jnp.maximum(moved, 0))
-        found.append((moved, budget))
-    return tuple(found)
-
-
 def drift_noise(kl: ArrayLike, tokens: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Mean and deviation of the drift that a cell shows for no reason of its own; two float[...].
 
@@ -299,8 +273,33 @@ def _cell_excess(
     drift: jax.Array, layout: Layout, hierarchy: SilentHierarchy
 ) -> tuple[jax.Array, ...]:
     """How far each cell is beyond its budgets, up and down; for each level float[S_k, 2], nats."""
-    tables = []
-    for moved, budget in held(drift, layout, hierarchy):
+    held = against_budgets(drift, layout, hierarchy)
+    return tuple(jnp.maximum(both - budget, 0) for both, budget in held)
+
+
+def against_budgets(
+    drift: jax.Array, layout: Layout, hierarchy: SilentHierarchy
+) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """What each cell holds against its budgets, up and down, and these; float[S_k, 2] pairs, nats.
+
+    Args:
+      drift: float[...], nats, log ratios that are exactly 0 at padding.
+      layout: with the gated levels alone.
+      hierarchy: budgets and options.
+
+    Returns:
+      For each level the signed mean drift, or residual, of each cell and its negative; and the
+      budgets, float[2] or [S_k, 2].
+    """
+    drifts, tables = mean_drift(drift, layout), []
+    for k, moved in enumerate(drifts):
+        budget = per_channel(hierarchy.budgets[layout.levels[k]], moved.dtype)
+        if hierarchy.budget_scale == "noise":
+            children = jnp.maximum(layout.sizes[k], 1).astype(moved.dtype)
+            budget = budget / jnp.sqrt(children)[:, None]
+        if hierarchy.signal == "residual" and k + 1 < len(drifts):
+            residual = moved - layout.lift(drifts[k + 1], k)
+            moved = jnp.clip(residual, jnp.minimum(moved, 0), jnp.maximum(moved, 0))
         both = jnp.stack([moved, -moved], axis=-1)
-        tables.append(jnp.maximum(both - budget, 0))
+        tables.append((both, budget))
     return tuple(tables)

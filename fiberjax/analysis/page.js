@@ -1,0 +1,392 @@
+"use strict";
+// Reads the page's data and shows them. Texts come onto the page as text nodes alone.
+
+const STEPS = 6; // Of colour on either side of 0; page.css has a class for each.
+const GROUPS_AT_ONCE = 12;
+const ROWS_AT_ONCE = 24;
+const TOKENS_AT_ONCE = 1200;
+
+const index = JSON.parse(document.getElementById("index").textContent);
+const blocks = new Map(); // Of group -> promise of what its block holds.
+const groupOf = new Map();
+index.groups.forEach((group, g) => group.rows.forEach((row, k) => groupOf.set(row, [g, k])));
+
+const byId = (id) => document.getElementById(id);
+
+/** An element with properties and children; a string child becomes a text node. */
+function make(tag, properties, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties || {})) {
+    if (name === "class") element.className = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** A number as the sentences have it: three digits, a true minus. */
+function number(value) {
+  if (typeof value === "string") return value;
+  const text = Math.abs(value) >= 0.9 && Math.abs(value) < 1.1
+    ? String(Number(value.toPrecision(5))) : String(Number(value.toPrecision(3)));
+  return text.replace("-", "−");
+}
+
+function signed(value) {
+  return value > 0 ? "+" + number(value) : number(value);
+}
+
+/** Reads the block of a group, once. */
+function read(g) {
+  if (!blocks.has(g)) blocks.set(g, unpack(byId("block-" + g).textContent, index.groups[g].rows));
+  return blocks.get(g);
+}
+
+async function unpack(text, rows) {
+  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const bytes = await new Response(stream).arrayBuffer();
+  const length = new DataView(bytes).getUint32(0, true);
+  const block = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 4, length)));
+  let at = 4 + length;
+  block.trajectories.forEach((trajectory, k) => {
+    const count = trajectory.counted.length;
+    trajectory.row = rows[k];
+    trajectory.numbers = {};
+    for (const quantity of index.quantities) {
+      trajectory.numbers[quantity.name] = new Float32Array(bytes, at, count);
+      at += 4 * count;
+    }
+  });
+  return block;
+}
+
+/** The class of the colour of a value. */
+function colour(quantity, value) {
+  if (!value || Number.isNaN(value)) return "";
+  const step = Math.min(STEPS, Math.ceil((Math.abs(value) / quantity.full) * STEPS));
+  return (quantity.signed ? (value > 0 ? "u" : "d") : "r") + step;
+}
+
+const chosenQuantity = () => index.quantities[byId("colour").selectedIndex];
+
+// What is shown, and in which order.
+
+function matches(row) {
+  const of = index.rows[row];
+  const domain = byId("domain").value, regime = byId("regime").value, fate = byId("fate").value;
+  const least = byId("least").valueAsNumber, most = byId("most").valueAsNumber;
+  const drift = byId("drift").valueAsNumber;
+  return (domain === "" || of.domain === Number(domain)) &&
+    (regime === "" || of.regime === Number(regime)) &&
+    (fate === "" || of[fate] > 0) &&
+    !(of.reward < least) && !(of.reward > most) &&
+    (of.reward !== null || (Number.isNaN(least) && Number.isNaN(most))) &&
+    !(Math.abs(of.drift[2]) < drift);
+}
+
+const KEYS = {
+  "order": (of, row) => row,
+  "reward-": (of) => -of.reward,
+  "reward+": (of) => of.reward,
+  "drift": (of) => -Math.abs(of.drift[2]),
+  "push": (of) => -of.push,
+  "vanished": (of) => -of.vanished / Math.max(of.counted, 1),
+  "turned": (of) => -of.turned / Math.max(of.counted, 1),
+  "counted": (of) => -of.counted,
+};
+
+function selected() {
+  const key = KEYS[byId("sort").value];
+  const keyed = index.rows.map((of, row) => [key(of, row), row]).filter(([, row]) => matches(row));
+  keyed.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+  return keyed.map(([, row]) => row);
+}
+
+let drawing = 0; // A later drawing ends an earlier one.
+
+async function draw() {
+  const mine = ++drawing;
+  const rows = selected();
+  const groups = [...new Set(rows.map((row) => groupOf.get(row)[0]))];
+  const beside = byId("view").value === "groups";
+  byId("count").textContent = `${rows.length} of ${index.rows.length} trajectories, ` +
+    `in ${groups.length} of ${index.groups.length} groups`;
+  legend();
+  const list = byId("list");
+  const units = beside
+    ? groups.map((g) => [g, rows.filter((row) => groupOf.get(row)[0] === g)])
+    : rows.map((row) => [groupOf.get(row)[0], [row]]);
+  const atOnce = beside ? GROUPS_AT_ONCE : ROWS_AT_ONCE;
+  let at = 0;
+  const more = make("button", { type: "button", class: "more" });
+  async function show() {
+    const until = Math.min(at + atOnce, units.length);
+    const part = units.slice(at, until);
+    at = until;
+    const read_ = await Promise.all(part.map(([g]) => read(g)));
+    if (mine !== drawing) return;
+    const made = part.map(([g, of], k) => group(g, of, read_[k]));
+    if (until <= atOnce) list.replaceChildren(...made);
+    else made.forEach((each) => list.insertBefore(each, more));
+    more.remove();
+    if (at < units.length) {
+      more.textContent = `Show more: ${units.length - at} left`;
+      list.append(more);
+    }
+    if (!units.length) list.append(make("p", { class: "empty" }, "None is like that."));
+    document.documentElement.dataset.drawn = String(mine);
+  }
+  more.addEventListener("click", show);
+  await show();
+}
+
+function group(g, rows, block) {
+  const of = index.groups[g];
+  const heading = make("h2", {},
+    make("span", {}, `group ${g}`),
+    make("span", {}, index.domains[index.rows[of.rows[0]].domain]),
+    make("span", {}, `${rows.length} of ${of.rows.length} completions`));
+  if (block.answer) heading.append(make("span", {}, `answer ${block.answer}`));
+  const section = make("article", { class: "group", "aria-label": `Group ${g}` }, heading);
+  if (block.prompt) section.append(make("div", { class: "prompt", "aria-label": "Prompt", tabindex: "0" },
+    lines(block.prompt)));
+  const beside = make("div", { class: "beside" });
+  for (const row of rows) beside.append(completion(row, block, g));
+  section.append(beside);
+  return section;
+}
+
+/** Breaks lines where the sign of a line's end stands; fonts have the arrow. */
+const lines = (text) => text.replaceAll("␊", "↵\n");
+
+function completion(row, block, g) {
+  const of = index.rows[row], trajectory = block.trajectories[groupOf.get(row)[1]];
+  const head = make("h3", {}, make("b", {}, `#${of.row}`));
+  const chip = (text, title) => head.append(make("span", { class: "chip", title }, text));
+  if (of.reward !== null) chip(`reward ${number(of.reward)}`, "of the trajectory");
+  const regime = index.regimes[of.regime];
+  if (regime) chip(regime, "regime");
+  chip(`drift ${signed(of.drift[2])}`,
+    `mean log ratio, nats a token: up ${number(of.drift[0])}, down ${number(of.drift[1])}`);
+  if (of.vanished) chip(`${of.vanished} of ${of.counted} vanished`, "tokens");
+  if (of.turned) chip(`${of.turned} of ${of.counted} turned`, "tokens");
+  if (trajectory.extracted !== null) chip(`took ${trajectory.extracted}`, "as the answer");
+  if (trajectory.finished === false) chip("cut", "by the window");
+  const box = make("div", { class: "tokens", role: "listbox", "aria-label":
+    `Tokens of completion ${of.row}, group ${g}`, "aria-orientation": "horizontal" });
+  fill(box, trajectory, block, 0);
+  return make("section", { class: "row", "aria-label": `Completion ${of.row}`, "data-row": row },
+    head, box);
+}
+
+function fill(box, trajectory, block, from) {
+  const quantity = chosenQuantity(), values = trajectory.numbers[quantity.name];
+  const until = Math.min(trajectory.ids.length, from + TOKENS_AT_ONCE);
+  const counted = new Map(trajectory.counted.map((column, k) => [column, k]));
+  const parts = [];
+  for (let column = from; column < until; column++) {
+    const k = counted.get(column);
+    let text = lines(trajectory.texts[column]);
+    if (/^ +$/.test(text)) text = text.replaceAll(" ", "·");
+    if (k === undefined) {
+      parts.push(make("span", { class: "said" }, text));
+      continue;
+    }
+    const fate = index.fates[trajectory.fate[k]];
+    const span = make("span", { role: "option", "aria-selected": "false",
+      tabindex: k === 0 ? "0" : "-1", "aria-label": `${text || "part of a character"}, ${fate}` }, text || "·");
+    span.className = ["t", colour(quantity, values[k]), fate].join(" ");
+    span.token = { trajectory, block, k };
+    parts.push(span);
+  }
+  box.append(...parts);
+  if (until < trajectory.ids.length) {
+    const more = make("button", { type: "button", class: "more" },
+      `Show ${trajectory.ids.length - until} more tokens`);
+    more.addEventListener("click", () => { more.remove(); fill(box, trajectory, block, until); });
+    box.append(more);
+  }
+}
+
+/** New colours on what is there. */
+function recolour() {
+  const quantity = chosenQuantity();
+  for (const span of document.querySelectorAll(".t")) {
+    const { trajectory, k } = span.token;
+    const fate = index.fates[trajectory.fate[k]];
+    const chosen = span.classList.contains("chosen") ? "chosen" : "";
+    span.className = ["t", colour(quantity, trajectory.numbers[quantity.name][k]), fate, chosen].join(" ");
+  }
+  legend();
+}
+
+function legend() {
+  const quantity = chosenQuantity(), bar = make("span", { class: "bar" });
+  const steps = [...Array(STEPS).keys()].map((k) => k + 1);
+  if (quantity.signed) steps.toReversed().forEach((k) => bar.append(make("i", { class: "d" + k })));
+  bar.append(make("i", {}));
+  steps.forEach((k) => bar.append(make("i", { class: (quantity.signed ? "u" : "r") + k })));
+  const ends = quantity.signed
+    ? [`${signed(-quantity.full)} and below`, `${signed(quantity.full)} and above`]
+    : ["0", `${number(quantity.full)} and above`];
+  byId("legend").replaceChildren(
+    make("span", { class: "scale" }, ends[0], bar, ends[1]),
+    make("span", {}, `${quantity.label}: ${quantity.meaning}`),
+    make("span", { class: "t vanished" }, "vanished: nothing is left"),
+    make("span", { class: "t turned" }, "turned: pushed the other way"),
+    make("span", { class: "said" }, "said by others, not counted"));
+}
+
+// The chosen token.
+
+let pinned = null; // The span that was clicked or has the focus.
+
+function panel(span) {
+  const aside = byId("panel");
+  if (!span) {
+    aside.replaceChildren(make("h2", {}, "No token is chosen"), make("p", { class: "empty" },
+      "Point at a token, or go to one with Tab and the arrow keys: its numbers and the reasons " +
+      "for its gradient stand here. Enter or a click keeps it."));
+    return;
+  }
+  const { trajectory, block, k } = span.token, column = trajectory.counted[k];
+  const of = index.rows[trajectory.row], fate = index.fates[trajectory.fate[k]];
+  const turn = trajectory.turn ? `, turn ${trajectory.turn[column]}` : "";
+  const why = make("ol", { id: "why" });
+  for (const number_ of trajectory.why[k]) {
+    const [part, text, shut] = block.sentences[number_];
+    const last = part === "left", closed = shut && part !== "composition";
+    why.append(make("li", { class: (shut ? "shut" : "") + (last ? "left" : "") },
+      make("span", { class: "part" }, part + (closed ? ", closed" : "")), text));
+  }
+  aside.replaceChildren(
+    make("h2", {}, make("span", { class: "piece" }, lines(trajectory.texts[column]).trimEnd() || "·"), ` ${fate}`),
+    make("p", { class: "where" }, `token ${k + 1} of ${trajectory.counted.length}, id ` +
+      `${trajectory.ids[column]}, completion ${of.row}, group ${groupOf.get(trajectory.row)[0]}${turn}`),
+    make("h3", {}, "Why"), why,
+    make("h3", {}, "The coefficient, part by part"), parts(trajectory, k),
+    make("h3", {}, "All numbers"), numbers(trajectory, k));
+}
+
+function parts(trajectory, k) {
+  const names = [...index.parts, "coefficient"];
+  const values = names.map((name) => trajectory.numbers[name][k]);
+  const most = Math.max(...values.map(Math.abs)) || 1;
+  const body = make("tbody", {});
+  names.forEach((name, n) => {
+    const label = n + 1 === names.length ? "left" : index.quantities.find((of) => of.name === name).label;
+    body.append(make("tr", n + 1 === names.length ? { class: "sum" } : {},
+      make("th", { scope: "row" }, label), make("td", {}, signed(values[n])),
+      make("td", { class: "track" }, bar(values[n] / most))));
+  });
+  return make("table", { id: "parts" }, body);
+}
+
+/** A bar from the middle; `share` in [−1, 1]. */
+function bar(share) {
+  const svg = (tag, properties) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(properties)) element.setAttribute(name, value);
+    return element;
+  };
+  const drawing_ = svg("svg", { viewBox: "0 0 200 12", preserveAspectRatio: "none", "aria-hidden": "true" });
+  const width = Math.abs(share) * 98;
+  drawing_.append(
+    svg("rect", { class: share > 0 ? "up" : "down", x: share > 0 ? 100 : 100 - width, y: 2, width, height: 8 }),
+    svg("line", { class: "axis", x1: 100, x2: 100, y1: 0, y2: 12 }));
+  return drawing_;
+}
+
+function numbers(trajectory, k) {
+  const body = make("tbody", {});
+  for (const quantity of index.quantities) {
+    const value = trajectory.numbers[quantity.name][k];
+    body.append(make("tr", {}, make("th", { scope: "row", title: quantity.meaning }, quantity.label),
+      make("td", { "data-name": quantity.name, "data-value": String(value) },
+        quantity.signed ? signed(value) : number(value))));
+  }
+  return make("table", { id: "numbers" }, body);
+}
+
+function choose(span) {
+  if (pinned) {
+    pinned.classList.remove("chosen");
+    pinned.setAttribute("aria-selected", "false");
+  }
+  pinned = span;
+  panel(span);
+  if (!span) return;
+  for (const other of span.parentElement.querySelectorAll('[tabindex="0"]')) other.tabIndex = -1;
+  span.tabIndex = 0;
+  span.classList.add("chosen");
+  span.setAttribute("aria-selected", "true");
+  const { trajectory, block, k } = span.token;
+  const last = block.sentences[trajectory.why[k].at(-1)];
+  byId("said").textContent = `Coefficient ${signed(trajectory.numbers.coefficient[k])}. ${last[1]}`;
+}
+
+const tokenOf = (event) => event.target.closest && event.target.closest("#list .t");
+
+byId("list").addEventListener("mouseover", (event) => {
+  const span = tokenOf(event);
+  if (span) panel(span);
+});
+byId("list").addEventListener("mouseout", (event) => { if (tokenOf(event)) panel(pinned); });
+byId("list").addEventListener("click", (event) => {
+  const span = tokenOf(event);
+  if (span) span.focus();
+});
+byId("list").addEventListener("focusin", (event) => {
+  const span = tokenOf(event);
+  if (span) choose(span);
+});
+byId("list").addEventListener("keydown", (event) => {
+  const span = tokenOf(event);
+  if (!span) return;
+  const all = [...span.parentElement.querySelectorAll(".t")], at = all.indexOf(span);
+  const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0,
+    End: all.length - 1 }[event.key];
+  if (event.key === "Escape") choose(null);
+  if (to === undefined || !all[to]) return;
+  event.preventDefault();
+  all[to].focus();
+});
+
+// Controls.
+
+function options(id, names, all) {
+  const select = byId(id);
+  if (all) select.append(make("option", { value: "" }, all));
+  names.forEach((name, k) => select.append(make("option", { value: k }, name)));
+  select.closest("label").hidden = names.length < 2;
+}
+
+function theme(dark) {
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  byId("theme").textContent = dark ? "Light" : "Dark";
+}
+
+byId("gate").textContent = index.gate;
+const shares = byId("shares");
+const total = (name) => index.rows.reduce((sum, of) => sum + of[name], 0);
+const told = [...index.levels.map(([level, share]) => [`changed by ${level}`, share]),
+  ["vanished", total("vanished") / total("counted")], ["turned", total("turned") / total("counted")]];
+shares.append(`${total("counted")} tokens of ${index.rows.length} trajectories: `);
+told.forEach(([name, share], k) => shares.append(k ? ", " : "", `${name} `,
+  make("b", {}, `${(100 * share).toFixed(1)} %`)));
+options("colour", index.quantities.map((of) => of.label));
+options("domain", index.domains, "all");
+options("regime", index.regimes.map((name) => name || "no token counted"), "all");
+byId("controls").addEventListener("submit", (event) => event.preventDefault());
+byId("controls").addEventListener("input", (event) => {
+  if (event.target.id === "colour") recolour();
+  else draw();
+});
+byId("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme !== "dark"));
+theme(matchMedia("(prefers-color-scheme: dark)").matches);
+panel(null);
+draw().catch((error) => {
+  byId("count").textContent = `This page cannot be read: ${error.message}. Its browser must know ` +
+    "DecompressionStream: Chrome 103, Firefox 113, Safari 16.4, or later.";
+});
