@@ -148,11 +148,11 @@ def with_states(layout: Layout, objectives: Mapping[str, Objective], state_id: A
     found = state_id()
     if found is None:
         raise ValueError(
-            f"objective {needing[0]!r} couples the tokens of a state, which are those of one prompt "
-            "and prefix: expected rollouts with their tokens and a level 'group'"
+            f"objective {needing[0]!r} couples the tokens of a state, those of one prompt and "
+            "prefix: expected rollouts with tokens and prompt_tokens"
         )
-    found = np.where(mask, found, mask.size).astype(np.int32)
-    return dataclasses.replace(layout, state_id=found, num_states=mask.size)
+    states: Any = np.where(mask, found, mask.size).astype(np.int32)
+    return dataclasses.replace(layout, state_id=states, num_states=mask.size)
 
 
 def _labelled(asked: Sequence[Asked]) -> dict[str, Asked]:

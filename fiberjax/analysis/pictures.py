@@ -127,8 +127,8 @@ def plot_unfold(unfold: Unfold, folder: Path) -> tuple[Path, ...]:
                 axes.plot(steps, shown, color=colour, linestyle=dashes, lw=1.8, label=label)
             budget = of["budget"][:, side]
             if np.isfinite(budget).any():
-                label = "budget" if side == 0 else None
-                axes.plot(steps, sign * budget, color="black", ls=(0, (1, 1)), lw=1.6, label=label)
+                name = "budget" if side == 0 else "_budget"
+                axes.plot(steps, sign * budget, color="black", ls=(0, (1, 1)), lw=1.6, label=name)
         axes.axhline(0, color=GREY, linewidth=0.7)
         finish(axes, f"Drift of each {literal(level)}", "nats, down below 0", "linear")
         axes.yaxis.set_major_formatter(_PLAIN)
@@ -300,35 +300,35 @@ def _weights(replay: Replay) -> Figure:
 
 
 def _steps(replay: Replay) -> Figure:
-    """KL and reward after a step of one length along each objective's gradient."""
-    before = replay.before
-    paid = before.reward is not None
-    figure, (axes,) = _grid(1, 1, width=6.4, height=4.6)
-    rows = [row for row in replay.rows if row.kl is not None]
+    """Bars of the KL and the reward after a step of one length along each objective's gradient."""
+    before, rows = replay.before, replay.rows
+    panels = [("KL (k3), old to moved policy", "nats / token", "kl", before.kl)]
+    if before.reward is not None:
+        panels.append(("Reward, importance-weighted", "reward", "reward", before.reward))
+    title, unit = "Effective sample size of the weights", "share of trajectories"
+    panels.append((title, unit, "effective", before.effective))
+    height = 1.2 + 0.3 * len(rows)
+    figure, grid = _grid(len(panels), len(panels), width=3.9, height=height, names=True)
     place = np.arange(len(rows))
-    for index, row in enumerate(rows):
-        y = row.reward if paid and row.reward is not None else place[index]
-        axes.plot(
-            [row.kl],
-            [y],
-            marker=MARKERS[index % len(MARKERS)],
-            color=GREY if index == 0 else COLOURS[(index - 1) % len(COLOURS)],
-            markersize=8,
-            linestyle="none",
-            label=f"{literal(row.label)} (ESS {row.effective:.2f})",
-        )
-    if paid:
-        label = "before the step"
-        axes.plot([before.kl], [before.reward], "+", color="black", ms=11, mew=1.8, label=label)
-        unit = "reward, importance-weighted"
-    else:
-        axes.axvline(before.kl, color="black", linestyle="--", label="before the step")
-        unit = "objective"
-    along = "KL (k3), old to moved policy, nats / token"
-    finish(axes, "A step of one length along each gradient", unit, "linear", along=along)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.xaxis.set_major_formatter(_PLAIN)
-    _legend(axes, across=2)
+    for index, (axes, (title, unit, name, start)) in enumerate(zip(grid, panels, strict=True)):
+        values = np.array([getattr(row, name) for row in rows], np.float64)
+        axes.barh(place, values, color=[GREY, *[COLOURS[0]] * (len(rows) - 1)], height=0.66)
+        for at, value in zip(place, values, strict=True):
+            axes.annotate(
+                *(f"{value:.3g}", (value, at)),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        labels = [row.label for row in rows] if index == 0 else None
+        _finish_bars(axes, title, unit, labels)
+        axes.axvline(start, color=COLOURS[1], linestyle="--", lw=1.6, label="before the step")
+        axes.set_xlim(0, 1.18 * max(values.max(), start, 1e-9))
+        _legend(axes)
+    figure.suptitle(
+        "After a step of one length along each gradient", fontsize=11, x=0.01, ha="left"
+    )
     return figure
 
 

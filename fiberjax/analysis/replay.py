@@ -4,8 +4,8 @@
     policy = fj.load_policy("runs/quickstart", 20)
     fj.replay(kept, ["gspo", ("fiberpo", {"trajectory": 0.1})], policy=policy).print()
 
-All objectives see the same tokens, advantages, weights and log ratios. What is computed of each, with
-`c` its coefficients, `c°` those of plain importance ratios and `g = Σ cᵢ ∇ log π(i)`:
+All objectives see the same tokens, advantages, weights and log ratios. What is computed of each,
+with `c` its coefficients, `c°` those of plain importance ratios and `g = Σ cᵢ ∇ log π(i)`:
 
 | column | what |
 |---|---|
@@ -24,9 +24,9 @@ All objectives see the same tokens, advantages, weights and log ratios. What is 
 | effective | the effective sample size of those weights, a share of the trajectories |
 
 The step is `Δθ = s ‖θ‖ g/‖g‖`, gradient ascent of one length for all objectives; log-probabilities
-are computed anew at `θ + Δθ`, and nothing is linearised. `before` has the same three at `θ`. Weights
-of whole trajectories are products over their tokens: where `effective` is small, `reward` says
-little.
+are computed anew at `θ + Δθ`, and nothing is linearised. `before` has the same three at `θ`.
+Weights of whole trajectories are products over their tokens: where `effective` is small, `reward`
+says little.
 """
 
 import dataclasses
@@ -282,7 +282,7 @@ def _row(
         surrogate=float(found.surrogate),
         coefficient_norm=float(norm),
         cosine=_cosine(float(own @ ungated), float(norm), float(np.linalg.norm(ungated))),
-        open_share=batches.open_share(found.coefficients, weighed),
+        open_share=batches.open_share(np.asarray(found.coefficients), weighed),
         effective_tokens=float(size**2 / (len(own) * norm**2)) if norm else 0.0,
         vanished=float((pushed & (own == 0)).sum() / count),
         turned=float((own * np.sign(ungated) < 0).sum() / count),

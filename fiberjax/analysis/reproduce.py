@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fiberjax import experiment as experiments
-from fiberjax.analysis.policies import fitted
 from fiberjax.analysis.replay import jsonable
-from fiberjax.analysis.through import rows_of
 from fiberjax.experiment import Experiment
 from fiberjax.run import identity, migrations
 from fiberjax.run.base import make_base
@@ -31,6 +30,7 @@ from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.kept import Kept
 from fiberjax.run.kept_files import load_rollouts
 from fiberjax.run.measured import joined
+from fiberjax.run.policies import rows_of
 from fiberjax.run.shown import visible
 from fiberjax.run.warm_start import starting_params
 from fiberjax.tasks import PromptBatch
@@ -164,7 +164,7 @@ def reproduce(
     directory = Path(run)
     kept = load_rollouts(directory, iteration)
     iteration = int(kept.meta["iteration"])
-    built = experiments.from_config(*fitted(_config(directory, kept), devices))
+    built = experiments.from_config(*_fitted(_config(directory, kept), devices))
     if built.training.router_replay:
         raise ValueError(
             "config.training.router_replay = True: the experts of each token are not kept, so that "
@@ -202,6 +202,23 @@ def _config(directory: Path, kept: Kept) -> ConfigDict:
     return identity.read_config(directory)
 
 
+def _fitted(config: ConfigDict, devices: Sequence[Any] | None) -> tuple[ConfigDict, list[Any]]:
+    """The run's mesh on the devices that are there, or one device where it has no room.
+
+    Args:
+      config: of the run; its mesh is changed where it has no room.
+      devices: to choose from; all by default.
+    """
+    there = list(jax.devices() if devices is None else devices)
+    sizes = [int(size) for size in config.mesh.values()]
+    if min(sizes) < 0:
+        return config, there
+    if math.prod(sizes) > len(there):
+        config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+        return config, there[:1]
+    return config, there[: math.prod(sizes)]
+
+
 def _state(built: Experiment, base: Any, directory: Path, iteration: int) -> TrainState:
     """The train state after an iteration; after none, the one that the run started from."""
     shapes = built.abstract_state()
@@ -227,7 +244,7 @@ def batches_of(built: Experiment, kept: Kept) -> list[Batch]:
     """
     total, row = int(kept.meta["rows"]), kept.row
     size = built.rollout.samples
-    tokens, positions, segment_ids = rows_of(kept, built.window.prompt, built.policy.vocab_size)
+    (tokens, positions, segment_ids), mask, _ = rows_of(kept, built)
 
     def whole(of: np.ndarray | None, fill: float = 0) -> np.ndarray:
         """Rows in their places of the global batch."""
@@ -243,11 +260,10 @@ def batches_of(built: Experiment, kept: Kept) -> list[Batch]:
     prompts = whole(kept.table["prompt_index"].to_numpy())[::size]
     none = np.zeros(total, np.int32)
     blank = np.zeros((total, kept.mask.shape[1]), np.float32)
-    mask = whole(kept.mask)
     rollouts = Rollouts(
-        tokens=whole(tokens),
-        positions=whole(positions),
-        segment_ids=whole(segment_ids),
+        tokens=tokens,
+        positions=positions,
+        segment_ids=segment_ids,
         mask=mask,
         turn=whole(kept.turn),
         finished=none.astype(bool),

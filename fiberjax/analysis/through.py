@@ -1,8 +1,8 @@
 """Through the policy: log-probabilities of kept rollouts under a checkpoint, and gradients back.
 
-The program is that of the run's updates, `train.forward`, in micro-batches of as many rows as the
-run's own: what fitted there fits here. Rows are padded to a whole number of micro-batches, and
-columns to the windows of the run, so that every iteration of a run has one shape.
+The program is that of the run's updates, `train.forward`, in as many parts as the run's own cuts a
+batch into: what fitted there fits here. Rows stand at their places in the global batch and columns
+fill the run's windows, so that every iteration of a run has one shape.
 """
 
 import functools
@@ -13,15 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fiberjax.analysis.policies import Policy
 from fiberjax.layout import make_layout
 from fiberjax.parallel import mesh
 from fiberjax.policy import TokenOutputs, TransformerConfig, lora
 from fiberjax.policy.lora import LoRA
 from fiberjax.run.kept import Kept
-from fiberjax.tasks.batches import left_padded
+from fiberjax.run.policies import Policy, rows_of
 from fiberjax.train.forward import in_micro_batches, make_forward, outputs_and_pullback
-from fiberjax.train.rollout import positions_of
 
 
 class Through:
@@ -39,26 +37,15 @@ class Through:
           kept: the rollouts.
 
         Raises:
-          ValueError: the rollouts have no tokens, or such that the policy does not have, or prompts
-            longer than its window.
+          ValueError: the rollouts have no tokens, or some that the policy does not know.
         """
         experiment = policy.experiment
-        self.params, self._base, self._mesh = policy.trained, policy.base, experiment.mesh
-        rows = rows_of(kept, experiment.window.prompt, experiment.policy.vocab_size)
-        self._rows, self._columns = kept.mask.shape
-        per_row_shard = max(
-            experiment.rollout.prompts
-            * experiment.rollout.samples
-            // mesh.row_shards(experiment.mesh)
-            // (experiment.training.micro_batches * experiment.training.minibatches),
-            1,
-        )
-        size = per_row_shard * mesh.row_shards(experiment.mesh)
-        self._parts = -(-self._rows // size)
-        self._whole = self._parts * size
-        padded = tuple(self._padded(of) for of in rows)
-        layout = make_layout(self._padded(kept.mask))
-        self._arguments = mesh.place(experiment.mesh, (padded, layout), mesh.ROWS)
+        rows, mask, self._places = rows_of(kept, experiment)
+        self._mask, self._mesh = kept.mask, experiment.mesh
+        self._shape = mask.shape
+        self._parts = experiment.training.micro_batches * experiment.training.minibatches
+        self._arguments = mesh.place(self._mesh, (rows, make_layout(mask)), mesh.ROWS)
+        self.params, self._base = split(experiment.lora, policy.params)
         self._static = _Static(
             experiment.policy,
             experiment.mesh,
@@ -68,23 +55,26 @@ class Through:
         )
 
     def log_prob(self, params: Any) -> np.ndarray:
-        """The log-probability of every token, float32[R, C], nats; as the run's own."""
-        found = _log_prob(self._static, self._parts, params, self._base, *self._arguments)
-        return np.asarray(found)[: self._rows]
+        """The log-probability of every token, float32[R, C], nats; 0 off the mask.
 
-    def gradient(self, params: Any, coefficients: Any) -> Any:
+        Args:
+          params: in place of those of the policy.
+        """
+        found = _log_prob(self._static, self._parts, params, self._base, *self._arguments)
+        columns = self._mask.shape[1]
+        return np.where(self._mask, np.asarray(found)[self._places, :columns], np.float32(0))
+
+    def gradient(self, params: Any, coefficients: np.ndarray) -> Any:
         """`Σ cᵢ ∇ log π(i)`, of what is maximised; a pytree as the parameters.
 
         Args:
           params: where it is taken.
           coefficients: float32[R, C], one a token, constants.
         """
-        padded = self._padded(np.asarray(coefficients, np.float32))
-        placed = mesh.place(self._mesh, padded, mesh.ROWS)
+        whole = np.zeros(self._shape, np.float32)
+        whole[self._places, : self._mask.shape[1]] = np.where(self._mask, coefficients, 0)
+        placed = mesh.place(self._mesh, whole, mesh.ROWS)
         return _gradient(self._static, self._parts, params, self._base, *self._arguments, placed)
-
-    def _padded(self, of: np.ndarray) -> np.ndarray:
-        return np.pad(of, ((0, self._whole - self._rows), (0, 0)))
 
 
 class _Static(NamedTuple):
@@ -125,39 +115,28 @@ def _gradient(
     return jax.tree.map(jnp.negative, loss)
 
 
-def rows_of(kept: Kept, prompt: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, positions and segment ids of the trajectories, each int32[R, P + C].
+def split(adapters: LoRA | None, params: Any) -> tuple[Any, Any]:
+    """What is trained of a policy's parameters, and what adapters adapt; undoes `lora.attached`.
 
     Args:
-      kept: the rollouts.
-      prompt: P, tokens of a prompt at most, which is padded on the left.
-      vocabulary: tokens that the policy knows.
+      adapters: which; None where all parameters are trained.
+      params: of the policy, adapters among them.
 
-    Raises:
-      ValueError: the prompts' tokens are not known or too many, or a token is none of the policy's.
+    Returns:
+      The adapters and the rest; all parameters and None without adapters.
     """
-    if kept.prompt_tokens is None:
-        raise ValueError(
-            "these rollouts hold no prompt_tokens: a policy can be asked only about trajectories "
-            "whose tokens, and those of their prompts, are known; policy=None looks at the "
-            "log-probabilities as they are given"
-        )
-    longest = max(map(len, kept.prompt_tokens), default=0)
-    if longest > prompt:
-        raise ValueError(
-            f"a prompt of these rollouts has {longest} tokens; the policy's window holds {prompt}"
-        )
-    columns = kept.mask.shape[1]
-    last = np.where(kept.mask, np.arange(columns) + 1, 0).max(axis=1)
-    lengths = np.array([len(of) for of in kept.prompt_tokens])[:, None]
-    asked = np.arange(prompt) >= prompt - lengths
-    real = np.concatenate([asked, np.arange(columns) < last[:, None]], axis=1)
-    real &= kept.mask.any(axis=1)[:, None]
-    tokens = np.concatenate([left_padded(kept.prompt_tokens, prompt, 0), kept.tokens], axis=1)
-    tokens = np.where(real, tokens, 0).astype(np.int32)
-    if tokens.max(initial=0) >= vocabulary or tokens.min(initial=0) < 0:
-        bad = int(tokens.max()) if tokens.min() >= 0 else int(tokens.min())
-        raise ValueError(
-            f"these rollouts have a token {bad}; the policy knows those from 0 to {vocabulary - 1}"
-        )
-    return tokens, positions_of(real), real.astype(np.int32)
+    if adapters is None:
+        return params, None
+
+    def part(tree: Any, own: bool) -> Any:
+        found = {}
+        for name, of in tree.items():
+            if isinstance(of, dict):
+                inside = part(of, own)
+                if inside:
+                    found[name] = inside
+            elif name.startswith("lora_") == own:
+                found[name] = of / adapters.scale if name == "lora_b" else of
+        return found
+
+    return part(params, True), part(params, False)

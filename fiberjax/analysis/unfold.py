@@ -48,13 +48,12 @@ RATE = 0.05
 """Of the steps in a table of logits."""
 
 _LARGEST_LOG_PROB = float(np.log1p(-1e-6))
-"""Nats. A token that is certain has a logit for all that: of a chance of 1e-6 that it is another."""
+"""Nats. A token that is certain has a logit all the same: 1e-6 is the chance that it is another."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unfold:
-    """K steps on one batch; every array has K + 1 entries along its first axis, before each step
-    and after the last.
+    """K steps on one batch, as arrays over K + 1 points: before each step, and after the last.
 
     Attributes:
       label: of the objective.
