@@ -50,7 +50,7 @@ def execute(name: str, content: Path) -> nbformat.NotebookNode:
     """
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     client = nbclient.NotebookClient(
-        notebook, timeout=600, kernel_name="python3", record_timing=False
+        notebook, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True
     )
     client.execute(cwd=str(content), env={**os.environ, "PYTHONPATH": str(content / "fiberjax")})
     notebook.metadata = nbformat.from_dict(

@@ -235,9 +235,7 @@ class Pages:
         header += b" " * (-len(header) % 4)
         mask = self.tokens.kept.mask
         numbers = b"".join(
-            np.stack([of.values[row, mask[row]] for of in self.quantities])
-            .astype("<f4")
-            .tobytes()
+            np.stack([of.values[row, mask[row]] for of in self.quantities]).astype("<f4").tobytes()
             for row in rows
         )
         packed = zlib.compress(struct.pack("<I", len(header)) + header + numbers, 6)

@@ -36,6 +36,24 @@ DPI = 96
 """Of a picture in a notebook; small enough for ten of them in a file that is read as text."""
 
 
+class Small:
+    """A picture of a file, as a notebook shows it: small enough to be kept there."""
+
+    def __init__(self, file: str | os.PathLike[str], *, width: int = 1300):
+        """Reads a PNG.
+
+        Args:
+          file: of the picture.
+          width: it is shrunk to, if it is wider, pixels.
+        """
+        drawn = Image.open(file).convert("RGB")
+        drawn.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
+        self._png = _packed(drawn)
+
+    def _repr_png_(self) -> bytes:
+        return self._png
+
+
 class Picture(Figure):
     """A figure that a notebook shows."""
 
@@ -43,10 +61,7 @@ class Picture(Figure):
         """The picture as a PNG of at most 256 colours, a third of the size of one of all."""
         drawn = io.BytesIO()
         self.savefig(drawn, format="png", dpi=dpi)
-        few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        packed = io.BytesIO()
-        few.save(packed, format="png", optimize=True)
-        return packed.getvalue()
+        return _packed(Image.open(drawn).convert("RGB"))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the picture as a PNG; returns the file."""
@@ -148,3 +163,10 @@ def colour_bar(picture: Picture, image: AxesImage, axes: Any, label: str) -> Non
     bar = picture.colorbar(image, ax=axes, shrink=0.9, extend="both")
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
+
+
+def _packed(drawn: Image.Image) -> bytes:
+    """A picture as a PNG of at most 256 colours."""
+    packed = io.BytesIO()
+    drawn.quantize(256, dither=Image.Dither.NONE).save(packed, format="png", optimize=True)
+    return packed.getvalue()

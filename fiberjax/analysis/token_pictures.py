@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from fiberjax.analysis.style import (
     BLACK,
@@ -16,6 +17,7 @@ from fiberjax.analysis.style import (
     heat_map,
 )
 from fiberjax.analysis.tokens import FATES, IDLE, OPEN, Tokens
+from fiberjax.gates.silent import SilentHierarchy
 from fiberjax.run.kept import Kept
 from fiberjax.run.plots import literal
 
@@ -31,14 +33,15 @@ def batch(tokens: Tokens) -> Picture:
       tokens: of `tokens.look`.
     """
     kept, mask = tokens.kept, tokens.kept.mask
+    columns = int(np.where(mask, np.arange(mask.shape[1]) + 1, 0).max())
     picture, ((left, middle, right),) = grid(
-        1, 3, width=11, height=4.4, width_ratios=(1.0, 1.0, 0.8)
+        1, 3, width=11, height=4.4, width_ratios=(1.0, 1.0, 0.9)
     )
     for axes, values, title, label in (
         (left, tokens.log_ratio, "How far each token drifted", "log ratio, nats"),
         (middle, tokens.coefficient, "Its gradient under the gate", "∂J/∂ log π"),
     ):
-        shown = np.where(mask, values, np.nan)
+        shown = np.where(mask, values, np.nan)[:, :columns]
         bound = float(np.quantile(np.abs(values[mask]), 0.98)) or float(np.abs(values).max()) or 1.0
         image = heat_map(axes, shown, title, bound=bound, down=_group_edges(kept))
         axes.set_xlabel("token", fontsize=9)
@@ -57,7 +60,7 @@ def batch(tokens: Tokens) -> Picture:
     right.set_yticks(range(len(fates)), [FATES[fate] for fate in fates])
     right.invert_yaxis()
     right.margins(x=0.18)
-    finish(right, "What became of their gradients", x="tokens", legend="best")
+    finish(right, "What became of it", x="tokens", legend="best")
     right.grid(visible=False, axis="y")
     return picture
 
@@ -102,7 +105,7 @@ def trajectory(tokens: Tokens, row: int, texts: Sequence[str] = ()) -> Picture:
     return picture
 
 
-def _parts(axes, tokens: Tokens, row: int, columns: np.ndarray) -> None:
+def _parts(axes: Axes, tokens: Tokens, row: int, columns: np.ndarray) -> None:
     """The open coefficient and what each gate took of it as bars side by side, and what is left."""
     place = np.arange(len(columns))
     width = 0.84 / len(tokens.parts)
@@ -130,16 +133,22 @@ def _parts(axes, tokens: Tokens, row: int, columns: np.ndarray) -> None:
     finish(axes, "What its gradient is made of", y="∂J/∂ log π")
 
 
-def _budgets(axes, tokens: Tokens, row: int, columns: np.ndarray) -> None:
-    """What each level holds against its budget, as a share of it, up and down."""
-    levels = list(tokens.levels)
-    for number, sign in enumerate(("up", "down")):
+def _budgets(axes: Axes, tokens: Tokens, row: int, columns: np.ndarray) -> None:
+    """What each level holds against its budget, as a share of it.
+
+    Of a hierarchy both channels can be over it; of a silent one only drift as the advantage asks.
+    """
+    levels, first = list(tokens.levels), (row, columns[0])
+    sides = {0: "drift up", 1: "drift down"}
+    if tokens.gate.structure.spec.settings is SilentHierarchy:
+        asked = int(tokens.kept.advantage[first] < 0)
+        sides = {asked: f"{sides[asked]}, as the advantage asks"}
+    for number, label in sides.items():
         filled = []
         for level in levels:
             of = tokens.levels[level]
-            held = of.held[row, columns[0], number] / of.budget[row, columns[0], number]
-            filled.append(float(held))
-        place = np.arange(len(levels)) + (number - 0.5) * 0.4
+            filled.append(float(of.held[first][number] / of.budget[first][number]))
+        place = np.arange(len(levels)) + (number - 0.5) * 0.4 * (len(sides) > 1)
         axes.barh(
             place,
             filled,
@@ -147,11 +156,15 @@ def _budgets(axes, tokens: Tokens, row: int, columns: np.ndarray) -> None:
             color=COLOURS[number],
             hatch=HATCHES[number],
             edgecolor="white",
-            label=f"drift {sign}",
+            label=label,
         )
     axes.axvline(1, color=BLACK, lw=1.2, ls="--", label="the budget")
     axes.axvline(0, color=GREY, lw=0.8)
-    axes.set_xscale("symlog", linthresh=2)
+    axes.set_xscale("symlog", linthresh=1, linscale=0.5)
+    low, high = axes.get_xlim()
+    ticks = [of for of in (-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100) if low <= of <= high]
+    axes.set_xticks(ticks, [f"{of:g}".replace("-", "−") for of in ticks])
+    axes.minorticks_off()
     finish(axes, "How full the budgets of its cells are", x="share of the budget")
     axes.set_yticks(range(len(levels)), levels)
     axes.grid(visible=False, axis="y")
@@ -167,3 +180,15 @@ def _group_edges(kept: Kept) -> list[int]:
     for k in range(layout.index("trajectory"), layout.index("group")):
         ids = np.asarray(layout.parents[k])[ids]
     return (np.flatnonzero(np.diff(ids)) + 1).tolist()
+
+
+def most_changed(tokens: Tokens) -> tuple[int, int]:
+    """The row of whose tokens the gate changes most, and that one of them; the first of equals.
+
+    By what lies between the coefficient and that of open gates, times the length of the row: under
+    most weightings tokens of a short one weigh more.
+    """
+    mask = tokens.kept.mask
+    taken = np.where(mask, np.abs(tokens.coefficient - tokens.parts[OPEN]), 0)
+    row = int(np.argmax(taken.sum(axis=1) * mask.sum(axis=1)))
+    return row, int(np.argmax(np.where(mask[row], taken[row], -1)))
