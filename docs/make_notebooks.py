@@ -24,8 +24,8 @@ ORDER = ("first_steps", "gates", "my_run", "my_log_probs", "hierarchies", "trust
 
 
 def digest(notebook: nbformat.NotebookNode) -> str:
-    """Of a notebook's code, which its outputs were made by."""
-    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    """Of the code that a notebook's outputs were made by, without the first cell: it installs."""
+    _, *sources = (cell.source for cell in notebook.cells if cell.cell_type == "code")
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:16]
 
 

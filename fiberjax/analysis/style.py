@@ -39,16 +39,20 @@ DPI = 96
 class Small:
     """A picture of a file, as a notebook shows it: small enough to be kept there."""
 
-    def __init__(self, file: str | os.PathLike[str], *, width: int = 1300):
+    def __init__(self, file: str | os.PathLike[str], *, width: int = 1000):
         """Reads a PNG.
 
         Args:
           file: of the picture.
           width: it is shrunk to, if it is wider, pixels.
         """
-        drawn = Image.open(file).convert("RGB")
+        with Image.open(file) as opened:
+            drawn = opened.convert("RGB")
         drawn.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
-        self._png = _packed(drawn)
+        self._png, self._shape = _packed(drawn), drawn.size
+
+    def __repr__(self) -> str:
+        return "<Small {}x{}>".format(*self._shape)
 
     def _repr_png_(self) -> bytes:
         return self._png
