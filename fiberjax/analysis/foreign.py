@@ -60,7 +60,7 @@ def from_parquet(path: str | os.PathLike[str], *, format: str) -> Kept:
         raise ValueError(f"{path} does not exist: expected a Parquet file")
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"{path} is no whole Parquet file: {told}") from None
     if table.num_rows == 0:

@@ -122,10 +122,13 @@ def load_rollouts(run: str | os.PathLike[str], iteration: int | None = None) -> 
     """
     file = _file(Path(run), iteration)
     try:
-        return _kept(file)
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            described, table = opened.schema_arrow.metadata or {}, opened.read()
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # As damage has it.
         told = " ".join(str(error).split())
         raise ValueError(f"{file} is no whole Parquet file: {told}") from None
+    meta = _meta(file, described)
+    return _kept(file, meta, _checked(file, table))
 
 
 def kept_iterations(run: str | os.PathLike[str]) -> list[int]:
@@ -157,10 +160,7 @@ def _file(run: Path, iteration: int | None) -> Path:
     return run / FOLDER / name(iteration)
 
 
-def _kept(file: Path) -> Kept:
-    with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-        meta = _meta(file, opened.schema_arrow.metadata or {})
-        table = _checked(file, opened.read())
+def _kept(file: Path, meta: dict[str, Any], table: pa.Table) -> Kept:
     lengths = pc.list_value_length(table["completion_tokens"]).to_numpy()
     shape = (len(lengths), max(meta["columns"], int(lengths.max(initial=0))))
     if shape[0] * shape[1] > MOST_CELLS:
@@ -267,7 +267,7 @@ def _checked(file: Path, table: pa.Table) -> pa.Table:
     for field in SCHEMA:
         try:
             column = table[field.name].cast(field.type)
-        except (pa.ArrowException, ValueError):
+        except (pa.ArrowException, ValueError, KeyError):
             raise ValueError(
                 f"{file}: column {field.name!r} is {table[field.name].type}, not {field.type}"
             ) from None
