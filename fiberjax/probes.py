@@ -80,7 +80,7 @@ def open_levels(budgets: Budgets, *, levels: tuple[str, ...], token: bool) -> Bu
         level: jnp.full_like(budget, jnp.inf) if level in levels else budget
         for level, budget in budgets["budgets"].items()
     }
-    fibers = {
+    fibers: Budgets = {
         key: None if budgets[key] is None else jnp.full_like(budgets[key], jnp.inf)
         for key in ("epsilon", "epsilon_negative", "upper_negative")
         if token and key in budgets

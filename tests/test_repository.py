@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import sys
 import tomllib
 from pathlib import Path
 
@@ -124,3 +125,9 @@ def test_a_form_is_one_that_can_be_filled_in(path):
 
 def test_there_is_a_form_for_each_kind_of_issue():
     assert {path.stem for path in FORMS} == {"bug", "config", "request", "wrong_number"}
+
+
+def test_no_experiment_is_called_like_a_module_of_the_standard_library():
+    # A script's folder comes first where it looks for modules.
+    names = {path.stem for path in (ROOT / "experiments").rglob("*.py")}
+    assert {"train", "look"} <= names and not names & set(sys.stdlib_module_names)

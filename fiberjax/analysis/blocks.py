@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fiberjax.analysis.tokens import COMPOSITION, FATES, GATE, OPEN, TOKEN, TURNED, VANISHED, Tokens
-from fiberjax.analysis.why import Chains
+from fiberjax.analysis.stages import COMPOSITION, GATE, OPEN, TOKEN
+from fiberjax.analysis.tokens import FATES, TURNED, VANISHED, Tokens
+from fiberjax.analysis.why import Chains, Step
 from fiberjax.layout import TRAJECTORY
+from fiberjax.run.kept import Kept
 from fiberjax.run.shown import shortened, visible
 from fiberjax.tasks.vocabulary import UNKNOWN, Vocabulary
 
@@ -31,7 +33,8 @@ FULL_COLOUR = 0.98
 LONGEST = 4
 """Tokens that one character may be made of: its bytes in UTF-8."""
 
-END = "⟨end⟩"
+END = "∎"
+"""Shown for an end of sequence."""
 
 PARTS = {
     OPEN: ("without gates", "the coefficient with every gate open"),
@@ -108,7 +111,7 @@ def pieces(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
 
     >>> from fiberjax.tasks.vocabulary import CharVocabulary
     >>> pieces(CharVocabulary("abc"), [3, 5, 2])
-    ['a', 'c', '⟨end⟩']
+    ['a', 'c', '∎']
     """
     found: list[str] = []
     waiting: list[int] = []
@@ -123,10 +126,10 @@ def pieces(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
     return found
 
 
-def lengths(tokens: Tokens) -> np.ndarray:
+def lengths(kept: Kept) -> np.ndarray:
     """Tokens behind the prompt of each trajectory, replies included; int[R]."""
-    columns = np.arange(tokens.kept.mask.shape[1]) + 1
-    there = tokens.kept.mask | (tokens.kept.tokens != 0)
+    columns = np.arange(kept.mask.shape[1]) + 1
+    there = kept.mask | (kept.tokens != 0)
     return np.where(there, columns, 0).max(axis=1, initial=0)
 
 
@@ -161,7 +164,7 @@ class Pages:
         """
         self.tokens, self.groups = tokens, groups(tokens)
         self.quantities = quantities(tokens)
-        self._texts, self._lengths = texts, lengths(tokens)
+        self._texts, self._lengths = texts, lengths(tokens.kept)
         self._chains = Chains(tokens)
         self._table = tokens.kept.table.to_pydict()
         if texts is not None:
@@ -223,7 +226,7 @@ class Pages:
             yield self._block(rows)
 
     def _block(self, rows: np.ndarray) -> str:
-        sentences: dict[tuple[str, str, bool], int] = {}
+        sentences: dict[Step, int] = {}
         told = [self._trajectory(int(row), sentences) for row in rows]
         said = {
             "prompt": self._text("prompt", int(rows[0])),
@@ -241,7 +244,7 @@ class Pages:
         packed = zlib.compress(struct.pack("<I", len(header)) + header + numbers, 6)
         return base64.b64encode(packed).decode("ascii")
 
-    def _trajectory(self, row: int, sentences: dict[tuple[str, str, bool], int]) -> dict[str, Any]:
+    def _trajectory(self, row: int, sentences: dict[Step, int]) -> dict[str, Any]:
         kept, length = self.tokens.kept, int(self._lengths[row])
         ids = kept.tokens[row, :length].tolist()
         counted = np.flatnonzero(kept.mask[row, :length]).tolist()
@@ -254,8 +257,7 @@ class Pages:
             "counted": counted,
             "fate": self.tokens.fate[row, counted].tolist(),
             "why": [
-                [sentences.setdefault(tuple(step), len(sentences)) for step in chain]
-                for chain in steps
+                [sentences.setdefault(step, len(sentences)) for step in chain] for chain in steps
             ],
             "extracted": self._text("extracted", row),
             "finished": self._table["finished"][row] if "finished" in self._table else None,

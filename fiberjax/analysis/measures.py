@@ -85,7 +85,7 @@ class _Given:
             what, value, 1 - self.numbers["clip_low"], 1 + self.numbers["clip_high"]
         )
 
-    def mean(self, values: np.ndarray) -> np.ndarray:
+    def mean(self, values: Any) -> np.ndarray:
         """The mean over each token's cell of the gate's level."""
         read = sequence.trajectory_mean(values, self.layout, self.level)
         return np.broadcast_to(np.asarray(read), values.shape)
@@ -258,10 +258,11 @@ MEASURES: Mapping[Callable[..., Any], Callable[[_Given], list[Measure]]] = {
 def number(value: float) -> str:
     """A number as it is read: three digits, five near 1, where bounds of ratios stand.
 
-    >>> number(-0.00412345), number(1234.5), number(0.0), number(1.0004)
-    ('−0.00412', '1.23e+03', '0', '1.0004')
+    >>> number(-0.00412345), number(4e-5), number(0.0), number(1.0004)
+    ('−0.00412', '4e-5', '0', '1.0004')
     """
     text = f"{value:.5g}" if 0.9 <= abs(value) < 1.1 else f"{value:.3g}"
+    text = text.replace("e-0", "e-").replace("e+0", "e+")
     return text.replace("-", "−", 1) if value < 0 else text
 
 

@@ -26,6 +26,9 @@ from fiberjax.analysis.tokens import Tokens
 from fiberjax.gates.configured import ConfiguredGate
 from fiberjax.run.shown import visible
 
+SCRIPTS = ("list.js", "panel.js", "controls.js")
+"""The files of the page's one script, in their order."""
+
 CONTENT = "default-src 'none'; script-src {script}; style-src {style}; base-uri 'none'; "
 CONTENT += "form-action 'none'"
 """The page's policy: nothing but its own script and style, by their digests."""
@@ -50,7 +53,7 @@ def page(
       ValueError: a trajectory has fewer texts than tokens.
     """
     data = Pages(tokens, texts)
-    style, script = (_static(name) for name in ("page.css", "page.js"))
+    style, script = _static("page.css"), "\n".join(map(_static, SCRIPTS))
     index = data.index() | {"gate": described(tokens.gate), "levels": _levels(tokens)}
     content = CONTENT.format(script=_digest(script), style=_digest(style))
     fields = {
@@ -124,7 +127,8 @@ def _levels(tokens: Tokens) -> list[list[Any]]:
 
 
 def _static(name: str) -> str:
-    return (importlib.resources.files("fiberjax.analysis") / name).read_text(encoding="utf-8")
+    files = importlib.resources.files("fiberjax.analysis") / "static"
+    return (files / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:

@@ -11,20 +11,8 @@ import numpy as np
 
 from fiberjax.analysis import measures
 from fiberjax.analysis.measures import number, signed
-from fiberjax.analysis.tokens import (
-    COMPOSITION,
-    GATE,
-    IDLE,
-    MOVED,
-    OPEN,
-    STRONGER,
-    TOKEN,
-    TURNED,
-    VANISHED,
-    WEAKER,
-    Level,
-    Tokens,
-)
+from fiberjax.analysis.stages import COMPOSITION, GATE, OPEN, TOKEN
+from fiberjax.analysis.tokens import IDLE, MOVED, STRONGER, TURNED, VANISHED, WEAKER, Level, Tokens
 from fiberjax.gates import aggregate, silent
 
 LEFT = "left"

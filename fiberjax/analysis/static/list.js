@@ -27,9 +27,10 @@ function make(tag, properties, ...children) {
 /** A number as the sentences have it: three digits, a true minus. */
 function number(value) {
   if (typeof value === "string") return value;
-  const text = Math.abs(value) >= 0.9 && Math.abs(value) < 1.1
-    ? String(Number(value.toPrecision(5))) : String(Number(value.toPrecision(3)));
-  return text.replace("-", "−");
+  const size = Math.abs(value), rounded = Number(value.toPrecision(size >= 0.9 && size < 1.1 ? 5 : 3));
+  const short = size > 0 && (size < 1e-4 || size >= 999.5);
+  const text = short ? rounded.toExponential().replace(/\.?0*e/, "e") : String(rounded);
+  return value < 0 ? text.replace("-", "−") : text;
 }
 
 function signed(value) {
@@ -212,7 +213,7 @@ function fill(box, trajectory, block, from) {
 /** New colours on what is there. */
 function recolour() {
   const quantity = chosenQuantity();
-  for (const span of document.querySelectorAll(".t")) {
+  for (const span of document.querySelectorAll("#list .t")) {
     const { trajectory, k } = span.token;
     const fate = index.fates[trajectory.fate[k]];
     const chosen = span.classList.contains("chosen") ? "chosen" : "";
@@ -233,160 +234,8 @@ function legend() {
   byId("legend").replaceChildren(
     make("span", { class: "scale" }, ends[0], bar, ends[1]),
     make("span", {}, `${quantity.label}: ${quantity.meaning}`),
-    make("span", { class: "t vanished" }, "vanished: nothing is left"),
-    make("span", { class: "t turned" }, "turned: pushed the other way"),
+    make("span", { class: "vanished" }, "vanished: nothing is left"),
+    make("span", { class: "turned" }, "turned: pushed the other way"),
+    make("span", {}, "∎ end of sequence"),
     make("span", { class: "said" }, "said by others, not counted"));
 }
-
-// The chosen token.
-
-let pinned = null; // The span that was clicked or has the focus.
-
-function panel(span) {
-  const aside = byId("panel");
-  if (!span) {
-    aside.replaceChildren(make("h2", {}, "No token is chosen"), make("p", { class: "empty" },
-      "Point at a token, or go to one with Tab and the arrow keys: its numbers and the reasons " +
-      "for its gradient stand here. Enter or a click keeps it."));
-    return;
-  }
-  const { trajectory, block, k } = span.token, column = trajectory.counted[k];
-  const of = index.rows[trajectory.row], fate = index.fates[trajectory.fate[k]];
-  const turn = trajectory.turn ? `, turn ${trajectory.turn[column]}` : "";
-  const why = make("ol", { id: "why" });
-  for (const number_ of trajectory.why[k]) {
-    const [part, text, shut] = block.sentences[number_];
-    const last = part === "left", closed = shut && part !== "composition";
-    why.append(make("li", { class: (shut ? "shut" : "") + (last ? "left" : "") },
-      make("span", { class: "part" }, part + (closed ? ", closed" : "")), text));
-  }
-  aside.replaceChildren(
-    make("h2", {}, make("span", { class: "piece" }, lines(trajectory.texts[column]).trimEnd() || "·"), ` ${fate}`),
-    make("p", { class: "where" }, `token ${k + 1} of ${trajectory.counted.length}, id ` +
-      `${trajectory.ids[column]}, completion ${of.row}, group ${groupOf.get(trajectory.row)[0]}${turn}`),
-    make("h3", {}, "Why"), why,
-    make("h3", {}, "The coefficient, part by part"), parts(trajectory, k),
-    make("h3", {}, "All numbers"), numbers(trajectory, k));
-}
-
-function parts(trajectory, k) {
-  const names = [...index.parts, "coefficient"];
-  const values = names.map((name) => trajectory.numbers[name][k]);
-  const most = Math.max(...values.map(Math.abs)) || 1;
-  const body = make("tbody", {});
-  names.forEach((name, n) => {
-    const label = n + 1 === names.length ? "left" : index.quantities.find((of) => of.name === name).label;
-    body.append(make("tr", n + 1 === names.length ? { class: "sum" } : {},
-      make("th", { scope: "row" }, label), make("td", {}, signed(values[n])),
-      make("td", { class: "track" }, bar(values[n] / most))));
-  });
-  return make("table", { id: "parts" }, body);
-}
-
-/** A bar from the middle; `share` in [−1, 1]. */
-function bar(share) {
-  const svg = (tag, properties) => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(properties)) element.setAttribute(name, value);
-    return element;
-  };
-  const drawing_ = svg("svg", { viewBox: "0 0 200 12", preserveAspectRatio: "none", "aria-hidden": "true" });
-  const width = Math.abs(share) * 98;
-  drawing_.append(
-    svg("rect", { class: share > 0 ? "up" : "down", x: share > 0 ? 100 : 100 - width, y: 2, width, height: 8 }),
-    svg("line", { class: "axis", x1: 100, x2: 100, y1: 0, y2: 12 }));
-  return drawing_;
-}
-
-function numbers(trajectory, k) {
-  const body = make("tbody", {});
-  for (const quantity of index.quantities) {
-    const value = trajectory.numbers[quantity.name][k];
-    body.append(make("tr", {}, make("th", { scope: "row", title: quantity.meaning }, quantity.label),
-      make("td", { "data-name": quantity.name, "data-value": String(value) },
-        quantity.signed ? signed(value) : number(value))));
-  }
-  return make("table", { id: "numbers" }, body);
-}
-
-function choose(span) {
-  if (pinned) {
-    pinned.classList.remove("chosen");
-    pinned.setAttribute("aria-selected", "false");
-  }
-  pinned = span;
-  panel(span);
-  if (!span) return;
-  for (const other of span.parentElement.querySelectorAll('[tabindex="0"]')) other.tabIndex = -1;
-  span.tabIndex = 0;
-  span.classList.add("chosen");
-  span.setAttribute("aria-selected", "true");
-  const { trajectory, block, k } = span.token;
-  const last = block.sentences[trajectory.why[k].at(-1)];
-  byId("said").textContent = `Coefficient ${signed(trajectory.numbers.coefficient[k])}. ${last[1]}`;
-}
-
-const tokenOf = (event) => event.target.closest && event.target.closest("#list .t");
-
-byId("list").addEventListener("mouseover", (event) => {
-  const span = tokenOf(event);
-  if (span) panel(span);
-});
-byId("list").addEventListener("mouseout", (event) => { if (tokenOf(event)) panel(pinned); });
-byId("list").addEventListener("click", (event) => {
-  const span = tokenOf(event);
-  if (span) span.focus();
-});
-byId("list").addEventListener("focusin", (event) => {
-  const span = tokenOf(event);
-  if (span) choose(span);
-});
-byId("list").addEventListener("keydown", (event) => {
-  const span = tokenOf(event);
-  if (!span) return;
-  const all = [...span.parentElement.querySelectorAll(".t")], at = all.indexOf(span);
-  const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0,
-    End: all.length - 1 }[event.key];
-  if (event.key === "Escape") choose(null);
-  if (to === undefined || !all[to]) return;
-  event.preventDefault();
-  all[to].focus();
-});
-
-// Controls.
-
-function options(id, names, all) {
-  const select = byId(id);
-  if (all) select.append(make("option", { value: "" }, all));
-  names.forEach((name, k) => select.append(make("option", { value: k }, name)));
-  select.closest("label").hidden = names.length < 2;
-}
-
-function theme(dark) {
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  byId("theme").textContent = dark ? "Light" : "Dark";
-}
-
-byId("gate").textContent = index.gate;
-const shares = byId("shares");
-const total = (name) => index.rows.reduce((sum, of) => sum + of[name], 0);
-const told = [...index.levels.map(([level, share]) => [`changed by ${level}`, share]),
-  ["vanished", total("vanished") / total("counted")], ["turned", total("turned") / total("counted")]];
-shares.append(`${total("counted")} tokens of ${index.rows.length} trajectories: `);
-told.forEach(([name, share], k) => shares.append(k ? ", " : "", `${name} `,
-  make("b", {}, `${(100 * share).toFixed(1)} %`)));
-options("colour", index.quantities.map((of) => of.label));
-options("domain", index.domains, "all");
-options("regime", index.regimes.map((name) => name || "no token counted"), "all");
-byId("controls").addEventListener("submit", (event) => event.preventDefault());
-byId("controls").addEventListener("input", (event) => {
-  if (event.target.id === "colour") recolour();
-  else draw();
-});
-byId("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme !== "dark"));
-theme(matchMedia("(prefers-color-scheme: dark)").matches);
-panel(null);
-draw().catch((error) => {
-  byId("count").textContent = `This page cannot be read: ${error.message}. Its browser must know ` +
-    "DecompressionStream: Chrome 103, Firefox 113, Safari 16.4, or later.";
-});
