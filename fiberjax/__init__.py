@@ -23,6 +23,7 @@ What a researcher with arrays in hand wants stands here:
 * `run_experiment`: a whole run from a config, in this process.
 * `load_rollouts`, `from_arrays`, `from_parquet`: what an iteration of a run was trained on, and the
   same of arrays and token dumps of other trainers. `load_policy`: a checkpoint of a run by number.
+  `replay`: what any objectives make of them, on identical data.
 * `__version__`.
 
 A name is imported when it is first used: `import fiberjax` imports nothing, `fiberjax.presets`
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from fiberjax import segments as segments
     from fiberjax import trust_region as trust_region
     from fiberjax.analysis.foreign import from_parquet as from_parquet
+    from fiberjax.analysis.replay import replay as replay
     from fiberjax.gates.configured import gate as gate
     from fiberjax.layout import make_layout as make_layout
     from fiberjax.objective import coefficients as coefficients
@@ -68,6 +70,7 @@ _FUNCTIONS = {
     "load_policy": "fiberjax.run.policies",
     "load_rollouts": "fiberjax.run.kept_files",
     "make_layout": "fiberjax.layout",
+    "replay": "fiberjax.analysis.replay",
     "run_experiment": "fiberjax.run.notebook",
     "surrogate": "fiberjax.objective",
 }

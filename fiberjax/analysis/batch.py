@@ -158,13 +158,17 @@ def look(objective_: Objective, log_prob: jax.Array, batch: Seen) -> Look:
     return Look(coefficients, surrogate, clipped)
 
 
+def sample_sizes(log_prob: np.ndarray, batch: Seen) -> dict[str, float]:
+    """The effective sample size of the log ratios by level, finest first; see `diagnostics`."""
+    sizes = jax.device_get(_sample_sizes(log_prob, batch))
+    return {name: float(sizes[name]) for name in ("token", *batch.layout.levels)}
+
+
 @jax.jit
-def sample_sizes(log_prob: jax.Array, batch: Seen) -> dict[str, jax.Array]:
-    """The effective sample size of the log ratios by level; see `diagnostics`."""
+def _sample_sizes(log_prob: jax.Array, batch: Seen) -> dict[str, jax.Array]:
     log_ratio = jnp.where(batch.layout.mask, log_prob - batch.old_log_prob, 0)
     found = diagnostics.effective_sample_sizes(log_ratio, batch.layout)
-    sizes = {name.rpartition("/")[2]: of.value for name, of in found.items()}
-    return {name: sizes[name] for name in ("token", *batch.layout.levels)}
+    return {name.rpartition("/")[2]: of.value for name, of in found.items()}
 
 
 def open_share(coefficients: np.ndarray, ungated: np.ndarray) -> float:

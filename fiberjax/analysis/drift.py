@@ -1,9 +1,9 @@
 """Drift against budget, level by level: what each gate compares, and with what.
 
-A hierarchy compares the residuals of its cells with a budget, in two channels; a silent one the
-signed mean drift of its cells, or its residual; GSPO and its kin the mean log ratio of a cell with
-the logs of their clip range, and PPO and its kin the log ratio of each token. Of other gates the
-signed mean drift of every level is told, without a budget.
+A hierarchy compares the size of its cells' residuals with a budget, in two channels; a silent one the
+signed mean drift of its cells, or its residual; GSPO the mean log ratio of a cell with the logs of
+its clip range, and PPO, GMPO and their kin the log ratio of each token with theirs. Of other gates
+the signed mean drift of every level is told, without a budget.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ _OF_RATIOS = ("ppo", "grpo", "dapo", "clip", "gspo", "gspo_token")
 """Gates that clip a ratio at `1 − clip_low` and `1 + clip_high`."""
 
 _OF_LOGS = ("gmpo",)
-"""Gates that clip a log ratio at `−clip_low` and `clip_high`, nats."""
+"""Gates that clip a token's log ratio at `−clip_low` and `clip_high`, nats."""
 
 
 class Level(NamedTuple):
@@ -77,8 +77,10 @@ def levels(
     state = structure.inspect(log_ratio, advantage, layout, budgets)
     if state is not None:
         return {
-            name: Level(state.tower.residual[k], state.budgets[k], state.layout.sizes[k] > 0)
-            for k, name in enumerate(state.layout.levels)
+            name: Level(jnp.abs(residual), state.budgets[k], state.layout.sizes[k] > 0)
+            for k, (name, residual) in enumerate(
+                zip(state.layout.levels, state.tower.residual, strict=True)
+            )
         }
     if structure.spec.settings is silent.SilentHierarchy:
         hierarchy = _settings(gate)
@@ -91,7 +93,7 @@ def levels(
     if structure.name in (*_OF_RATIOS, *_OF_LOGS):
         options = dict(structure.options)
         pair = _clip_range(structure.name, budgets)
-        if "level" not in options:
+        if "level" not in options or structure.name in _OF_LOGS:
             flat = log_ratio.ravel()
             return {TOKEN: Level(_both(flat), pair, layout.mask.ravel())}
         chosen = layout.select((options["level"],))

@@ -246,14 +246,13 @@ def replay(
     gradient_cosines = None
     if through is not None:
         rows, gradient_cosines = _moved(rows, coefficients, kept, batch, through, step)
-    sizes = jax.device_get(batches.sample_sizes(log_prob, batch))
     return Replay(
         rows=rows,
         coefficients=coefficients,
         cosines=cosines(flat @ flat.T),
         gradient_cosines=gradient_cosines,
         before=before,
-        sample_sizes={level: float(size) for level, size in sizes.items()},
+        sample_sizes=batches.sample_sizes(log_prob, batch),
         log_prob=log_prob,
         batch=batch,
         objectives=chosen,

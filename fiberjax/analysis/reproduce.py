@@ -122,8 +122,9 @@ class Reproduction:
         """Prints the main metrics of each update on a console, the terminal where None."""
         console = Console() if console is None else console
         table = Table(box=None, pad_edge=False)
-        for name in ("update", "minibatch", "metric"):
+        for name in ("update", "batch"):
             table.add_column(name)
+        table.add_column("metric", no_wrap=True)
         for name in ("logged", "replayed", "difference"):
             table.add_column(name, justify="right")
         for each in self.compared:

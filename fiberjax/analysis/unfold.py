@@ -79,17 +79,14 @@ class Unfold:
         names = [name for name in ("kl", "reward", "open_share") if name in self.series]
         for name in ("step", *(name.replace("_", " ") for name in names)):
             table.add_column(name, justify="right")
-        for level in self.drift:
-            table.add_column(f"{level}: largest +/− (budget)", justify="right")
+        for level, of in self.drift.items():
+            budget = of["budget"][0]
+            told = f"\nbudget {_sides(budget)}" if np.isfinite(budget).all() else ""
+            table.add_column(f"{level}, largest +/−{told}", justify="right")
         for step in np.unique(np.linspace(0, steps - 1, 11).round().astype(int)):
             cells = [f"{self.series[name][step]:.4g}" for name in names]
-            for of in self.drift.values():
-                largest, budget = of["largest"][step], of["budget"][step]
-                # What has drifted the other way alone has not drifted this way.
-                shown = "/".join(f"{max(side, 0):.3g}" for side in largest)
-                if np.isfinite(budget).all():
-                    shown += f" ({'/'.join(f'{side:.3g}' for side in budget)})"
-                cells.append(shown)
+            # What has drifted the other way alone has not drifted this way.
+            cells += [_sides(of["largest"][step].clip(0)) for of in self.drift.values()]
             table.add_row(str(step), *cells)
         console.print(Text(visible(self.about)))
         console.print(table)
@@ -202,6 +199,10 @@ def unfold(
         },
         about=about,
     )
+
+
+def _sides(pair: np.ndarray) -> str:
+    return "/".join(f"{side + 0.0:.3g}" for side in pair)
 
 
 def _measured(
