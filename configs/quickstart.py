@@ -194,6 +194,7 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.keep = ConfigDict({"samples": 2, "every": 1, "show_every": 10, "megabytes": 100.0})
     config.keep.rollouts = "every 20 from 1"
     config.keep.rollouts_megabytes = 500.0
+    config.diagnostics = ConfigDict({"every": 1})
     config.checkpoint = ConfigDict({"every": 20, "keep": 2, "best": "", "best_mode": "max"})
     config.stop = ConfigDict({"metric": "", "patience": 3, "min_delta": 0.0, "mode": "max"})
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})

@@ -56,14 +56,33 @@ def gate_metrics(
       old_log_prob: float of the same shape, nats, for gates that need it.
 
     Returns:
-      The metrics of `ratio_metrics` and `effective_sample_sizes`; `actor/pg_clipfrac`, the fraction
-      of tokens whose own row of `∂ log G/∂ℓ` the gate changed, `gate/clip_fraction/<level>`, that
-      of each level, and `gate/quadrant/<name>`, that of the tokens of each of `QUADRANTS`; for
-      hierarchies `hierarchy_metrics`, and `channel_metrics` of their tower; for other gates those
-      of the published tower over all levels.
+      The metrics of `ratio_metrics`, which cost next to nothing, and of `level_metrics`.
+    """
+    return ratio_metrics(log_ratio, layout) | level_metrics(
+        gate, log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob
+    )
+
+
+def level_metrics(
+    gate: Gate,
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    layout: Layout,
+    budgets: Budgets,
+    *,
+    old_log_prob: jax.Array | None = None,
+) -> dict[str, Reduction]:
+    """What each level of a gate saw and did; a dict of metrics, arguments as `gate_metrics`.
+
+    Returns:
+      The metrics of `effective_sample_sizes`; `actor/pg_clipfrac`, the fraction of tokens whose own
+      row of `∂ log G/∂ℓ` the gate changed, `gate/clip_fraction/<level>`, that of each level, and
+      `gate/quadrant/<name>`, that of the tokens of each of `QUADRANTS`; for hierarchies
+      `hierarchy_metrics`, and `channel_metrics` of their tower; for other gates those of the
+      published tower over all levels.
     """
     masks = gate.clipped(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
-    metrics = ratio_metrics(log_ratio, layout) | effective_sample_sizes(log_ratio, layout)
+    metrics = effective_sample_sizes(log_ratio, layout)
     changed = jnp.zeros_like(layout.mask)
     for level, mask in masks.items():
         metrics[f"gate/clip_fraction/{level}"] = _token_mean(mask, layout)

@@ -60,6 +60,7 @@ SECTIONS: Mapping[str, type] = {
     "curriculum": options.Curriculum,
     "evaluation": options.Evaluation,
     "keep": options.Keep,
+    "diagnostics": options.Diagnostics,
     "checkpoint": options.Checkpoint,
     "stop": options.Stop,
     "mesh": options.Mesh,
@@ -95,6 +96,7 @@ class Experiment:
       curriculum: options of the prompt stream.
       evaluation: options of the held-out measurement.
       keep: what is kept and shown of what the policy writes.
+      diagnostics: when its gate is looked at.
       checkpoint: options of saving.
       stop: when the run stops before its last iteration.
       plugin_digests: of the user's own files, by name.
@@ -129,6 +131,7 @@ class Experiment:
     curriculum: options.Curriculum
     evaluation: options.Evaluation
     keep: options.Keep
+    diagnostics: options.Diagnostics
     checkpoint: options.Checkpoint
     stop: options.Stop
     plugin_digests: Mapping[str, str]
@@ -342,6 +345,7 @@ def _from_config(
         device_mesh = mesh.make_mesh(dataclasses.asdict(sizes), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
+    diagnostics = options.parse(options.Diagnostics, config.diagnostics, "config.diagnostics")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
     model = options.parse(options.Model, config.model, "config.model")
     shape = read_shape(model.folder)
@@ -377,10 +381,11 @@ def _from_config(
         rollout=rollout,
         engine=make_engine(server, rollout, training, policy, device_mesh),
         training=training,
-        budget_control=make_budget_control(config.budget_control, gate),
+        budget_control=make_budget_control(config.budget_control, gate, diagnostics),
         curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
         evaluation=evaluation,
         keep=options.parse(options.Keep, config.keep, "config.keep"),
+        diagnostics=diagnostics,
         checkpoint=options.parse(options.Checkpoint, config.checkpoint, "config.checkpoint"),
         stop=options.parse(options.Stop, config.stop, "config.stop"),
         plugin_digests=tables.digests,
@@ -397,7 +402,7 @@ def _from_config(
         estimate=tables.estimators[run.advantage],
         schedule=schedule,
         optimizer=optimizer,
-        step=_step_options(training, window, adapters),
+        step=_step_options(training, window, adapters, diagnostics),
     )
     if load_data is None:
         check_data(built)
@@ -440,17 +445,26 @@ def _tables(
     return tables
 
 
-def make_budget_control(config: Any, gate: gates.Gate) -> options.BudgetControl:
+def make_budget_control(
+    config: Any, gate: gates.Gate, diagnostics: options.Diagnostics
+) -> options.BudgetControl:
     """What the budgets follow.
 
     Raises:
-      ValueError: a bad option, or a gate without a width to multiply.
+      ValueError: a bad option, a gate without a width to multiply, or a measure that is not made in
+        every iteration.
     """
     control = options.parse(options.BudgetControl, config, "config.budget_control")
     if control.kind != "none" and not gate.widths:
         raise ValueError(
             f"config.budget_control.kind = {control.kind!r}, but the gate {gate.name!r} has no "
             "budget that it could widen or narrow: expected 'none'"
+        )
+    if control.kind == "effective_sample_size" and diagnostics.every != 1:
+        raise ValueError(
+            f"config.budget_control.kind = {control.kind!r} follows what config.diagnostics "
+            f"measure in every iteration: expected config.diagnostics.every = 1, got "
+            f"{diagnostics.every}"
         )
     return control
 
@@ -466,7 +480,10 @@ def _knobs(budgets: Budgets, rollout: options.Rollout, training: options.Trainin
 
 
 def _step_options(
-    training: options.Training, window: options.Window, adapters: LoRA | None
+    training: options.Training,
+    window: options.Window,
+    adapters: LoRA | None,
+    diagnostics: options.Diagnostics,
 ) -> StepOptions:
     """What of the options is static in the compiled step."""
     return StepOptions(
@@ -479,6 +496,7 @@ def _step_options(
         num_micro_batches=training.micro_batches,
         chunk=training.chunk,
         lora=adapters,
+        log_prob=diagnostics.every > 0,
     )
 
 

@@ -813,6 +813,28 @@ class Keep:
             raise ValueError(f"rollouts {error}") from None
 
 
+@dataclasses.dataclass(frozen=True)
+class Diagnostics:
+    """When a run looks at what its gate does; see `train.diagnose`.
+
+    Nothing of it changes what is trained, and it may be changed when a run is resumed.
+
+    Attributes:
+      every: iterations from one whose updates are looked at, level by level, to the next; the first
+        is one of them, and so is any whose rollouts are kept. 0 looks at none.
+    """
+
+    every: Annotated[int, AT_LEAST_0]
+
+    def due(self, iteration: int) -> bool:
+        """Whether an iteration, counted from 1, is one of those looked at.
+
+        >>> [iteration for iteration in range(1, 13) if Diagnostics(5).due(iteration)]
+        [1, 5, 10]
+        """
+        return self.every > 0 and (iteration == 1 or iteration % self.every == 0)
+
+
 MODES = ("max", "min")
 """Whether a metric is the better the larger or the smaller it is."""
 

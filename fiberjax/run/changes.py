@@ -104,6 +104,7 @@ RULES: tuple[Rule, ...] = (
         "completions to come are rewarded by them",
     ),
     Rule(("checkpoint.*", "keep.*", "writers"), "free", "they say what is kept of a run"),
+    Rule(("diagnostics.*",), "free", "they say which updates are looked at"),
     Rule(("stop.*",), "free", "it only says where the run ends"),
     Rule(("evaluation.*",), "free", "it measures, and what was measured before is measured again"),
     Rule(("tasks.data_dir", "warm_start.directory"), "free", "they say where things are kept"),

@@ -27,7 +27,7 @@ METRICS: Mapping[str, Metric] = {
     "actor/pg_loss": Metric("reward", "negative surrogate objective, the loss minimised"),
     "actor/ppo_kl": Metric("nats/token", "KL(sampling ‖ current policy), estimate k1: -log ratio"),
     "actor/ppo_kl_k3": Metric(
-        "nats/token", "the same, estimate k3: ratio - 1 - log ratio, never < 0"
+        "nats/token", "KL(sampling ‖ current policy), estimate k3: ratio - 1 - log ratio, never < 0"
     ),
     "actor/kl_reference": Metric(
         "nats/token", "KL(current ‖ reference policy) as the penalty estimates it"

@@ -24,9 +24,12 @@ from fiberjax.run.shown import visible
 from fiberjax.run.statistics import Interval
 
 # Okabe and Ito's colours, told apart with every common colour blindness; yellow, too pale for
-# lines on white, is left out. Dashes tell further series apart.
+# lines on white, is left out. Dashes tell series apart in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", (0, (1, 1)))
+DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
+    *("-", "--", (0, (1, 1.2)), "-."),
+    (0, (5, 1.5, 1, 1.5, 1, 1.5)),
+)
 # From light to dark, so that order reads without colour too.
 ORDERED = ("#DCE9F5", "#9DC6E3", "#4F94C7", "#1B5E9B", "#0B2A50")
 _REGIME_COLOURS = dict(zip(GLOBAL_REGIMES, ORDERED, strict=True)) | dict(
@@ -376,7 +379,7 @@ def draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
     """Draws a panel of a run's metrics, by name and each [steps], with its labels and legend."""
     series, step = _series(panel, columns), columns["step"]
     if panel.kind == "stack":
-        _stack(axes, step, series)
+        stack(axes, step, series)
     elif panel.kind == "curve":
         _curve(axes, columns, tuple(series))
     elif panel.kind == "range":
@@ -384,11 +387,15 @@ def draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
         if low is not None and high is not None:
             both = _drawable(low, panel.scale) & _drawable(high, panel.scale)
             axes.fill_between(
-                step[both], low[both], high[both], color=COLOURS[4], alpha=0.35, linewidth=0
+                *(step[both], low[both], high[both]),
+                color=COLOURS[4],
+                alpha=0.35,
+                linewidth=0,
+                label="smallest to largest",
             )
         if middle is not None:
             _line(axes, step, middle, "mean", 0, panel.scale, pale=False)
-        axes.axhline(1.0, color=GREY, linewidth=0.8, linestyle="--")
+        axes.axhline(1.0, color=GREY, linewidth=0.8, linestyle="--", label="1, as sampled")
     else:
         for index, (name, values) in enumerate(series.items()):
             label = literal(_last(name).replace("log_prob_abs_", ""))
@@ -406,8 +413,7 @@ def draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
         axes.set_xlim(drawn[0], max(drawn[-1], drawn[0] + 1))
     elif panel.kind in ("lines", "curve") and panel.scale == "linear":
         _from_zero(axes, list(series.values()))
-    if len(axes.get_legend_handles_labels()[1]) > 1:
-        _legend(axes)
+    legend(axes)
 
 
 def _line(
@@ -424,15 +430,15 @@ def _line(
     use = _drawable(values, scale)
     x, y = step[use], values[use]
     colour = COLOURS[index % len(COLOURS)]
-    dashes = _DASHES[index // len(COLOURS) % len(_DASHES)]
-    smooth = _running_mean(y, scale)
+    dashes = DASHES[index % len(DASHES)]  # Five and seven: 35 pairs before one comes again.
+    smooth = running_mean(y, scale)
     if pale and smooth is not y:
         axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
     marker = "o" if len(x) == 1 else None
     axes.plot(x, smooth, color=colour, linewidth=1.8, linestyle=dashes, label=label, marker=marker)
 
 
-def _running_mean(values: np.ndarray, scale: str) -> np.ndarray:
+def running_mean(values: np.ndarray, scale: str) -> np.ndarray:
     """A centred mean over 1/20 of the run (geometric on a logarithmic axis); same shape."""
     half = len(values) // 40
     if half == 0:
@@ -445,11 +451,11 @@ def _running_mean(values: np.ndarray, scale: str) -> np.ndarray:
     return np.exp(mean) if scale == "log" else mean
 
 
-def _stack(axes: Axes, step: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
+def stack(axes: Axes, step: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
     """Draws fractions as areas on top of each other (running means), light to dark."""
     use = _complete(series)
     rows = np.nan_to_num(np.stack(list(series.values()))[:, use], posinf=0.0, neginf=0.0)
-    rows = np.stack([_running_mean(row, "linear") for row in rows])
+    rows = np.stack([running_mean(row, "linear") for row in rows])
     names = [name.rpartition("/")[2] for name in series]
     # The colour belongs to the name: a regime that is missing must not shift the others'.
     axes.stackplot(
@@ -479,7 +485,7 @@ def _curve(axes: Axes, columns: Mapping[str, np.ndarray], names: Sequence[str]) 
             y,
             color=colour,
             linewidth=2.4 if whole else 1.2,
-            linestyle=_DASHES[0 if whole else index // (len(COLOURS) - 1) % len(_DASHES)],
+            linestyle=DASHES[0 if whole else index % len(DASHES)],
             marker="o",
             markersize=4 if whole else 2.5,
             label=literal(label),
@@ -504,7 +510,7 @@ def _from_zero(axes: Axes, series: Sequence[np.ndarray]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     """Puts the legend between heading and axes, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     across = len(labels) if sum(len(label) + 4 for label in labels) <= 50 else 3

@@ -245,10 +245,15 @@ def read(directory: str | os.PathLike[str]) -> pa.Table:
     files = sorted((Path(directory) / FOLDER).glob("*.parquet"))
     if not files:
         raise ValueError(f"{str(directory)!r} holds no {FOLDER}/ of a run")
-    return pa.concat_tables(list(map(_read, files)))
+    return pa.concat_tables(list(map(read_file, files)))
 
 
-def _read(file: Path) -> pa.Table:
+def read_file(file: Path) -> pa.Table:
+    """Reads one file of samples, or of kept rollouts: the columns of `SCHEMA`.
+
+    Raises:
+      ValueError: it holds none.
+    """
     try:
         # Of a file with further columns, those of the schema.
         return pq.read_table(file).select(SCHEMA.names).cast(SCHEMA)

@@ -27,6 +27,7 @@ from fiberjax.tasks.curriculum import pass_rate_shares
 from fiberjax.tasks.rewards import shaping
 from fiberjax.train import resample
 from fiberjax.train.batch import Batch
+from fiberjax.train.diagnose import Diagnose, make_diagnose
 from fiberjax.train.forward import make_log_probs
 from fiberjax.train.minibatches import make_batches
 from fiberjax.train.rollout import Rollouts
@@ -92,6 +93,7 @@ class Trainer:
             experiment.step,
             jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state()),
         )
+        self._diagnose: Diagnose = make_diagnose(experiment.mesh, experiment.gate)
         self._log_probs: Callable = make_log_probs(
             experiment.policy,
             experiment.mesh,
@@ -276,13 +278,20 @@ class Trainer:
         knobs = self.experiment.knobs
         if self.experiment.budget_control.kind != "none":
             knobs = knobs._replace(budgets=self.experiment.gate.widened(knobs.budgets, factor))
+        keeper, looking = self._keeper, self.experiment.diagnostics
+        keeping = keeper is not None and keeper.due(iteration + 1)
+        # Of what is kept the file says all that a replay is held against.
+        due = looking.due(iteration + 1) or (keeping and looking.every > 0)
         batches, pending, order_of = collected.batches, [], []
         base = () if self.experiment.lora is None else (self._reference,)
         made = int(state.step)
         order = np.random.default_rng((self.experiment.seed, iteration))
         for _ in range(self.experiment.training.epochs):
             for j in order.permutation(len(batches)):
-                state, step_metrics = self._step(state, batches[j], knobs, *base)
+                result = self._step(state, batches[j], knobs, *base)
+                state, step_metrics = result[:2]
+                if due:
+                    step_metrics |= self._diagnose(result[2], batches[j], knobs)
                 pending.append(step_metrics)
                 order_of.append(j)
         read = jax.device_get(pending)
@@ -296,8 +305,6 @@ class Trainer:
         if len(pending) > skipped:
             updates = made + np.arange(len(pending) - skipped)
             scalars["actor/learning_rate"] = float(np.mean(self._learning_rate(updates)))
-        keeper = self._keeper
-        keeping = keeper is not None and keeper.due(iteration + 1)
         told = [
             Made(
                 of,

@@ -76,6 +76,8 @@ class StepOptions:
       num_micro_batches: splits of the policy's passes; divides the rows of a shard.
       chunk: columns whose logits exist at a time.
       lora: the adapters that are trained; None trains all parameters.
+      log_prob: whether the log-probabilities of the batch's tokens come out too, as `diagnose`
+        reads them.
     """
 
     weighting: str = "trajectory"
@@ -87,12 +89,14 @@ class StepOptions:
     num_micro_batches: int = 1
     chunk: int = 128
     lora: LoRA | None = None
+    log_prob: bool = False
 
 
 Metrics = dict[str, Reduction]
 """By name, joined over micro-batches and devices; `objective.add` joins those of several steps."""
 
-Step = Callable[..., tuple[TrainState, Metrics]]
+Step = Callable[..., Any]
+"""`(state, batch, knobs, base) -> (state, metrics)`, and with `StepOptions.log_prob` a third."""
 
 SKIPPED = "actor/skipped_updates"
 """The metric of a step that says whether it was left out: 1, or 0."""
@@ -128,7 +132,9 @@ def make_step(
 
     Returns:
       The jitted `(state, batch, knobs, base) -> (state, metrics)`; the base is what adapters adapt,
-      and is left out without them. It donates the state: never read the one passed in again.
+      and is left out without them. Where the options ask for it a third result is the
+      log-probabilities, float32[B, T] over the rows, of the tokens by the policy before the update.
+      It donates the state: never read the one passed in again.
       Metrics are on devices; read them while the next step runs. Where the loss, the gradient,
       the update or what it makes of the state is not finite on any device, the state is the old
       one bit for bit, `SKIPPED` is 1, and so is each of `TERMS` that was not.
@@ -137,9 +143,7 @@ def make_step(
     if options.step_share is not None:
         sized = step_share.scale_by_share(optimizer)
 
-    def step(
-        state: TrainState, batch: Batch, knobs: Knobs, base: Any = None
-    ) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, knobs: Knobs, base: Any = None) -> tuple[Any, ...]:
         whole = make_forward(
             config,
             device_mesh,
@@ -174,10 +178,12 @@ def make_step(
         sound = jnp.stack(list(flags.values())).all()
         metrics |= {NOT_FINITE + term: Sum(1.0 - flag) for term, flag in flags.items()}
         metrics[SKIPPED] = Sum(1.0 - sound)
-        return choose(sound, new, state), metrics
+        result = (choose(sound, new, state), metrics)
+        return (*result, outputs.log_prob) if options.log_prob else result
 
-    replicated = NamedSharding(device_mesh, mesh.REPLICATED)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+    replicated, rows = (NamedSharding(device_mesh, of) for of in (mesh.REPLICATED, mesh.ROWS))
+    out = (shardings, replicated, rows) if options.log_prob else (shardings, replicated)
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
 def _flags(options: StepOptions, metrics: Metrics, new: TrainState) -> dict[str, jax.Array]:
@@ -284,9 +290,7 @@ def local_objective(
     entropy = jax.lax.stop_gradient(outputs.entropy)
     metrics["actor/entropy"] = objective.mean(entropy, layout, weighting="token")
     frozen = jax.lax.stop_gradient(log_ratio)
-    metrics |= diagnostics.gate_metrics(
-        gate, frozen, advantage, layout, knobs.budgets, old_log_prob=old_log_prob
-    )
+    metrics |= diagnostics.ratio_metrics(frozen, layout)
     metrics = {name: objective.add_over(of, axis_name) for name, of in metrics.items()}
     if options.step_share is not None:
         share = step_share.open_share(

@@ -53,7 +53,7 @@ def test_an_update_that_is_not_finite_is_as_if_it_were_not(build, tmp_path):
     order = np.random.default_rng((built.seed, 0)).permutation(4)
     expected = copied(start)
     for j in np.delete(order, 2):
-        expected, _ = trainer._step(expected, collected.batches[j], built.knobs)
+        expected, *_ = trainer._step(expected, collected.batches[j], built.knobs)
     bad = collected.batches[order[2]]
     poisoned = dataclasses.replace(bad, advantage=bad.advantage.at[1, 0].set(jnp.nan))
     batches = [poisoned if j == order[2] else of for j, of in enumerate(collected.batches)]
@@ -74,7 +74,7 @@ def test_an_update_that_is_not_finite_is_as_if_it_were_not(build, tmp_path):
     assert [row["prompt"] for row in told["prompts"]] == asked and len(asked) == 2
     again = nonfinite.replayed(tmp_path / "nonfinite" / "000001-3.npz", collected.batches[0])
     assert same(again, poisoned)
-    kept, metrics = trainer._step(copied(start), again, built.knobs)
+    kept, metrics, _ = trainer._step(copied(start), again, built.knobs)
     assert same(kept, start)
     assert [of for of in TERMS if metrics[NOT_FINITE + of].value] == told["not_finite"]
     iteration, updates = seen[0]

@@ -89,13 +89,13 @@ def test_pass_rate_panel_shows_domains_only(tmp_path):
 
 def test_running_mean():
     values = np.random.default_rng(0).random(100)
-    smooth = plots._running_mean(values, "linear")
+    smooth = plots.running_mean(values, "linear")
     assert smooth[50] == pytest.approx(values[48:53].mean())
     assert smooth[0] == pytest.approx(values[:3].mean())
-    log = plots._running_mean(values, "log")
+    log = plots.running_mean(values, "log")
     assert log[50] == pytest.approx(np.exp(np.log(values[48:53]).mean()))
-    assert plots._running_mean(values[:10], "linear") is not None
-    np.testing.assert_array_equal(plots._running_mean(values[:10], "linear"), values[:10])
+    assert plots.running_mean(values[:10], "linear") is not None
+    np.testing.assert_array_equal(plots.running_mean(values[:10], "linear"), values[:10])
 
 
 def test_a_run_without_anything_to_show_is_refused(tmp_path):

@@ -34,9 +34,9 @@ def test_the_schedule_reuses_every_minibatch_in_every_epoch(build):
     step, seen = trainer._step, []
 
     def watched(state, batch, knobs):
-        state, metrics = step(state, batch, knobs)
+        state, metrics, log_prob = step(state, batch, knobs)
         seen.append((id(batch), {name: of.value for name, of in jax.device_get(metrics).items()}))
-        return state, metrics
+        return state, metrics, log_prob
 
     trainer._step = watched
     stream = built.prompt_stream()
@@ -374,3 +374,37 @@ def test_a_nesting_of_ones_own_is_trained_and_logged(make_config, one_device, tm
         for quantile in ("", "/median", "/p99")
     }
     assert sum(scalars[f"gate/regime/{name}"] for name in GLOBAL_REGIMES) == pytest.approx(1)
+
+
+def test_the_cadence_of_diagnostics_changes_nothing_of_the_training(build):
+    looked = build(diagnostics__every=3)
+    start = warm_start.starting_params(looked)
+    trainer, _ = trainer_of(looked)
+    each = trainer.again(build(diagnostics__every=1), start)  # By the programs of the first.
+    never, _ = trainer_of(build(diagnostics__every=0))
+    with pytest.raises(ValueError, match="'step'"):
+        trainer.again(never.experiment, start)
+    ends = []
+    for one in (trainer, each, never):
+        state = jax.device_put(
+            one.experiment.fresh_state(jax.tree.map(lambda leaf: leaf.copy(), start)),
+            jax.tree.map(lambda leaf: leaf.sharding, one.experiment.abstract_state()),
+        )
+        stream, rows = one.experiment.prompt_stream(), []
+        with compilations() as compiled:
+            for iteration in range(2):
+                state, scalars = one.iterate(state, stream, iteration)
+                timed = ("timing/", "perf/")
+                rows.append({k: v for k, v in scalars.items() if not k.startswith(timed)})
+        ends.append((jax.device_get(state), rows, compiled))
+    (state, rows, compiled), (same, told, again), (other, least, off) = ends
+    for found in (same, other):
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True):
+            np.testing.assert_array_equal(a, b)
+    # What is looked at stands beside the rest, which is the same; off compiles nothing of it.
+    assert "jit(diagnose)" in compiled and "jit(diagnose)" not in (*again, *off)
+    assert "jit(step)" in compiled and "jit(step)" not in again
+    assert rows[0] == told[0] and told[1].keys() == told[0].keys()
+    assert rows[1] == least[1] and rows[1].items() < told[1].items()
+    assert rows[0].keys() - least[0].keys() == told[1].keys() - rows[1].keys()
+    assert "gate/clip_fraction/token" not in rows[1] and "actor/ppo_kl" in rows[1]

@@ -115,7 +115,8 @@ def test_places_without_a_group_change_nothing(draws):
         (batch,), _, gaps = trainer._batches(params, rollouts, rollouts.reward, present)
         state = built.fresh_state(jax.tree.map(lambda leaf: leaf.copy(), params))
         for _ in range(2):  # The second is off the policy that sampled.
-            state, metrics = trainer._step(state, batch, built.knobs)
+            state, metrics, log_prob = trainer._step(state, batch, built.knobs)
+        metrics |= trainer._diagnose(log_prob, batch, built.knobs)
         scalars = {name: float(of.value) for name, of in metrics.items()}
         results.append((jax.device_get(state.params), scalars | gaps))
     (one, told), (other, expected) = results

@@ -327,7 +327,8 @@ def test_truncated_sampling_leaves_the_first_ratios_at_one(build, truncation):
     (batch,) = cut(built, rollouts, 1, old_log_prob=old)
     trainer = Trainer(built, None)
     state = built.fresh_state(jax.tree.map(lambda leaf: leaf.copy(), params))
-    _, metrics = trainer._step(state, batch, built.knobs)
+    _, metrics, log_prob = trainer._step(state, batch, built.knobs)
+    metrics |= trainer._diagnose(log_prob, batch, built.knobs)
     np.testing.assert_allclose(float(metrics["is_ratio/min"].value), 1, atol=1e-5)
     np.testing.assert_allclose(float(metrics["is_ratio/max"].value), 1, atol=1e-5)
     assert metrics["actor/pg_clipfrac"].value == 0

@@ -16,6 +16,7 @@ from fiberjax.tasks.environments import Turns
 from fiberjax.tasks.examples import Example
 from fiberjax.train import resample
 from fiberjax.train.batch import batch_specs
+from fiberjax.train.diagnose import make_diagnose
 from fiberjax.train.forward import make_log_probs
 from fiberjax.train.minibatches import make_batches
 from fiberjax.train.rollout import Sampler
@@ -243,8 +244,11 @@ def gradient(built, batch, device_mesh):
         )
     )
     outputs = TokenOutputs(batch.reference_log_prob, batch.reference_log_prob)
-    metrics, cotangents = jax.device_get(found(outputs, batch))
-    return {name: of.value for name, of in metrics.items()}, cotangents.log_prob
+    metrics, cotangents = found(outputs, batch)
+    looked = make_diagnose(device_mesh, gate)
+    metrics |= looked(batch.reference_log_prob, batch, Knobs(budgets, one, one, one))
+    metrics, slope = jax.device_get((metrics, cotangents.log_prob))
+    return {name: of.value for name, of in metrics.items()}, slope
 
 
 def test_packed_and_on_a_mesh_turns_are_what_they_are_in_rows(drawn):
