@@ -131,10 +131,9 @@ def attribution(
         return jax.grad(value)(jnp.asarray(log_ratio))
 
     levels = [level for level in layout.levels if level in budgets["budgets"]]
-    before = gradient(open_levels(budgets, levels=tuple(levels), token=True))
-    parts = {"open": before}
-    for k in reversed(range(len(levels))):
-        after = gradient(open_levels(budgets, levels=tuple(levels[:k]), token=True))
-        parts[levels[k]], before = after - before, after
-    parts["token"] = gradient(budgets) - before
-    return parts
+    opened = (levels[:k] for k in reversed(range(len(levels) + 1)))
+    steps = [*(open_levels(budgets, levels=tuple(of), token=True) for of in opened), budgets]
+    # They differ in numbers alone: one program for all of them.
+    stages = jax.vmap(gradient)(jax.tree.map(lambda *of: jnp.stack(of), *steps))
+    added = jnp.concatenate([stages[:1], stages[1:] - stages[:-1]])
+    return dict(zip(("open", *reversed(levels), "token"), added, strict=True))

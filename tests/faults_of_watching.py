@@ -6,6 +6,9 @@ SHOWN = "tests/run/test_shown.py"
 ROLLOUTS = "tests/run/test_rollouts.py"
 WATCHING = "tests/run/test_watching.py"
 BEST = "tests/run/test_best.py"
+GATE_PICTURES = "tests/analysis/test_gate_pictures.py"
+LEVEL_PICTURES = "tests/analysis/test_level_pictures.py"
+TOKEN_PICTURES = "tests/analysis/test_token_pictures.py"
 
 FAULTS = (
     Mutant(
@@ -112,5 +115,43 @@ FAULTS = (
         "use = np.isfinite(columns[name])\n        x, y",
         "use = np.isfinite(columns['step'])\n        x, y",
         ("tests/run/test_plots.py::test_a_curve_is_drawn_at_its_points_alone",),
+    ),
+    Mutant(
+        "two gates of a picture are drawn alike",
+        "fiberjax/analysis/gate_pictures.py",
+        "log_ratio = jnp.zeros((1, tokens)).at[0, tokens // 2].set(drift)",
+        "log_ratio = jnp.zeros((1, tokens)).at[0, tokens // 2].set(0 * drift)",
+        (f"{GATE_PICTURES}::test_no_two_panels_are_alike_and_each_has_its_legend",),
+    ),
+    Mutant(
+        "a sweep moves one channel of a budget",
+        "fiberjax/analysis/level_pictures.py",
+        'stacked.budgets["budgets"][level] = np.repeat(tried[:, None], 2, axis=1)',
+        'stacked.budgets["budgets"][level] = np.stack([0 * tried + 0.1, tried], axis=1)',
+        (f"{LEVEL_PICTURES}::test_a_sweep_is_the_gate_at_each_budget_in_one_program",),
+    ),
+    Mutant(
+        "levels of an attribution are told in another order",
+        "fiberjax/probes.py",
+        'zip(("open", *reversed(levels), "token"), added, strict=True)',
+        'zip(("open", *levels, "token"), added, strict=True)',
+        (f"{LEVEL_PICTURES}::test_rows_of_the_attribution_add_up_to_the_last",),
+    ),
+    Mutant(
+        "a token that the gate left alone is called changed",
+        "fiberjax/analysis/token_pictures.py",
+        "taken = np.where(mask, np.abs(tokens.coefficient - tokens.parts[OPEN]), 0)",
+        "taken = np.where(mask, np.abs(tokens.coefficient), 0)",
+        (f"{TOKEN_PICTURES}::test_the_most_changed_token_is_one_that_the_gate_changes_most",),
+    ),
+    Mutant(
+        "a model's text is markup in a notebook",
+        "fiberjax/analysis/run_pictures.py",
+        "domain, prompt, right, before = (cell(shortened(text)) for text in texts)",
+        "domain, prompt, right, before = (shortened(text) for text in texts)",
+        (
+            "tests/analysis/test_run_pictures.py::"
+            "test_the_same_prompts_stand_side_by_side_and_texts_are_no_markup",
+        ),
     ),
 )

@@ -34,7 +34,8 @@ def told(pattern, text):
 
 def test_the_address_of_the_repository_stands_in_one_place():
     address = PROJECT["tool"]["fiberjax"]["repository"]
-    generated = {"README.md", "pyproject.toml"} if address else set()
+    books = {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    generated = {"README.md", "pyproject.toml"} | books if address else set()
     found = {path: told(ADDRESS, text) for path, text in texts() if path not in generated}
     assert {path: all for path, all in found.items() if all} == {}
 

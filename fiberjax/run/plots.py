@@ -218,7 +218,7 @@ def plot_run(
       ValueError: the metrics are missing, corrupt, or hold nothing that a panel shows.
     """
     columns = read_metrics(metrics_path)
-    panels = [panel for panel in PANELS if _series(panel, columns)]
+    panels = [panel for panel in PANELS if has(panel, columns)]
     if not panels:
         raise ValueError(f"{metrics_path} holds no metrics to plot yet")
     folder = Path(out_dir)
@@ -226,11 +226,11 @@ def plot_run(
     files = []
     for panel in panels:
         figure, (axes,) = _grid(1, 1, width=6.4, height=4.0)
-        _draw(axes, panel, columns)
+        draw(axes, panel, columns)
         files.append(_save(figure, folder / f"{panel.file}.png"))
     figure, grid = _grid(len(panels), min(4, math.ceil(math.sqrt(len(panels)))))
     for axes, panel in zip(grid, panels, strict=True):
-        _draw(axes, panel, columns)
+        draw(axes, panel, columns)
     return (*files, _save(figure, folder / "overview.png"))
 
 
@@ -350,6 +350,11 @@ def _drawable(values: np.ndarray, scale: str) -> np.ndarray:
     return finite & (values > 0) if scale == "log" else finite
 
 
+def has(panel: Panel, columns: Mapping[str, np.ndarray]) -> bool:
+    """Whether any metric of a panel is there to be drawn."""
+    return bool(_series(panel, columns))
+
+
 def _series(panel: Panel, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns of a panel that can be drawn, by name."""
     names = [key for name in panel.names for key in columns if fnmatch.fnmatchcase(key, name)]
@@ -362,7 +367,8 @@ def _series(panel: Panel, columns: Mapping[str, np.ndarray]) -> dict[str, np.nda
     }
 
 
-def _draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
+def draw(axes: Axes, panel: Panel, columns: Mapping[str, np.ndarray]) -> None:
+    """Draws a panel of a run's metrics, by name and each [steps], with its labels and legend."""
     series, step = _series(panel, columns), columns["step"]
     if panel.kind == "stack":
         stack(axes, step, series)
