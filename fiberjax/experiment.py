@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fiberjax import gates, optimizers, options, plugins, seeds
+from fiberjax import gates, optimizers, options, plugins, seeds, storage
 from fiberjax.advantages import ESTIMATORS, WITHIN_GROUPS, Estimator
 from fiberjax.bounds import named
 from fiberjax.gates import GATES, Budgets, GateSpec
@@ -333,6 +333,7 @@ def _from_config(
             "least 2, or an advantage such as 'reinforce_plus_plus'"
         )
     server = options.parse(options.Server, config.server, "config.server")
+    storage.on_disk(server.folder, "config.server.folder, which the server reads,")
     training = options.parse(options.Training, config.training, "config.training")
     schedule, optimizer = _optimizer(config.optimizer, run.iterations, training)
     levels = check_names(run.levels)

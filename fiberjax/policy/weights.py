@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fiberjax import storage
 from fiberjax.bounds import shown
 from fiberjax.policy import families, transformer
 from fiberjax.policy.config import TransformerConfig
@@ -48,7 +49,7 @@ def load(directory: str | Path, config: TransformerConfig, shardings: Any) -> tr
       ValueError: as `check`; nothing has been read then.
     """
     tensors = check(directory, config)
-    names = families.FAMILIES[_description(Path(directory))[0]].tensors
+    names = families.FAMILIES[_description(storage.local(directory))[0]].tensors
     shapes, structure = _parameters(config)
     with contextlib.ExitStack() as stack:
         files: dict[Path, Any] = {}
@@ -78,7 +79,7 @@ def where_not_finite(directory: str | Path, config: TransformerConfig, paths: Se
       paths: of the parameters to look in, such as "layers/mlp/up/kernel"; one of them holds one.
     """
     tensors = check(directory, config)
-    names = families.FAMILIES[_description(Path(directory))[0]].tensors
+    names = families.FAMILIES[_description(storage.local(directory))[0]].tensors
     shapes, _ = _parameters(config)
     for name, _ in _tensor_shapes(names, {path: shapes[path] for path in paths}):
         file = tensors[name].file
@@ -129,7 +130,7 @@ def read_shape(directory: str | Path) -> dict[str, Any]:
       ValueError: it cannot be read, is of no known family, or says what is not understood; each
         such thing is named.
     """
-    directory = Path(directory)
+    directory = storage.local(directory)
     kind, values = _description(directory)
     try:
         return families.read(families.FAMILIES[kind], values)
@@ -164,7 +165,7 @@ def check(directory: str | Path, config: TransformerConfig) -> dict[str, Any]:
     Raises:
       ValueError: it is no checkpoint, or does not fit; the message lists what differs.
     """
-    directory = Path(directory)
+    directory = storage.local(directory)
     differences = [
         f"config.policy.{name} is {getattr(config, name)!r}, the checkpoint has {value!r}"
         for name, value in read_shape(directory).items()
@@ -337,7 +338,7 @@ def save_adapter(
 def fingerprint(directory: str | Path) -> str:
     """A digest of a checkpoint's tensors: of every byte of its files."""
     digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(Path(directory).glob("model*.safetensors")):
+    for file in sorted(storage.local(directory).glob("model*.safetensors")):
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, hashlib.blake2b).digest())
     return digest.hexdigest()

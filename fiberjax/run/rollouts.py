@@ -25,6 +25,7 @@ the iteration alone, so that a resumed run writes the same bytes. Texts are data
 surrogate, which UTF-8 cannot hold, is written as its escape.
 """
 
+import io
 import os
 from pathlib import Path
 
@@ -33,7 +34,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fiberjax import disk
+from fiberjax import disk, storage
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.tasks.environments import SEPARATOR
@@ -170,7 +171,7 @@ class Folder:
             if int(file.name.partition("-")[0]) > iteration:
                 file.unlink()
             else:
-                self._sizes[file.name] = file.stat().st_size
+                self._sizes[file.name] = storage.size(file)
 
     def write(self, rows: pa.Table) -> Path | None:
         """Writes the rows of one iteration and split; the file, old or new and never a half.
@@ -184,12 +185,10 @@ class Folder:
             self.full = True
             return None
         with disk.writing("the samples", file):
-            self._path.mkdir(parents=True, exist_ok=True)
-            # Readers of the folder pass over names that begin with a point.
-            temporary = file.with_name(f".{file.name}.new")
-            pq.write_table(rows, temporary, compression="zstd")
-            os.replace(temporary, file)
-        self._sizes[file.name] = file.stat().st_size
+            written = io.BytesIO()
+            pq.write_table(rows, written, compression="zstd")
+            storage.write(file, written.getvalue())
+        self._sizes[file.name] = len(written.getvalue())
         return file
 
 
@@ -226,7 +225,7 @@ def read(directory: str | os.PathLike[str]) -> pa.Table:
     Raises:
       ValueError: it holds none, or a file that is not of the schema.
     """
-    files = sorted((Path(directory) / FOLDER).glob("*.parquet"))
+    files = sorted((storage.place(directory) / FOLDER).glob("*.parquet"))
     if not files:
         raise ValueError(f"{str(directory)!r} holds no {FOLDER}/ of a run")
     return pa.concat_tables(list(map(_read, files)))
@@ -235,6 +234,6 @@ def read(directory: str | os.PathLike[str]) -> pa.Table:
 def _read(file: Path) -> pa.Table:
     try:
         # Of a file with further columns, those of the schema.
-        return pq.read_table(file).select(SCHEMA.names).cast(SCHEMA)
+        return pq.read_table(io.BytesIO(file.read_bytes())).select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise ValueError(f"{file} holds no samples of a run: {error}") from None
