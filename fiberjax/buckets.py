@@ -6,9 +6,11 @@ another, is checked in the same moment. The package that asks for it is the extr
 """
 
 import contextlib
+import fnmatch
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,6 +122,17 @@ def entries(folder: Path) -> dict[str, Entry]:
         }
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The objects right in a folder whose names match a pattern, sorted."""
+    bucket, prefix = _split(folder)
+    prefix = f"{prefix}/" if prefix else ""
+    fixed = prefix + re.split(r"[*?[]", pattern, maxsplit=1)[0]
+    with _told(folder):
+        found = _client().list_blobs(bucket, prefix=fixed, delimiter="/")
+        names = [blob.name[len(prefix) :] for blob in found]
+    return [folder / name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
 def entry(path: Path) -> Entry | None:
     """What a list would say of one object; None where there is none."""
     bucket, name = _split(path)
@@ -186,7 +199,7 @@ def _blob(path: Path) -> Any:
 def _client() -> Any:
     from google.cloud import storage
 
-    return storage.Client()
+    return storage.Client(project=None)  # A bucket's name says enough.
 
 
 def _errors() -> Any:

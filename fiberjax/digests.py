@@ -69,8 +69,8 @@ def write(folder: Path, files: Iterable[Path], *, process: int = 0) -> None:
     listed = list(files)
     if storage.remote(folder):
         there = buckets.entries(folder)
-        of = {str(path.relative_to(folder)): there[str(path.relative_to(folder))] for path in listed}
-        found = {name: [entry.size, _CRC + entry.crc32c] for name, entry in of.items()}
+        names = [str(path.relative_to(folder)) for path in listed]
+        found = {name: [there[name].size, _CRC + there[name].crc32c] for name in names}
     else:
         found = {
             str(path.relative_to(folder)): [path.stat().st_size, digest]
@@ -92,7 +92,7 @@ def problem(folder: Path, *, part: int = 0, parts: int = 1) -> str | None:
     Raises:
       FileNotFoundError: it has no list.
     """
-    lists = sorted(folder.glob(NAME.format("*")))
+    lists = storage.matching(folder, NAME.format("*"))
     if not lists:
         raise FileNotFoundError(f"{folder} has no list of digests")
     expected: dict[str, tuple[int, str]] = {}

@@ -48,9 +48,11 @@ def place(path: str | os.PathLike[str]) -> Path:
         return Path(path)
     if not re.fullmatch(rf"{buckets.SCHEME}[a-z0-9][a-z0-9._-]+[a-z0-9](/.*)?", text, re.DOTALL):
         raise ValueError(
-            f"{text!r} names no bucket: expected {buckets.SCHEME}bucket/folder, the bucket three or "
-            "more of a-z, 0-9 and, within, -_."
+            f"{text!r} names no bucket: expected {buckets.SCHEME}bucket/folder, the bucket three "
+            "or more of a-z, 0-9 and, within, -_."
         )
+    if glob.has_magic(text):  # The libraries take these for a pattern.
+        raise ValueError(f"{text!r}: expected a path in a bucket without any of *?[")
     buckets.check()
     from etils import epath
 
@@ -91,8 +93,18 @@ def size(path: Path) -> int:
     return cast(int, path.stat().length) if remote(path) else path.stat().st_size  # type: ignore[attr-defined]
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The files right in a folder whose names match a pattern, sorted."""
+    return buckets.matching(folder, pattern) if remote(folder) else sorted(folder.glob(pattern))
+
+
+def empty(folder: Path) -> bool:
+    """Whether nothing is in a folder, or there is none."""
+    return not (buckets.entries(folder) if remote(folder) else any(folder.glob("*")))
+
+
 def move(path: Path, target: Path) -> None:
-    """Moves a folder or a file; in a bucket its objects are copied, one by one, and then removed."""
+    """Moves a folder or a file; a bucket's objects are copied, one by one, and then removed."""
     if not remote(path):
         path.rename(target)
     elif path.is_dir():
@@ -125,11 +137,7 @@ def filled(folder: Path) -> Iterator[Path]:
 
 
 class Growing:
-    """An object that grows: kept in memory, and put whole at `flush`.
-
-    Attributes:
-      due: whether it is time to; more seldom where it takes long.
-    """
+    """An object that grows: kept in memory, and put whole at `flush`."""
 
     SECONDS = 10.0
 
@@ -140,6 +148,7 @@ class Growing:
 
     @property
     def due(self) -> bool:
+        """Whether it is time to put it again; more seldom where that takes long."""
         return time.monotonic() - self._flushed > self._seconds
 
     def write(self, content: bytes) -> None:
@@ -178,7 +187,6 @@ def local(path: str | os.PathLike[str]) -> Path:
     if not remote(path):
         return place(path)
     text = os.fspath(path).rstrip("/")
-    place(text)
     head, parts = text.split("/")[:3], text.split("/")[3:]
     fixed = [*head]
     while parts and not glob.has_magic(parts[0]):

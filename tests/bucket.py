@@ -1,8 +1,8 @@
 """A bucket for tests: the parts of Cloud Storage's JSON interface that libraries ask for, locally.
 
-Objects are put whole or not at all, under conditions on their generations. There is no rename, no
-append, no lock and no folder: whatever asks for one, or for anything else, gets status 501, and
-stands in `refused`.
+Objects are put whole or not at all, under conditions on their generations, and copied one by one.
+There is no rename, no append, no lock and no folder: whatever asks for one, or for anything else,
+gets status 501, and stands in `refused`.
 
     with Bucket() as bucket:
         with mock.patch.dict(os.environ, bucket.environment):
@@ -173,9 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
                 prefixes.add(prefix + head + found)
             else:
                 items.append(self._about(name))
-        self._answer(
-            200, {"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)}
-        )
+        self._answer(200, {"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)})
 
     def _read(self, name, options):
         if name not in self.bucket.objects:
@@ -204,6 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         path, options, body = self._asked()
+        if found := re.fullmatch(r"/storage/v1/b/[^/]+/o/(.+)/rewriteTo/b/[^/]+/o/(.+)", path):
+            self._copy(*map(urllib.parse.unquote, found.groups()))
+            return
         if not re.fullmatch(r"(/resumable)?/upload/storage/v1/b/[^/]+/o", path):
             self._refuse()
             return
@@ -231,6 +232,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {}, Location=where)
         else:
             self._refuse()
+
+    def _copy(self, source, target):
+        with self.bucket.guard:
+            if source not in self.bucket.objects:
+                self._missing()
+                return
+            self.bucket.put(target, self.bucket.objects[source][0])
+            size = str(len(self.bucket.objects[target][0]))
+            about = {"kind": "storage#rewriteResponse", "done": True, "objectSize": size}
+            about |= {"totalBytesRewritten": size, "resource": self._about(target)}
+            self._answer(200, about)
 
     def do_PUT(self):
         _, options, body = self._asked()

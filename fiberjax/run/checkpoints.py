@@ -211,7 +211,7 @@ class Checkpoints:
         """What is wrong with a checkpoint; the same on all processes, which share the reading."""
         if iteration not in self._problems:
             folder, told = self._directory / str(iteration), None
-            missing = [item for item in ITEMS if not any((folder / item).glob("*"))]
+            missing = [item for item in ITEMS if storage.empty(folder / item)]
             try:
                 if missing:
                     told = f"{missing[0]} is missing"
@@ -369,8 +369,8 @@ def save_first(directory: str | Path, iteration: int, state: Any, host: dict[str
     """Saves a single checkpoint in a directory of its own, unless another process was first.
 
     It is written beside the directory and renamed when it is whole, so that runs that save the same
-    at once do not meet, and none finds half of it. In a bucket it stays where it was written, and an
-    object beside it, `.kept`, that only one can create, says where. All processes of a run take
+    at once do not meet, and none finds half of it. In a bucket it stays where it was written, and
+    an object beside it, `.kept`, that only one can create, says where. All processes of a run take
     part.
 
     Returns:

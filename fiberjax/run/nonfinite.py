@@ -115,7 +115,7 @@ def _keep(experiment: Experiment, folder: Path, iteration: int, number: int, mad
     """Writes what is kept of an update; says in a clause where."""
     # Of a later iteration than the run goes on from, a file is written again, and alike.
     path = folder / f"{iteration:06d}-{number}.json"
-    if not path.exists() and len(list(folder.glob("*.json"))) >= KEPT:
+    if not path.exists() and len(storage.matching(folder, "*.json")) >= KEPT:
         return f"{folder} holds {KEPT} such updates already"
     arrays = _arrays(made.batch)
     examples = experiment.examples

@@ -167,7 +167,7 @@ class Folder:
         self._path = directory / FOLDER
         self._limit = limit
         self._sizes: dict[str, int] = {}
-        for file in sorted(self._path.glob("*.parquet")):
+        for file in storage.matching(self._path, "*.parquet"):
             if int(file.name.partition("-")[0]) > iteration:
                 file.unlink()
             else:
@@ -225,7 +225,7 @@ def read(directory: str | os.PathLike[str]) -> pa.Table:
     Raises:
       ValueError: it holds none, or a file that is not of the schema.
     """
-    files = sorted((storage.place(directory) / FOLDER).glob("*.parquet"))
+    files = storage.matching(storage.place(directory) / FOLDER, "*.parquet")
     if not files:
         raise ValueError(f"{str(directory)!r} holds no {FOLDER}/ of a run")
     return pa.concat_tables(list(map(_read, files)))

@@ -117,7 +117,7 @@ class TensorBoardWriter:
     def __init__(self, directory: Path, resume_step: int | None):
         # No two starts share a file. They are read by name, whatever the clock says: a later one
         # has a larger number, and those of earlier versions, without a number, come first.
-        number = len(list(directory.glob("events.*")))
+        number = len(storage.matching(directory, "events.*"))
         self._events = EventsWriter(str(directory / f"events.part{number:06d}"), "")
         self._flushed, self._seconds = time.monotonic(), self.FLUSH_SECONDS
         # TensorBoard hides what older event files hold from the purged step on.
