@@ -333,12 +333,13 @@ def train(
                     progress.print(f"stops early after iteration {iteration + 1}: {stop}")
                     break
                 if ending:
-                    raise SystemExit(
+                    raise distributed.Ended(
                         f"asked to end; iteration {iteration + 1} is saved, and the same command "
-                        "on every host goes on from there"
+                        "on every host goes on from there",
+                        distributed.ASKED,
                     )
                 if wrong:
-                    raise SystemExit(f"stopped: {wrong}")
+                    raise distributed.Ended(f"stopped: {wrong}")
                 if interrupted:
                     raise Interrupted(interrupts.asked, kept(iteration + 1))
     return before, state, base

@@ -225,7 +225,7 @@ def test_processes_save_and_stop_together_where_one_is_asked_to_end(tmp_path):
     done = len((workdir / "metrics.jsonl").read_text().splitlines())
     assert [entry.name for entry in (workdir / "checkpoints").iterdir()] == [str(done)]
     for index, (process, output) in enumerate(zip(started, outputs, strict=True)):
-        assert process.returncode == 1
+        assert process.returncode == 75
         expected = f"host {index} of 2 stops: asked to end; iteration {done} is saved"
         assert expected in output, output[-3000:]
 
