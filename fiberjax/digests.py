@@ -132,9 +132,9 @@ def _problem_in_bucket(folder: Path, expected: dict[str, tuple[int, str]]) -> st
     return None
 
 
-def lists(folder: Path) -> dict[str, bytes]:
-    """The lists of a folder by their names, as bytes; {} where there are none."""
-    return {path.name: path.read_bytes() for path in folder.glob(NAME.format("*"))}
+def listed(folder: Path) -> bool:
+    """Whether a folder has a list."""
+    return bool(storage.matching(folder, NAME.format("*")))
 
 
 def _is_list(name: str) -> bool:

@@ -342,6 +342,9 @@ def _from_config(
     with named("config.mesh"):
         device_mesh = mesh.make_mesh(dataclasses.asdict(sizes), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
+    for option, path in (("tasks.data_dir", tasks.data_dir), ("warm_start", warm_start.directory)):
+        with named(f"config.{option}"):
+            storage.place(path)
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
     model = options.parse(options.Model, config.model, "config.model")

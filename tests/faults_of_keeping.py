@@ -96,15 +96,15 @@ FAULTS = (
     Mutant(
         "a run is begun anew over the rest of another",
         IDENTITY,
-        "if done == 0 and (newest > 0 or (begun and not folder.is_dir())):",
-        "if done == 0 and newest > 0 and begun and not folder.is_dir():",
+        "if done == 0 and (newest > 0 or gone):",
+        "if done == 0 and newest > 0 and gone:",
         (f"{OF_IDENTITY}::test_a_folder_that_lost_something_is_not_begun_anew",),
     ),
     Mutant(
         "starts within a second share an event file",
         WRITERS,
-        'f".{time.time_ns()}"',
-        '".events"',
+        'f"events.part{number:06d}"',
+        '"events.part"',
         ("tests/run/test_writers.py::test_a_killed_writer_has_left_all_up_to_the_flush",),
     ),
     Mutant(

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import faults_of_buckets
 import faults_of_data
 import faults_of_families
 import faults_of_keeping
@@ -46,6 +47,7 @@ MUTANTS = (
     *faults_of_turns.FAULTS,
     *faults_of_soundness.FAULTS,
     *faults_of_keeping.FAULTS,
+    *faults_of_buckets.FAULTS,
 )
 
 

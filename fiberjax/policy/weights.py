@@ -135,7 +135,8 @@ def read_shape(directory: str | Path) -> dict[str, Any]:
     try:
         return families.read(families.FAMILIES[kind], values)
     except ValueError as error:
-        raise ValueError(f"{directory / 'config.json'} ({kind}): {error}") from None
+        path = storage.origin(directory / "config.json")
+        raise ValueError(f"{path} ({kind}): {error}") from None
 
 
 def _description(directory: Path) -> tuple[str, dict[str, Any]]:
@@ -146,12 +147,13 @@ def _description(directory: Path) -> tuple[str, dict[str, Any]]:
         kind = found["model_type"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{str(directory)!r} is no checkpoint: its config.json cannot be read "
+            f"{storage.origin(directory)!r} is no checkpoint: its config.json cannot be read "
             f"({type(error).__name__}: {error})"
         ) from None
     if not isinstance(kind, str) or kind not in families.FAMILIES:
         raise ValueError(
-            f"{path}: model_type is {shown(kind)}, expected one of {list(families.FAMILIES)}"
+            f"{storage.origin(path)}: model_type is {shown(kind)}, expected one of "
+            f"{list(families.FAMILIES)}"
         )
     return kind, found
 
@@ -172,7 +174,7 @@ def check(directory: str | Path, config: TransformerConfig) -> dict[str, Any]:
         if not _same(name, getattr(config, name), value)
     ]
     if differences:
-        path = directory / "config.json"
+        path = storage.origin(directory / "config.json")
         raise ValueError(f"{path} does not fit the policy: {'; '.join(differences)}")
     tensors = _index(directory)
     names = families.FAMILIES[_description(directory)[0]].tensors
