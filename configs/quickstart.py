@@ -185,9 +185,9 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.curriculum.profile_samples = 0
     config.curriculum.domain_probability = ConfigDict()
 
-    config.evaluation = ConfigDict({"prompts": 500, "samples": 4, "batch": 250})
+    config.evaluation = ConfigDict({"prompts": 400, "samples": 4, "batch": 200})
     config.evaluation.every = 5
-    config.evaluation.curve_prompts = 50
+    config.evaluation.curve_prompts = 40
     config.evaluation.temperature = 1.0
     config.evaluation.top_k = 0
     config.evaluation.top_p = 1.0

@@ -15,6 +15,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import gc
+import types
 from unittest import mock
 
 import jax
@@ -23,6 +24,7 @@ import tiny
 from bucket import Bucket
 
 from fiberjax import experiment
+from fiberjax.run import loop
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +46,16 @@ def _programs_of_one_module():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _plots(request, monkeypatch):
+    """Runs of this process draw plots, which have their own tests, only where marked `drawn`."""
+    if request.node.get_closest_marker("drawn") is None:
+        nothing = types.SimpleNamespace(
+            plot_run=lambda *arguments: (), plot_evaluation=lambda *arguments: None
+        )
+        monkeypatch.setattr(loop, "plots", nothing)
 
 
 @pytest.fixture

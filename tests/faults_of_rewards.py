@@ -94,6 +94,13 @@ FAULTS = (
         (f"{OF_REWARDS}::test_near_misses_of_expressions_are_not_paid",),
     ),
     Mutant(
+        "what comes out endless is compared",
+        SYMBOLIC,
+        "_constant(part) and part.evalf().has(*limits)",
+        "False",
+        (f"{OF_REWARDS}::test_near_misses_of_expressions_are_not_paid",),
+    ),
+    Mutant(
         "a part of a completion matches a pattern",
         "fiberjax/tasks/rewards/patterns.py",
         r'rf"\A(?s:{pattern})\z"',

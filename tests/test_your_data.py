@@ -64,6 +64,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn
 def test_the_pages_commands_lead_to_a_curve(here, one_device, capsys):
     assert len(commands()) == 2
     for words in commands():

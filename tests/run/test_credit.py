@@ -182,8 +182,6 @@ def test_a_function_of_ones_own_reads_rows_and_its_failures_are_told(
     names = [type(domain.verify).__name__ for domain in built.train]
     assert built.domain_names == ("sums", "more") and names == ["Isolated", "function"]
     assert built.plugin_digests.keys() == {"own_counts"}
-    monkeypatch.setattr(loop.plots, "plot_run", lambda *arguments: ())
-    monkeypatch.setattr(loop.plots, "plot_evaluation", lambda *arguments: None)
     loop.run(built, tmp_path / "run", config.to_json_best_effort())
     printed = capsys.readouterr().out
     assert "sums, before training: of 3 completions " in printed

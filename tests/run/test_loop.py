@@ -344,7 +344,6 @@ def test_a_file_of_ones_own_runs_by_one_override(make_config, one_device, tmp_pa
     assert {row["domain"] for row in json.loads(table.to_json())["rows"]} == {
         *("even", "odd", "overall")
     }
-    assert (tmp_path / "run" / "plots" / "evaluation.png").exists()
 
 
 def test_evaluation_names_the_domains_it_has(build, monkeypatch):

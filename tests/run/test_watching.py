@@ -17,13 +17,6 @@ UNWATCHED = {"evaluation__every": 0, "keep__every": 0, "keep__show_every": 0}
 MEASURES = ("mean@2", "pass@2")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """No plots: they are tested by themselves."""
-    monkeypatch.setattr(loop.plots, "plot_run", lambda *arguments: ())
-    monkeypatch.setattr(loop.plots, "plot_evaluation", lambda *arguments: None)
-
-
 @pytest.fixture
 def quick(build):
     """Builds the tiny experiment with hardly a checkpoint."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
+from sympy import preorder_traversal
 
 from fiberjax.tasks.rewards.expressions import expression_of, hedges, repeats, spelled
 from fiberjax.tasks.rewards.texts import number, number_of
@@ -41,9 +42,19 @@ def math(prompt: str, answer: str, completion: str) -> float:
 
 
 def _endless(parsed: list[Any]) -> bool:
-    """Whether something infinite, or no number at all, is in it."""
+    """Whether something infinite, or no number at all, is in it, or comes out of a part of it."""
     limits = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
-    return any(of.has(*limits) for of in parsed if hasattr(of, "has"))
+    return any(
+        of.has(*limits)
+        or any(_constant(part) and part.evalf().has(*limits) for part in preorder_traversal(of))
+        for of in parsed
+        if hasattr(of, "has")
+    )
+
+
+def _constant(of: Any) -> bool:
+    """Whether something is an expression without a variable."""
+    return isinstance(of, sympy.Expr) and not of.free_symbols
 
 
 def _close(golds: list[Any], answers: list[Any]) -> bool:
@@ -55,10 +66,13 @@ def _close(golds: list[Any], answers: list[Any]) -> bool:
 
 
 def _value(parsed: list[Any]) -> complex | None:
+    """What constants are worth; of an equation, the side that is one."""
     for of in parsed:
-        if isinstance(of, sympy.Expr) and not of.free_symbols:
+        sides = of.args if isinstance(of, sympy.Equality) else (of,)
+        constants = [side for side in sides if _constant(side)]
+        if len(constants) == 1:
             try:
-                return complex(of.evalf())
+                return complex(constants[0].evalf())
             except (TypeError, ValueError, ArithmeticError):
                 return None
     return None
