@@ -67,23 +67,13 @@ def main(argv: list[str]) -> None:
 
     distributed.leave_out_absent_tpus()
     from fiberjax import experiment, storage
-    from fiberjax.run import identity, loop, publish
-    from fiberjax.tasks import loading
+    from fiberjax.run import identity, loop, policies, publish
 
     try:
         workdir = storage.place(WORKDIR.value)
         config = identity.read_config(workdir)
+        config, load_data = policies.without_data(config)
         config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
-        # The shapes of policy and optimizer are all that is needed: no data set is built, no file
-        # of prompts read, no plugin imported for the gate or the advantages that it brings.
-        config.gate = ConfigDict({"name": "importance"})
-        config.budget_control.kind = "none"
-        config.update({"levels": (("group", ""),), "advantage": "grpo"})
-        load_data: experiment.LoadData | None = loading.no_domains
-        if config.lora.rank > 0 and config.warm_start.steps > 0:
-            load_data = None  # The base of the adapters is found by what it was taught.
-        else:
-            config.plugins = ()
         if FOLDER.value is not None:
             config.model.folder = FOLDER.value
         built = experiment.from_config(config, jax.devices()[:1], load_data)

@@ -21,6 +21,8 @@ What a researcher with arrays in hand wants stands here:
   logging; how far TRPO would go.
 * `gates`, `layout`, `segments`: what all of it is made of.
 * `run_experiment`: a whole run from a config, in this process.
+* `load_rollouts`, `from_arrays`, `from_parquet`: what an iteration of a run was trained on, and the
+  same of arrays and token dumps of other trainers. `load_policy`: a checkpoint of a run by number.
 * `__version__`.
 
 A name is imported when it is first used: `import fiberjax` imports nothing, `fiberjax.presets`
@@ -42,11 +44,15 @@ if TYPE_CHECKING:
     from fiberjax import probes as probes
     from fiberjax import segments as segments
     from fiberjax import trust_region as trust_region
+    from fiberjax.analysis.foreign import from_parquet as from_parquet
     from fiberjax.gates.configured import gate as gate
     from fiberjax.layout import make_layout as make_layout
     from fiberjax.objective import coefficients as coefficients
     from fiberjax.objective import surrogate as surrogate
+    from fiberjax.run.kept import from_arrays as from_arrays
+    from fiberjax.run.kept_files import load_rollouts as load_rollouts
     from fiberjax.run.notebook import run_experiment as run_experiment
+    from fiberjax.run.policies import load_policy as load_policy
 
     __version__: str
 
@@ -56,7 +62,11 @@ _MODULES = (
 )
 _FUNCTIONS = {
     "coefficients": "fiberjax.objective",
+    "from_arrays": "fiberjax.run.kept",
+    "from_parquet": "fiberjax.analysis.foreign",
     "gate": "fiberjax.gates.configured",
+    "load_policy": "fiberjax.run.policies",
+    "load_rollouts": "fiberjax.run.kept_files",
     "make_layout": "fiberjax.layout",
     "run_experiment": "fiberjax.run.notebook",
     "surrogate": "fiberjax.objective",

@@ -15,7 +15,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from fiberjax import bounds
+from fiberjax import bounds, iterations
 from fiberjax.bounds import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -793,12 +793,24 @@ class Keep:
       show_every: iterations from one showing, on the terminal and in TensorBoard, to the next; 0
         shows none.
       megabytes: that `samples/` may hold; once it does, no more are kept, which is said.
+      rollouts: iterations whose rollouts are kept whole in `rollouts/`, with their tokens, numbers
+        and advantages (`run.kept_files`): parts such as "5", "every 20", "every 20 from 1" or
+        "last 2", with commas between; "" keeps none.
+      rollouts_megabytes: that `rollouts/` may hold; once it does, no more are kept, which is said.
     """
 
     samples: Annotated[int, AT_LEAST_1]
     every: Annotated[int, AT_LEAST_0]
     show_every: Annotated[int, AT_LEAST_0]
     megabytes: Annotated[float, POSITIVE]
+    rollouts: str
+    rollouts_megabytes: Annotated[float, POSITIVE]
+
+    def __post_init__(self) -> None:
+        try:
+            iterations.parse(self.rollouts)
+        except ValueError as error:
+            raise ValueError(f"rollouts {error}") from None
 
 
 MODES = ("max", "min")

@@ -7,10 +7,18 @@ CHECKPOINTS = "fiberjax/run/checkpoints.py"
 IDENTITY = "fiberjax/run/identity.py"
 INPUTS = "fiberjax/run/inputs.py"
 INTERRUPTS = "fiberjax/run/interrupts.py"
+KEEPING = "fiberjax/run/keeping.py"
+KEPT = "fiberjax/run/kept.py"
+KEPT_FILES = "fiberjax/run/kept_files.py"
+POLICIES = "fiberjax/run/policies.py"
+FOREIGN = "fiberjax/analysis/foreign.py"
 LOCK = "fiberjax/run/lock.py"
 WRITERS = "fiberjax/run/writers.py"
 SCRIPT = "experiments/tpu/setup.sh"
 OF_CHECKPOINTS = "tests/run/test_checkpoints.py"
+OF_KEEPING = "tests/run/test_keeping.py"
+OF_KEPT = "tests/run/test_kept.py"
+OF_FOREIGN = "tests/analysis/test_foreign.py"
 OF_LOCK = "tests/run/test_lock.py"
 OF_INTERRUPTS = "tests/run/test_interrupts.py"
 OF_IDENTITY = "tests/run/test_identity.py"
@@ -120,5 +128,64 @@ FAULTS = (
         "$(printf '%q ' \"$(cat",
         "$(printf '%s ' \"$(cat",
         ("tests/test_tpu_scripts.py::test_no_value_is_read_as_a_command",),
+    ),
+    Mutant(
+        "what was left out of the loss is kept as if it counted",
+        KEEPING,
+        "gathered(drawn.mask) & trained.present[:, None]",
+        "gathered(drawn.mask)",
+        (f"{OF_KEEPING}::test_a_file_holds_the_batches_that_were_trained_on",),
+    ),
+    Mutant(
+        "kept rows are of the minibatch of their place, not of their group's",
+        KEEPING,
+        "rows // size % experiment",
+        "rows % experiment",
+        (f"{OF_KEEPING}::test_a_file_holds_the_batches_that_were_trained_on",),
+    ),
+    Mutant(
+        "a file that is wanted for itself makes way with the last ones",
+        KEEPING,
+        "if self._wanted.chosen(iteration - self._wanted.last, iteration):",
+        "if self._wanted.last == 0:",
+        (f"{OF_KEEPING}::test_a_folder_keeps_what_is_wanted_and_goes_on_from_an_iteration",),
+    ),
+    Mutant(
+        "pages of kept rollouts are believed as they are",
+        KEPT_FILES,
+        "page_checksum_verification=True",
+        "page_checksum_verification=False",
+        (f"{OF_KEPT}::test_damage_is_seen_wherever_it_is",),
+    ),
+    Mutant(
+        "what a file of kept rollouts says of itself is believed as it is",
+        KEPT_FILES,
+        "if found.get(DIGEST) != _digest(found[KEY]):",
+        "if DIGEST not in found:",
+        (f"{OF_KEPT}::test_damage_is_seen_wherever_it_is",),
+    ),
+    Mutant(
+        "cells need not nest",
+        KEPT,
+        "wrong = np.flatnonzero(parent[cells] != above)",
+        "wrong = np.flatnonzero(above < 0)",
+        (
+            f"{OF_KEPT}::test_arrays_that_do_not_fit_are_refused_by_their_name",
+            f"{OF_KEPT}::test_rows_that_are_none_of_a_run_are_refused_by_the_file",
+        ),
+    ),
+    Mutant(
+        "a policy reads kept rows at the places of the file, not of the batch",
+        POLICIES,
+        "for row, place in enumerate(kept.row):",
+        "for place, row in enumerate(range(len(kept.row))):",
+        (f"{OF_KEEPING}::test_the_policy_that_drew_them_gives_the_old_log_probs_bitwise",),
+    ),
+    Mutant(
+        "what a tool said counts in a dump",
+        FOREIGN,
+        'if dump.has("tool_mask"):',
+        'if dump.has("tool"):',
+        (f"{OF_FOREIGN}::test_a_dump_is_kept_rollouts",),
     ),
 )

@@ -19,6 +19,7 @@ WAY = (
     ("train",),
     ("experiment",),
     ("plans", "run"),
+    ("analysis",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(WAY) for room in rooms}
 

@@ -25,6 +25,7 @@ from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.evaluation import EvaluationTable, Measures, comparable, evaluate, profile
 from fiberjax.run.interrupts import Interrupted, Interrupts
+from fiberjax.run.keeping import Keeper
 from fiberjax.run.nonfinite import NonFinite
 from fiberjax.run.progress import Progress
 from fiberjax.run.trainer import Trainer
@@ -144,6 +145,15 @@ def saved_params(
     """Iteration and parameters of a checkpoint, adapters merged into them; as `saved_policy`."""
     found = saved_policy(experiment, directory, iteration)
     return found.iteration, lora.merged(experiment.lora, found.base.params, found.trained)
+
+
+def first_params(experiment: Experiment) -> Any:
+    """The parameters that a run starts from, on the experiment's mesh, new adapters among them."""
+    if experiment.lora is None:
+        return starting_params(experiment)
+    base = make_base(experiment).params
+    trained = jax.jit(lambda base: experiment.fresh_state(base).params)(base)
+    return experiment.whole(trained, base)
 
 
 class Begun(NamedTuple):
@@ -280,7 +290,8 @@ def train(
                 saved.save(iteration, state, host, best.iteration)
 
             updates = functools.partial(nonfinite.observe, directory)
-            trainer = Trainer(experiment, reference, watch=drawn, updates=updates)
+            keeper = Keeper(experiment, directory, done, progress.print)
+            trainer = Trainer(experiment, reference, watch=drawn, updates=updates, keeper=keeper)
             if done == 0:
                 stop.observe(0, watch.start(before))
             for iteration in range(done, experiment.iterations):
@@ -305,7 +316,7 @@ def train(
                     scalars |= watch.evaluation(
                         iteration + 1, experiment.whole(state.params, base.params)
                     )
-                    scalars["timing/watching_s"] = watch.seconds()
+                    scalars["timing/watching_s"] = watch.seconds() + keeper.seconds()
                 finally:
                     writer.write(iteration + 1, scalars)
                 progress.update(

@@ -215,6 +215,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         renamed={},
     ),
     Migration(added={"training.nonfinite": "stop"}, renamed={}),
+    Migration(added={"keep.rollouts": "", "keep.rollouts_megabytes": 500.0}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

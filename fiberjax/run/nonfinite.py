@@ -38,15 +38,17 @@ class Made(NamedTuple):
 
     Attributes:
       terms: what was not finite; () where the update was made.
-      metrics: of the update alone; numbers by name.
+      metrics: of the update alone; numbers by name. {} of one that was made and is not kept.
       batch: that it was of.
       prompt_index: int[groups], the prompts of the batch, of all processes.
+      minibatch: which of the rollouts' optimizer batches it is.
     """
 
     terms: tuple[str, ...]
     metrics: Mapping[str, float]
     batch: Batch
     prompt_index: np.ndarray
+    minibatch: int
 
 
 class NonFinite:

@@ -28,6 +28,7 @@ surrogate, which UTF-8 cannot hold, is written as its escape.
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -184,12 +185,27 @@ class Folder:
         if self.full or before >= self._limit:
             self.full = True
             return None
-        with disk.writing("the samples", file):
-            written = io.BytesIO()
-            pq.write_table(rows, written, compression="zstd")
-            storage.write(file, written.getvalue())
-        self._sizes[file.name] = len(written.getvalue())
+        write_whole("the samples", rows, file)
+        self._sizes[file.name] = storage.size(file)
         return file
+
+
+def write_whole(what: str, rows: pa.Table, file: Path, **options: Any) -> None:
+    """Writes a Parquet file, old or new and never a half.
+
+    Args:
+      what: is written, for the error of a full disk.
+      rows: of the file.
+      file: in a folder that is made.
+      options: of pyarrow.
+
+    Raises:
+      NoRoom: the disk is full.
+    """
+    with disk.writing(what, file):
+        written = io.BytesIO()
+        pq.write_table(rows, written, compression="zstd", **options)
+        storage.write(file, written.getvalue())
 
 
 def kept_of_evaluations(experiment: Experiment) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from fiberjax import mismatch, seeds
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
+from fiberjax.run.keeping import Keeper, Trained
 from fiberjax.run.measured import (
     Paid,
     credit_metrics,
@@ -39,16 +40,20 @@ class Collected(NamedTuple):
       batches: the optimizer batches that hold a group; their old log-probabilities are those of the
         policy that sampled.
       prompts: int[groups] of each of them, its prompts on all processes.
+      minibatches: of each of them, its number among all.
       completions: that were sampled.
       metrics: of the rollouts; numbers by name.
       seconds: that it took.
+      trained: what the batches are made of, on the host; None where it is not kept.
     """
 
     batches: list[Batch]
     prompts: list[np.ndarray]
+    minibatches: list[int]
     completions: int
     metrics: dict[str, float]
     seconds: float
+    trained: Trained | None = None
 
 
 class Trainer:
@@ -61,6 +66,7 @@ class Trainer:
         *,
         watch: Callable[[int, Rollouts], None] | None = None,
         updates: Callable[[int, Sequence[Made]], None] | None = None,
+        keeper: Keeper | None = None,
     ):
         """Prepares the compiled functions.
 
@@ -70,10 +76,12 @@ class Trainer:
             their base; None with neither.
           watch: is given every iteration, counted from 1, and this process's rollouts of it.
           updates: is given every iteration, counted from 1, and its updates in their order.
+          keeper: keeps the rollouts of iterations.
         """
         self.experiment = experiment
         self._watch = watch
         self._updates = updates
+        self._keeper = keeper
         self._reference = reference
         self._sampler = experiment.sampler(experiment.train)
         self._step: Step = make_step(
@@ -116,7 +124,7 @@ class Trainer:
             raise ValueError("the experiments differ in their minibatches, which are compiled")
         other = copy.copy(self)
         other.experiment, other._reference = experiment, reference
-        other._watch = other._updates = None
+        other._watch = other._updates = other._keeper = None
         other._sampler = experiment.sampler(experiment.train, logit_noise=logit_noise)
         other._learning_rate = jax.jit(jax.vmap(experiment.schedule))
         return other
@@ -164,9 +172,14 @@ class Trainer:
         if self.experiment.rollout.shuffle_rewards:
             credited = credited.copy()
             credited[present] = shuffled(credited[present], self.experiment.seed, iteration)
-        batches, prompts, gaps = self._batches(params, rollouts, credited, present)
-        seconds = time.monotonic() - began
-        return Collected(batches, prompts, len(paid.reward), metrics | gaps, seconds)
+        made = self._batches(params, rollouts, credited, present)
+        keeping = self._keeper is not None and self._keeper.due(iteration + 1)
+        return made._replace(
+            completions=len(paid.reward),
+            metrics=metrics | made.metrics,
+            seconds=time.monotonic() - began,
+            trained=made.trained if keeping else None,
+        )
 
     def _draw(
         self, params: Any, stream: PromptStream, iteration: int
@@ -283,11 +296,23 @@ class Trainer:
         if len(pending) > skipped:
             updates = made + np.arange(len(pending) - skipped)
             scalars["actor/learning_rate"] = float(np.mean(self._learning_rate(updates)))
+        keeper = self._keeper
+        keeping = keeper is not None and keeper.due(iteration + 1)
+        told = [
+            Made(
+                of,
+                joined([step]) if of or keeping else {},
+                batches[j],
+                collected.prompts[j],
+                collected.minibatches[j],
+            )
+            for of, step, j in zip(terms, read, order_of, strict=True)
+        ]
+        if keeper is not None and keeping:
+            keeper.keep(
+                iteration + 1, collected.trained, told, updates_before=made, budget_factor=factor
+            )
         if self._updates is not None:
-            told = [
-                Made(of, joined([step]) if of else {}, batches[j], collected.prompts[j])
-                for of, step, j in zip(terms, read, order_of, strict=True)
-            ]
             self._updates(iteration + 1, told)
         if self.experiment.budget_control.kind != "none":
             scalars["gate/budget_factor"] = factor
@@ -310,8 +335,8 @@ class Trainer:
 
     def _batches(
         self, params: Any, rollouts: Rollouts, rewards: np.ndarray, present: np.ndarray
-    ) -> tuple[list[Batch], list[np.ndarray], dict[str, float]]:
-        """The optimizer batches of the rollouts, their prompts, and the sampler's disagreement.
+    ) -> Collected:
+        """The optimizer batches of the rollouts, and the sampler's disagreement as metrics.
 
         Args:
           params: of the policy that sampled.
@@ -320,10 +345,11 @@ class Trainer:
           present: bool[R] of all processes, the rows that hold a completion that counts.
         """
         if not present.any():
-            return [], [], {}
+            return Collected([], [], [], 0, {}, 0.0)
         training = self.experiment.training
         index, count = mesh.process_share(self.experiment.mesh, len(rewards))
         share = slice(index * len(rewards) // count, (index + 1) * len(rewards) // count)
+        whole = rollouts
         if self.experiment.rewards.truncated == "mask":
             rollouts = without(rollouts, np.logical_not(present[share]))
         rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
@@ -357,13 +383,27 @@ class Trainer:
         )
         held = np.asarray(present.reshape(-1, rollouts.group_size).any(axis=1))
         asked = mesh.gather(self.experiment.mesh, rollouts.prompts.prompt_index)
-        kept = [
-            (batch, asked[j :: training.minibatches][held[j :: training.minibatches]])
-            for j, batch in enumerate(batches)
-            if held[j :: training.minibatches].any()
-        ]
-        gaps = mismatch_metrics(self.experiment.mesh, old, sampler, rollouts.mask)
-        return [batch for batch, _ in kept], [prompts for _, prompts in kept], gaps
+        parts = [slice(j, None, training.minibatches) for j in range(training.minibatches)]
+        filled = [j for j, part in enumerate(parts) if held[part].any()]
+        trained = Trained(
+            whole,
+            rewards,
+            present,
+            advantage,
+            old,
+            sampler,
+            reference if training.kl_coefficient > 0 else None,
+            weight if training.mismatch != "none" else None,
+        )
+        return Collected(
+            [batches[j] for j in filled],
+            [asked[parts[j]][held[parts[j]]] for j in filled],
+            filled,
+            completions=len(rewards),
+            metrics=mismatch_metrics(self.experiment.mesh, old, sampler, rollouts.mask),
+            seconds=0.0,
+            trained=trained,
+        )
 
 
 def without(rollouts: Rollouts, left_out: np.ndarray) -> Rollouts:

@@ -5,8 +5,8 @@
     python tests/faults/campaign.py --kinds kill,twice  those alone
 
 Every trial does a run harm, gives the same command again, and compares what is there at the end
-with a run that nothing happened to: metrics, evaluation, samples, parameters and all that a
-checkpoint holds beside them, bit for bit. What must be refused is given back as it was first.
+with a run that nothing happened to: metrics, evaluation, samples, rollouts, parameters and all that
+a checkpoint holds beside them, bit for bit. What must be refused is given back as it was first.
 Disks that fill up need the right to mount one, and are left out without. Ends with status 1 where a
 run was lost.
 """
@@ -229,6 +229,37 @@ def damage_cache(trial: Trial) -> str:
     return f"flip {file.name}"
 
 
+def damage_rollouts(trial: Trial) -> str:
+    """A file of kept rollouts is harmed: refused by its name, or read as it was."""
+    import numpy as np
+
+    from fiberjax.run.kept_files import load_rollouts
+
+    run = trial.copy_whole()
+    file = trial.draw.choice(sorted((run / "rollouts").glob("*.parquet")))
+    whole, expected = file.read_bytes(), load_rollouts(file)
+    how = trial.draw.choice(["flip", "flip", "flip", "cut", "empty"])
+    if how == "flip":
+        _flip(file, trial.draw)
+    else:
+        os.truncate(file, trial.draw.randrange(len(whole)) if how == "cut" else 0)
+    try:
+        found = load_rollouts(file)
+    except ValueError as error:
+        told = "refused"
+        if str(file) not in str(error) or "\n" in str(error):
+            raise Lost(f"{how}: {error}") from None
+    else:
+        told = "read as it was"
+        names = ("tokens", "mask", "old_log_prob", "sampler_log_prob", "advantage", "row")
+        same = all(np.array_equal(getattr(found, of), getattr(expected, of)) for of in names)
+        if not (same and found.table.equals(expected.table) and found.meta == expected.meta):
+            raise Lost(f"{how}: it was not seen")
+    trial.finish()  # Nothing of a run hangs on it.
+    file.write_bytes(whole)
+    return f"{how} {file.name}: {told}"
+
+
 def lose(trial: Trial) -> str:
     """A part of the run folder is gone: refused, put back, gone on with."""
     run = trial.copy_whole()
@@ -358,6 +389,7 @@ KINDS: dict[str, Callable[[Trial], str]] = {
     "ask": ask,
     "damage": damage_checkpoint,
     "cache": damage_cache,
+    "rollouts": damage_rollouts,
     "lose": lose,
     "twice": twice,
     "fill": fill,
@@ -398,7 +430,7 @@ def contents(run: Path) -> Iterator[tuple[str, Any]]:
         kept = {k: v for k, v in row.items() if not k.startswith(("timing/", "perf/"))}
         yield f"metrics of {row['step']}", kept
     yield "evaluation.json", json.loads((run / "evaluation.json").read_text())
-    for path in sorted((run / "samples").glob("*")):
+    for path in sorted((*run.glob("samples/*"), *run.glob("rollouts/*"))):
         yield path.name, path.read_bytes()
     newest = run / "checkpoints" / str(ITERATIONS)
     yield "host", json.loads((newest / "host" / "metadata").read_text())

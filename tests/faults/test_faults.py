@@ -1,13 +1,17 @@
 """The campaign itself: a run that is lost is told, and one that is not the same at the end."""
 
+import dataclasses
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import time
 
 import campaign
 import pytest
+
+from fiberjax.run import kept_files, migrations, rollouts
 
 # As a run behaves, in a tenth of a second.
 PROGRAM = """
@@ -93,3 +97,18 @@ def test_one_that_is_lost_is_told(tried, kind, told):
 def test_a_signal_that_ends_the_process_is_survived(tried):
     told, another = tried("ask", seconds=0.1)
     assert told.startswith("SIG") and another == ""
+
+
+def test_damage_of_rollouts_must_be_seen(tried, tmp_path, monkeypatch):
+    about = {"iteration": 2, "levels": ["trajectory"], "rows": 0, "columns": 4, "updates": []}
+    about |= {"config": {}, "config_version": migrations.VERSION}
+    rows = kept_files.described(kept_files.SCHEMA.empty_table(), about)
+    rollouts.write_whole("it", rows, tmp_path / "run" / "rollouts" / "000002.parquet")
+    told, another = tried("rollouts")
+    assert ": refused" in told and another == ""
+    shutil.rmtree(tmp_path / "trial")
+    expected = kept_files.load_rollouts(tmp_path / "run")
+    read = iter([expected, dataclasses.replace(expected, meta={})])
+    monkeypatch.setattr(kept_files, "load_rollouts", lambda file: next(read))
+    with pytest.raises(campaign.Lost, match="it was not seen"):
+        tried("rollouts")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import fiberjax as fj
 from fiberjax import experiment
 from fiberjax.parallel import distributed
 from fiberjax.run import identity, loop
@@ -61,6 +62,7 @@ def start(
         command += ["--config.iterations=2", "--config.mesh.data=-1"]
         command += ["--config.policy.vocab_size=64", "--config.policy.num_kv_heads=2"]
         command += ["--config.rollout.prompts=16", "--config.rollout.samples=2"]
+        command += ["--config.keep.rollouts=1"]
         command += ["--config.rollout.resample=2"]  # Groups move between processes.
         command += ["--config.evaluation.prompts=2", "--config.evaluation.batch=8", *options]
         if processes > 1:
@@ -148,6 +150,21 @@ def test_four_processes_agree_with_one(four, single):
     assert_same_run(four, single)
     # Written once, by the first process.
     assert len(list(four.glob("events.*"))) == 1
+
+
+@pytest.mark.slow
+def test_four_processes_keep_the_rollouts_of_one(four, single):
+    found, expected = (fj.load_rollouts(of, 1) for of in (four, single))
+    for name in ("tokens", "turn", "row", "minibatch"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    assert found.table.equals(expected.table) and len(found.row) > 4
+    for name in ("old_log_prob", "sampler_log_prob", "advantage"):
+        a, b = getattr(found, name), getattr(expected, name)
+        np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
+    for a, b in zip(jax.tree.leaves(found.layout), jax.tree.leaves(expected.layout), strict=True):
+        np.testing.assert_array_equal(a, b)
+    orders = [[of["minibatch"] for of in kept.meta["updates"]] for kept in (found, expected)]
+    assert orders[0] == orders[1]
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ from interruption import interrupted_at
 from configs import calculator
 from fiberjax import experiment
 from fiberjax.run import loop, rollouts
+from fiberjax.run.kept_files import load_rollouts
 from fiberjax.run.metrics import describe, read_metrics
 from fiberjax.tasks.environments import SEPARATOR
 
@@ -61,10 +62,27 @@ def test_a_run_with_a_tool_is_trained_told_and_resumed_bitwise(built, tmp_path, 
     for row, of in zip(kept, said, strict=True):
         assert row["reward"] == (row["answer"] == of[-1])
 
+    # And whole: replies between the policy's turns, which are cells.
+    whole_rows = load_rollouts(tmp_path / "whole", 1)
+    assert whole_rows.layout.levels[:2] == ("turn", "trajectory")
+    files = list((tmp_path / "whole" / "rollouts").iterdir())
+    assert [file.name for file in files] == ["000001.parquet"]
+    talked = 0
+    for row, completion in enumerate(whole_rows.table["completion"].to_pylist()):
+        turns = completion.split(SEPARATOR)
+        mask, turn = whole_rows.mask[row], whole_rows.turn[row]
+        assert set(turn[mask]) == set(range(1 + len(turns) // 2))
+        reply = np.flatnonzero(~mask[: np.flatnonzero(mask)[-1]])
+        if len(turns) == 3:
+            talked += 1
+            assert turns[1] in built.vocabulary.decode(whole_rows.tokens[row][reply])
+    assert talked
+
     with interrupted_at(1, monkeypatch):
         loop.train(built, tmp_path / "parts")
     _, parts, _ = loop.train(built, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert files[0].read_bytes() == (tmp_path / "parts/rollouts/000001.parquet").read_bytes()
     second = read_metrics(tmp_path / "parts")
     for name, values in told.items():
         if not name.startswith(("timing/", "perf/")):

@@ -6,13 +6,15 @@ import os
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from interruption import interrupted_at
 
 from fiberjax import storage
 from fiberjax.policy import weights
-from fiberjax.run import checkpoints, loop, metrics, plots, rollouts, writers
+from fiberjax.run import checkpoints, kept_files, loop, metrics, plots, rollouts, writers
 from fiberjax.run.checkpoints import Checkpoints
+from fiberjax.run.kept_files import load_rollouts
 from fiberjax.tasks import builders, files
 
 ROOT = "gs://bucket/pod"
@@ -23,6 +25,7 @@ OPTIONS = {
     "checkpoint__keep": 1,
     "keep__show_every": 0,
     "keep__every": 1,
+    "keep__rollouts": "every 1",
 }
 PLACES = {"tasks__data_dir": f"{ROOT}/data", "warm_start__directory": f"{ROOT}/warm"}
 
@@ -59,6 +62,9 @@ def test_a_run_in_a_bucket_that_is_killed_ends_as_one_on_a_disk(
 
     assert untimed(far) == untimed(near)
     assert rollouts.read(far) == rollouts.read(near)
+    assert kept_files.kept_iterations(far) == kept_files.kept_iterations(near) == [1, 2]
+    for name in ("tokens", "advantage", "old_log_prob", "row"):
+        assert np.array_equal(*(getattr(load_rollouts(of), name) for of in (far, near)))
     evaluation = storage.place(f"{far}/evaluation.json").read_bytes()
     assert evaluation == (near / "evaluation.json").read_bytes()
     there = [name.removeprefix("pod/run/") for name in bucket.names("pod/run/")]

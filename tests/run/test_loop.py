@@ -17,8 +17,17 @@ import pytest
 import test_docs
 from interruption import interrupted_at
 
+import fiberjax as fj
 from fiberjax import experiment
-from fiberjax.run import checkpoints, evaluation, identity, loop, migrations, warm_start
+from fiberjax.run import (
+    checkpoints,
+    evaluation,
+    identity,
+    kept_files,
+    loop,
+    migrations,
+    warm_start,
+)
 from fiberjax.run.metrics import read_metrics
 from fiberjax.run.trainer import Trainer
 from fiberjax.train.rollout import Sampler
@@ -82,8 +91,9 @@ def assert_same_run(a, b):
     for name, values in first.items():
         np.testing.assert_array_equal(values, second[name], err_msg=name)
     assert (a / "evaluation.json").read_text() == (b / "evaluation.json").read_text()
-    samples = [{p.name: p.read_bytes() for p in of.glob("samples/*")} for of in (a, b)]
-    assert samples[0] == samples[1]
+    for kept in ("samples", "rollouts"):
+        files = [{p.name: p.read_bytes() for p in of.glob(f"{kept}/*")} for of in (a, b)]
+        assert files[0] == files[1] != {}
     built = experiment.from_config(identity.read_config(a), jax.devices()[:1])
     last = [newest(built, folder) for folder in (a, b)]
     assert last[0].iteration == last[1].iteration == ITERATIONS
@@ -126,6 +136,30 @@ def test_what_a_run_leaves(finished):
     config = json.loads((folder / "config.json").read_text())
     assert config["gate"]["levels"]["trajectory"]["budget"] == [0.1, 0.08]
     assert config["version"] == migrations.VERSION and config["plugin_digests"] == {}
+
+
+@pytest.mark.slow
+def test_any_checkpoint_is_read_by_its_number(finished):
+    """The policy before an iteration gives the log-probs that the iteration kept as old."""
+    folder = finished[0]
+    assert kept_files.kept_iterations(folder) == [2, ITERATIONS]
+    kept = fj.load_rollouts(folder)
+    found = fj.load_policy(folder, ITERATIONS - 1, devices=jax.devices()[:1])
+    assert found.iteration == ITERATIONS - 1 and found.config.keep.rollouts == "every 2, last 1"
+    np.testing.assert_allclose(found.log_prob(kept), kept.old_log_prob, atol=1e-5)
+    # Onto two devices, which the run did not have; and another policy.
+    last = fj.load_policy(folder, devices=jax.devices()[:2])
+    assert last.iteration == ITERATIONS and last.experiment.mesh.size == 2
+    gap = np.abs(kept.with_log_prob(last.log_prob(kept)).log_ratio)
+    assert 1e-4 < gap.max() < 3
+    with pytest.raises(ValueError, match="holds no checkpoint of iteration 1; there are 3, 4"):
+        fj.load_policy(folder, 1)
+    with pytest.raises(ValueError, match="iteration must be a number, 'best' or None; got '3'"):
+        fj.load_policy(folder, "3")
+    with pytest.raises(ValueError, match="holds no best checkpoint"):
+        fj.load_policy(folder, "best")
+    with pytest.raises(ValueError, match=r"holds no config.json of a run"):
+        fj.load_policy(folder / "samples")
 
 
 @pytest.mark.slow

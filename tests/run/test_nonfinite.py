@@ -116,7 +116,7 @@ def test_a_run_may_stop_at_the_first_one(build, tmp_path, monkeypatch):
 
 
 def made(*terms):
-    return nonfinite.Made(terms, {}, None, np.zeros(0, int))
+    return nonfinite.Made(terms, {}, None, np.zeros(0, int), 0)
 
 
 def test_five_in_a_row_are_counted_over_iterations_and_kills(build, tmp_path, monkeypatch):

@@ -1,0 +1,1 @@
+"""Looking at rollouts: what is read of them, and what objectives make of them."""
