@@ -136,15 +136,24 @@ def filled(folder: Path) -> Iterator[Path]:
         buckets.upload_folder(Path(local), folder)
 
 
+class Changed(OSError):
+    """An object is not as this process left it."""
+
+
 class Growing:
-    """An object that grows: kept in memory, and put whole at `flush`."""
+    """An object that grows: kept in memory, and put whole at `flush`.
+
+    Only over what it put there itself: what another program has written meanwhile, as a run does
+    that has taken over from a silent one, stays.
+    """
 
     SECONDS = 10.0
 
     def __init__(self, path: Path, content: bytes = b""):
         self._path, self._content = path, bytearray(content)
         self._seconds, self._flushed = self.SECONDS, time.monotonic()
-        self._whole = not content and path.exists()
+        self._generation: int | None = None
+        self._whole = False
 
     @property
     def due(self) -> bool:
@@ -157,18 +166,26 @@ class Growing:
         self._whole = False
 
     def flush(self) -> None:
-        """Has all of it in the bucket."""
+        """Has all of it in the bucket.
+
+        Raises:
+          Changed: another program has written it.
+        """
         if self._whole:
             return
         began = time.monotonic()
-        buckets.put(self._path, bytes(self._content))
+        made = buckets.put(self._path, bytes(self._content), expected=self._generation)
+        if made is None:
+            raise Changed(f"{self._path} was changed by another program: it is left as it is now")
+        self._generation = made
         self._flushed = time.monotonic()
         self._seconds = max(self.SECONDS, 20 * (self._flushed - began))
         self._whole = True
 
     def close(self) -> None:
-        """As `flush`."""
-        self.flush()
+        """As `flush`, but leaves what another program has written without a word."""
+        with contextlib.suppress(Changed):
+            self.flush()
 
 
 _origins: dict[Path, str] = {}  # What copies are of.

@@ -41,6 +41,13 @@ FAULTS = (
         (f"{OF_STORAGE}::test_what_grows_is_put_whole_and_only_now_and_then",),
     ),
     Mutant(
+        "what grows in a bucket is put over another run's",
+        STORAGE,
+        "bytes(self._content), expected=self._generation)",
+        "bytes(self._content))",
+        (f"{OF_STORAGE}::test_what_grows_is_not_put_over_what_another_program_has_written",),
+    ),
+    Mutant(
         "a copy of a bucket's folder is one whatever has changed there",
         STORAGE,
         "of.size, of.crc32c) for path, of",

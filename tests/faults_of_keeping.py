@@ -116,6 +116,16 @@ FAULTS = (
         ("tests/run/test_writers.py::test_a_killed_writer_has_left_all_up_to_the_flush",),
     ),
     Mutant(
+        "hosts that have agreed to end do not wait for each other",
+        "fiberjax/parallel/distributed.py",
+        "jax.distributed.shutdown()",
+        "pass",
+        (
+            "tests/parallel/test_distributed.py"
+            "::test_hosts_that_have_agreed_to_end_wait_for_each_other",
+        ),
+    ),
+    Mutant(
         "a full disk is told as the library tells it",
         "fiberjax/disk.py",
         "_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)",

@@ -128,8 +128,18 @@ def test_what_grows_is_put_whole_and_only_now_and_then(folder, bucket, monkeypat
     assert (folder / "lines").read_bytes() == b"0012" and bucket.puts.count(name) == 1
     file.write(b"3")
     monkeypatch.setattr(storage.Growing, "SECONDS", 0.0)
-    file.flush()
     assert storage.Growing(folder / "lines").due
+
+
+def test_what_grows_is_not_put_over_what_another_program_has_written(folder):
+    file = storage.Growing(folder / "lines", b"0")
+    file.flush()
+    storage.write(folder / "lines", b"of another")
+    file.write(b"1")
+    with pytest.raises(storage.Changed, match=r"/lines was changed by another program"):
+        file.flush()
+    file.close()
+    assert (folder / "lines").read_bytes() == b"of another"
 
 
 @pytest.mark.parametrize("harm", ["cut", "change", "lose", "list"])

@@ -292,6 +292,23 @@ def test_who_leaves_without_unwinding_gives_back_what_was_taken(monkeypatch, cap
     assert capsys.readouterr().err == "host 0 of 2 stops\nagain\n"
 
 
+def test_hosts_that_have_agreed_to_end_wait_for_each_other(monkeypatch, capsys):
+    did = []
+    monkeypatch.setattr(distributed, "start", lambda *given: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: did.append("wait"))
+    monkeypatch.setattr(os, "_exit", did.append)
+    with distributed.session("on", None, None, None):
+        raise distributed.Ended("asked to end", 75)
+    assert did == ["wait", 75] and capsys.readouterr().err == "host 0 of 2 stops: asked to end\n"
+    with (
+        pytest.raises(SystemExit),  # As `os._exit` does nothing here.
+        distributed.session("on", None, None, None),
+    ):
+        raise SystemExit("its own error")  # Nobody would come.
+    assert did == ["wait", 75, 1]
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="only libtpu has anything to say"
 )
