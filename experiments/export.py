@@ -16,7 +16,6 @@ Adapters of `config.lora` are merged into the weights. `--adapter` writes them b
 PEFT and vLLM read them, float32 unless `--dtype=bfloat16`.
 """
 
-from pathlib import Path
 from typing import Literal, cast
 
 from absl import app, flags, logging
@@ -67,11 +66,11 @@ def main(argv: list[str]) -> None:
     from fiberjax.parallel import distributed
 
     distributed.leave_out_absent_tpus()
-    from fiberjax import experiment
+    from fiberjax import experiment, storage
     from fiberjax.run import identity, loop, policies, publish
 
-    workdir = Path(WORKDIR.value)
     try:
+        workdir = storage.place(WORKDIR.value)
         config = identity.read_config(workdir)
         config, load_data = policies.without_data(config)
         config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
@@ -82,7 +81,8 @@ def main(argv: list[str]) -> None:
         if ADAPTER.value:
             saved = loop.saved_policy(built, workdir, wanted)
             model = publish.publish_adapter(
-                *(built, saved.trained, saved.base.params, OUTPUT.value),
+                *(built, saved.trained, saved.base.params),
+                storage.on_disk(OUTPUT.value, "--output of --adapter, which names its base,"),
                 dtype=DTYPE.value or "float32",
             )
             print(
@@ -92,7 +92,8 @@ def main(argv: list[str]) -> None:
             return
         iteration, params = loop.saved_params(built, workdir, wanted)
         dtype = DTYPE.value or "bfloat16"
-        publish.publish(built, params, OUTPUT.value, dtype=dtype)
+        with storage.filled(storage.place(OUTPUT.value)) as output:
+            publish.publish(built, params, output, dtype=dtype)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"the policy after iteration {iteration} is in {OUTPUT.value}")

@@ -11,7 +11,6 @@ Examples:
 import contextlib
 import signal
 import sys
-from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -74,13 +73,14 @@ def main(argv: list[str]) -> None:
 
 def train() -> None:
     """Builds the experiment and runs it, alone in its folder."""
-    from fiberjax import experiment, model_folder
+    from fiberjax import experiment, model_folder, storage
     from fiberjax.run import identity, lock, loop, provenance
 
     with contextlib.ExitStack() as stack:
         try:
             if FROM_RUN.value:
-                config = provenance.repeated(Path(FROM_RUN.value), Path(WORKDIR.value))
+                places = storage.place(FROM_RUN.value), storage.place(WORKDIR.value)
+                config = provenance.repeated(*places)
             else:
                 overridden = config_flags.get_override_values(FLAGS["config"])
                 config = model_folder.with_folder(CONFIG.value, overridden)
@@ -89,7 +89,7 @@ def train() -> None:
             config_json = config.to_json_best_effort()
             built = experiment.from_config(config)
             if FROM_RUN.value:
-                provenance.check_contents(Path(FROM_RUN.value), built)
+                provenance.check_contents(storage.place(FROM_RUN.value), built)
             identity.claim(WORKDIR.value, built, config_json)
         except ValueError as error:
             raise SystemExit(f"error: {error}") from None

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 _CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEXTS = tuple(os.strerror(code) for code in _CODES)
@@ -37,8 +36,8 @@ def writing(what: str, where: str | os.PathLike[str]) -> Iterator[None]:
             raise
         # What a library says of it is long, and no more than this.
         raise NoRoom(
-            f"no room to write {what} to {Path(where)}: {reason}. What was saved before is whole; "
-            "the same command goes on from there when there is room"
+            f"no room to write {what} to {os.fspath(where)}: {reason}. What was saved before is "
+            "whole; the same command goes on from there when there is room"
         ) from None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fiberjax import gates, optimizers, options, plugins, seeds
+from fiberjax import gates, optimizers, options, plugins, seeds, storage
 from fiberjax.advantages import ESTIMATORS, WITHIN_GROUPS, Estimator
 from fiberjax.bounds import named
 from fiberjax.gates import GATES, Budgets, GateSpec
@@ -336,6 +336,7 @@ def _from_config(
             "least 2, or an advantage such as 'reinforce_plus_plus'"
         )
     server = options.parse(options.Server, config.server, "config.server")
+    storage.on_disk(server.folder, "config.server.folder, which the server reads,")
     training = options.parse(options.Training, config.training, "config.training")
     schedule, optimizer = _optimizer(config.optimizer, run.iterations, training)
     levels = check_names(run.levels)
@@ -344,6 +345,9 @@ def _from_config(
     with named("config.mesh"):
         device_mesh = mesh.make_mesh(dataclasses.asdict(sizes), devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
+    for option, path in (("tasks.data_dir", tasks.data_dir), ("warm_start", warm_start.directory)):
+        with named(f"config.{option}"):
+            storage.place(path)
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
     diagnostics = options.parse(options.Diagnostics, config.diagnostics, "config.diagnostics")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)

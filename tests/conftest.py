@@ -16,10 +16,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import gc
 import types
+from unittest import mock
 
 import jax
 import pytest
 import tiny
+from bucket import Bucket
 
 from fiberjax import experiment
 from fiberjax.run import loop
@@ -66,6 +68,13 @@ def devices():
 def scratch(tmp_path_factory):
     """A folder for data sets and warm starts that the tests of one process share."""
     return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """The bucket of this process, at `gs://bucket`: libraries remember where they found it."""
+    with Bucket() as opened, mock.patch.dict(os.environ, opened.environment):
+        yield opened
 
 
 @pytest.fixture

@@ -104,16 +104,26 @@ FAULTS = (
     Mutant(
         "a run is begun anew over the rest of another",
         IDENTITY,
-        "if done == 0 and (newest > 0 or (begun and not folder.is_dir())):",
-        "if done == 0 and newest > 0 and begun and not folder.is_dir():",
+        "if done == 0 and (newest > 0 or gone):",
+        "if done == 0 and newest > 0 and gone:",
         (f"{OF_IDENTITY}::test_a_folder_that_lost_something_is_not_begun_anew",),
     ),
     Mutant(
         "starts within a second share an event file",
         WRITERS,
-        'f".{time.time_ns()}"',
-        '".events"',
+        'f"events.part{number:06d}"',
+        '"events.part"',
         ("tests/run/test_writers.py::test_a_killed_writer_has_left_all_up_to_the_flush",),
+    ),
+    Mutant(
+        "hosts that have agreed to end do not wait for each other",
+        "fiberjax/parallel/distributed.py",
+        "jax.distributed.shutdown()",
+        "pass",
+        (
+            "tests/parallel/test_distributed.py"
+            "::test_hosts_that_have_agreed_to_end_wait_for_each_other",
+        ),
     ),
     Mutant(
         "a full disk is told as the library tells it",

@@ -310,7 +310,7 @@ FAULTS = (
     Mutant(
         "an exported config is made anew",
         PUBLISH,
-        'described = _as_the_source(json.loads((Path(source) / "config.json").read_text()), dtype)',
+        'described = _as_the_source(json.loads((near / "config.json").read_text()), dtype)',
         "pass",
         (f"{FOLDER}::test_what_comes_out_is_what_went_in_with_other_weights",),
     ),

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import faults_of_buckets
 import faults_of_data
 import faults_of_families
 import faults_of_keeping
@@ -52,6 +53,7 @@ MUTANTS = (
     *faults_of_reports.FAULTS,
     *faults_of_looking.FAULTS,
     *faults_of_replays.FAULTS,
+    *faults_of_buckets.FAULTS,
 )
 
 

@@ -27,7 +27,6 @@ are told apart by `position_ids`.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fiberjax import storage
 from fiberjax.run.kept import Kept, from_arrays
 
 Rows = list[np.ndarray]
@@ -56,10 +56,11 @@ def from_parquet(path: str | os.PathLike[str], *, format: str) -> Kept:
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format!r}")
-    if not Path(path).is_file():
+    near = storage.local(path)
+    if not near.is_file():
         raise ValueError(f"{path} does not exist: expected a Parquet file")
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(near)
     except (pa.ArrowException, OSError, ValueError) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"{path} is no whole Parquet file: {told}") from None

@@ -17,7 +17,19 @@ HEARTBEAT_SECONDS = 60
 # How long hosts wait for each other at the start: images and data sets load at different speeds.
 START_SECONDS = 600
 
+ASKED = 75
+"""Status of a process that ended because it was asked to: try again later (EX_TEMPFAIL)."""
+
 _leaving: list[Callable[[], None]] = []
+
+
+class Ended(SystemExit):
+    """All hosts end after the same step, having agreed; each with the same status."""
+
+    def __init__(self, message: str, status: int = 1):
+        """Says why; one host alone ends with status 1."""
+        super().__init__(message)
+        self.status = status
 
 
 @contextlib.contextmanager
@@ -101,7 +113,8 @@ def session(
     """Joins the hosts for the length of a run; an error on one of them ends all.
 
     A host that fails must not wait for the others, who wait for it: it ends at once, its silence
-    ends the others, and each says why.
+    ends the others, and each says why. Those that have agreed to end (`Ended`) wait for each other,
+    so that none takes another's end for its death.
     """
     try:
         start(mode, coordinator, num_processes, process_id)
@@ -113,6 +126,10 @@ def session(
     here = f"host {jax.process_index()} of {jax.process_count()}"
     try:
         yield
+    except Ended as stop:
+        with contextlib.suppress(Exception):  # Another one has died after all.
+            jax.distributed.shutdown()
+        leave(f"{here} stops: {stop.code}", stop.status)
     except SystemExit as stop:
         if stop.code:
             leave(f"{here} stops: {stop.code}")

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fiberjax import storage
 from fiberjax.bounds import shown
 from fiberjax.policy import families, transformer
 from fiberjax.policy.config import TransformerConfig
@@ -48,7 +49,7 @@ def load(directory: str | Path, config: TransformerConfig, shardings: Any) -> tr
       ValueError: as `check`; nothing has been read then.
     """
     tensors = check(directory, config)
-    names = families.FAMILIES[_description(Path(directory))[0]].tensors
+    names = families.FAMILIES[_description(storage.local(directory))[0]].tensors
     shapes, structure = _parameters(config)
     with contextlib.ExitStack() as stack:
         files: dict[Path, Any] = {}
@@ -78,7 +79,7 @@ def where_not_finite(directory: str | Path, config: TransformerConfig, paths: Se
       paths: of the parameters to look in, such as "layers/mlp/up/kernel"; one of them holds one.
     """
     tensors = check(directory, config)
-    names = families.FAMILIES[_description(Path(directory))[0]].tensors
+    names = families.FAMILIES[_description(storage.local(directory))[0]].tensors
     shapes, _ = _parameters(config)
     for name, _ in _tensor_shapes(names, {path: shapes[path] for path in paths}):
         file = tensors[name].file
@@ -129,12 +130,13 @@ def read_shape(directory: str | Path) -> dict[str, Any]:
       ValueError: it cannot be read, is of no known family, or says what is not understood; each
         such thing is named.
     """
-    directory = Path(directory)
+    directory = storage.local(directory)
     kind, values = _description(directory)
     try:
         return families.read(families.FAMILIES[kind], values)
     except ValueError as error:
-        raise ValueError(f"{directory / 'config.json'} ({kind}): {error}") from None
+        path = storage.origin(directory / "config.json")
+        raise ValueError(f"{path} ({kind}): {error}") from None
 
 
 def _description(directory: Path) -> tuple[str, dict[str, Any]]:
@@ -145,12 +147,13 @@ def _description(directory: Path) -> tuple[str, dict[str, Any]]:
         kind = found["model_type"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{str(directory)!r} is no checkpoint: its config.json cannot be read "
+            f"{storage.origin(directory)!r} is no checkpoint: its config.json cannot be read "
             f"({type(error).__name__}: {error})"
         ) from None
     if not isinstance(kind, str) or kind not in families.FAMILIES:
         raise ValueError(
-            f"{path}: model_type is {shown(kind)}, expected one of {list(families.FAMILIES)}"
+            f"{storage.origin(path)}: model_type is {shown(kind)}, expected one of "
+            f"{list(families.FAMILIES)}"
         )
     return kind, found
 
@@ -164,14 +167,14 @@ def check(directory: str | Path, config: TransformerConfig) -> dict[str, Any]:
     Raises:
       ValueError: it is no checkpoint, or does not fit; the message lists what differs.
     """
-    directory = Path(directory)
+    directory = storage.local(directory)
     differences = [
         f"config.policy.{name} is {getattr(config, name)!r}, the checkpoint has {value!r}"
         for name, value in read_shape(directory).items()
         if not _same(name, getattr(config, name), value)
     ]
     if differences:
-        path = directory / "config.json"
+        path = storage.origin(directory / "config.json")
         raise ValueError(f"{path} does not fit the policy: {'; '.join(differences)}")
     tensors = _index(directory)
     names = families.FAMILIES[_description(directory)[0]].tensors
@@ -337,7 +340,7 @@ def save_adapter(
 def fingerprint(directory: str | Path) -> str:
     """A digest of a checkpoint's tensors: of every byte of its files."""
     digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(Path(directory).glob("model*.safetensors")):
+    for file in sorted(storage.local(directory).glob("model*.safetensors")):
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, hashlib.blake2b).digest())
     return digest.hexdigest()

@@ -8,7 +8,6 @@ and set aside as soon as the next is saved.
 import json
 import re
 import secrets
-import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +20,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from fiberjax import digests, disk
+from fiberjax import buckets, digests, disk, storage
 
 BEST = "best"
 """In what the host remembers: iterations finished in the best checkpoint."""
 
 ITEMS = ("state", "host")
+# Written last where a folder cannot be renamed into its place.
+WHOLE = "commit_success.txt"
 
 
 class Damaged(ValueError):
@@ -77,7 +78,7 @@ class Checkpoints:
         """
         if keep < 1:
             raise ValueError(f"checkpoint.keep must be at least 1; got {keep}")
-        self._directory = Path(directory).absolute()
+        self._directory = storage.absolute(directory)
         self._problems: dict[int, str | None] = {}
         self._listing: threading.Thread | None = None
         self._unlisted: OSError | None = None
@@ -210,7 +211,7 @@ class Checkpoints:
         """What is wrong with a checkpoint; the same on all processes, which share the reading."""
         if iteration not in self._problems:
             folder, told = self._directory / str(iteration), None
-            missing = [item for item in ITEMS if not any((folder / item).glob("*"))]
+            missing = [item for item in ITEMS if storage.empty(folder / item)]
             try:
                 if missing:
                     told = f"{missing[0]} is missing"
@@ -234,8 +235,13 @@ class Checkpoints:
     def _list(self, iteration: int) -> None:
         """Lists what this process wrote, once Orbax has put the checkpoint into its place."""
         folder, process = self._directory / str(iteration), jax.process_index()
-        while not folder.is_dir():
-            if self._committed.wait(0.05) and not folder.is_dir():
+        remote = storage.remote(folder)
+
+        def whole() -> bool:
+            return (folder / WHOLE).exists() if remote else folder.is_dir()
+
+        while not whole():
+            if self._committed.wait(2.0 if remote else 0.05) and not whole():
                 return  # It came to nothing.
         try:
             own = [
@@ -245,9 +251,7 @@ class Checkpoints:
             ]
             digests.write(folder, own, process=process)
             if self._record is not None and process == 0:
-                written = self._record.with_name(f".{self._record.name}.new")
-                written.write_text(json.dumps({"newest": iteration}) + "\n", encoding="utf-8")
-                written.replace(self._record)
+                storage.write(self._record, json.dumps({"newest": iteration}) + "\n")
         except OSError as error:
             self._unlisted = error
 
@@ -276,8 +280,8 @@ class Checkpoints:
             beside = self._directory.with_name(f"{self._directory.name}.damaged")
             for iteration in damaged:
                 aside(self._directory / str(iteration), beside)
-            for half in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half, ignore_errors=True)
+            for half in _halves(self._directory):
+                storage.remove_folder(half)
         multihost_utils.sync_global_devices("what was there makes way")
         self._manager.reload()
         for iteration in damaged:
@@ -298,7 +302,7 @@ class Checkpoints:
 
 def newest(directory: str | Path) -> int:
     """Iterations finished in a directory's newest checkpoint, 0 without one; nothing is opened."""
-    directory = Path(directory)
+    directory = storage.place(directory)
     return max(ocp.utils.checkpoint_steps(directory), default=0) if directory.is_dir() else 0
 
 
@@ -312,7 +316,7 @@ def recorded(record: Path) -> int:
 
 def exists(directory: str | Path) -> bool:
     """Whether `save_first` kept something in a directory; the same on all processes."""
-    return bool(_agreed(Path(directory).is_dir()))
+    return bool(_agreed(_kept(storage.place(directory)) is not None))
 
 
 def read(directory: str | Path, abstract_state: Any) -> Restored:
@@ -322,8 +326,11 @@ def read(directory: str | Path, abstract_state: Any) -> Restored:
       ValueError: it is not of these shapes.
       Damaged: it is, or it is not there.
     """
-    with Checkpoints(directory, keep=1) as saved:
-        found = saved.restore(abstract_state)
+    kept = _kept(storage.place(directory))
+    found = None
+    if kept is not None:
+        with Checkpoints(kept, keep=1) as saved:
+            found = saved.restore(abstract_state)
     if found is None:
         raise Damaged(f"{str(directory)!r} holds no checkpoint")
     return found
@@ -332,22 +339,29 @@ def read(directory: str | Path, abstract_state: Any) -> Restored:
 def discard(directory: str | Path) -> None:
     """Removes what `save_first` kept, so that it can be made anew; all processes take part."""
     if jax.process_index() == 0:
-        directory = Path(directory)
-        # Renamed first: another run finds all of it or nothing.
-        leaving = directory.with_name(f"{directory.name}.damaged-{secrets.token_hex(4)}")
-        if _renamed(directory, leaving):
-            shutil.rmtree(leaving, ignore_errors=True)
+        directory = storage.place(directory)
+        if storage.remote(directory):
+            leaving = _kept(directory)
+            buckets.drop(_name_of(directory))
+            if leaving is not None:
+                storage.remove_folder(leaving)
+        else:
+            # Renamed first: another run finds all of it or nothing.
+            leaving = directory.with_name(f"{directory.name}.damaged-{secrets.token_hex(4)}")
+            if _renamed(directory, leaving):
+                storage.remove_folder(leaving)
     multihost_utils.sync_global_devices("what was damaged is gone")
 
 
 def aside(path: Path, folder: Path) -> Path:
     """Moves a file or folder into another folder, under its name or a free one; where it is now."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not storage.remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     target, number = folder / path.name, 1
     while target.exists():
         number += 1
         target = folder / f"{path.name}.{number}"
-    path.rename(target)
+    storage.move(path, target)
     return target
 
 
@@ -355,22 +369,27 @@ def save_first(directory: str | Path, iteration: int, state: Any, host: dict[str
     """Saves a single checkpoint in a directory of its own, unless another process was first.
 
     It is written beside the directory and renamed when it is whole, so that runs that save the same
-    at once do not meet, and none finds half of it. All processes of a run take part.
+    at once do not meet, and none finds half of it. In a bucket it stays where it was written, and
+    an object beside it, `.kept`, that only one can create, says where. All processes of a run take
+    part.
 
     Returns:
       Whether it is this one that is kept; otherwise the other is, whole.
     """
-    directory = Path(directory).absolute()
+    directory = storage.absolute(directory)
     token = _agreed(secrets.randbits(31))
     making = directory.with_name(f"{directory.name}.making-{token:08x}")
+    remote, first = storage.remote(directory), False
     try:
         with Checkpoints(making, keep=1) as saved:
             saved.save(iteration, state, host)
         multihost_utils.sync_global_devices("checkpoint is whole")
-        return bool(_agreed(jax.process_index() == 0 and _renamed(making, directory)))
-    finally:
         if jax.process_index() == 0:
-            shutil.rmtree(making, ignore_errors=True)
+            first = _named(making, directory) if remote else _renamed(making, directory)
+        return bool(_agreed(first))
+    finally:
+        if jax.process_index() == 0 and not (remote and first):
+            storage.remove_folder(making)
 
 
 def _renamed(source: Path, target: Path) -> bool:
@@ -382,6 +401,33 @@ def _renamed(source: Path, target: Path) -> bool:
             raise
         return False
     return True
+
+
+def _kept(directory: Path) -> Path | None:
+    """The folder that holds what `save_first` kept; None where it kept nothing."""
+    if not storage.remote(directory):
+        return directory if directory.is_dir() else None
+    found = buckets.see(_name_of(directory))
+    return None if found is None else directory.with_name(found.content.decode())
+
+
+def _named(folder: Path, directory: Path) -> bool:
+    """Says in a bucket that a folder is a directory's; False where another one is already."""
+    made = buckets.put(_name_of(directory), folder.name.encode(), expected=buckets.ABSENT)
+    return made is not None
+
+
+def _name_of(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.kept")
+
+
+def _halves(directory: Path) -> list[Path]:
+    """Checkpoints that a kill has left in the making."""
+    if not storage.remote(directory):
+        return list(directory.glob("*.orbax-checkpoint-tmp*"))
+    names = buckets.entries(directory)
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    return [directory / of for of in sorted(folders) if f"{of}/{WHOLE}" not in names]
 
 
 def _writer(path: Path) -> int:

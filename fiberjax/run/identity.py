@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from fiberjax import storage
 from fiberjax.bounds import named
 from fiberjax.experiment import Experiment
 from fiberjax.run import changes, checkpoints, inputs, migrations, writers
@@ -55,10 +56,10 @@ def read_config(directory: str | Path) -> ConfigDict:
     Raises:
       ValueError: there is none, or it cannot be read.
     """
-    saved = _read(Path(directory))
+    saved = _read(storage.place(directory))
     if saved is None:
         raise ValueError(f"{str(directory)!r} holds no {FILE} of a run")
-    with named(str(Path(directory) / FILE)):  # A name with dots is none of an option.
+    with named(str(storage.place(directory) / FILE)):  # A name with dots is none of an option.
         return ConfigDict(saved.config)
 
 
@@ -68,7 +69,7 @@ def settle(directory: str | Path, config: ConfigDict) -> ConfigDict:
     Raises:
       ValueError: that run was begun with another config; names what differs.
     """
-    saved = _read(Path(directory))
+    saved = _read(storage.place(directory))
     if saved is None or saved.version == migrations.VERSION:
         return config
     added = migrations.added_since(saved.version)
@@ -85,7 +86,7 @@ def settle(directory: str | Path, config: ConfigDict) -> ConfigDict:
             f"{directory} was begun by an earlier version and goes on as it did then: "
             f"{changes.listed(as_then)}"
         )
-    with named(str(Path(directory) / FILE)):
+    with named(str(storage.place(directory) / FILE)):
         return ConfigDict(_changed(saved.config, changed))
 
 
@@ -104,8 +105,8 @@ def claim(directory: str | Path, experiment: Experiment, config_json: str) -> No
         other files, or one that has more iterations already or has lost what it had, or a metric
         writer is not installed.
     """
-    writers.check_installed(experiment.writers)
-    path = Path(directory) / FILE
+    path = storage.place(directory) / FILE
+    writers.check(experiment.writers, path.parent)
     saved, given = _read(path.parent), json.loads(config_json)
     if saved is not None:
         changed = _differences(saved.config, given)
@@ -168,8 +169,10 @@ def _refuse_lost(directory: Path, saved: Saved, done: int) -> None:
     """
     metrics, folder = directory / METRICS_FILE, directory / "checkpoints"
     newest = checkpoints.recorded(directory / NEWEST)
-    begun = metrics.exists() and metrics.stat().st_size > 0
-    if done == 0 and (newest > 0 or (begun and not folder.is_dir())):
+    begun = metrics.exists() and storage.size(metrics) > 0
+    # A bucket has no empty folder: there the record alone says that one was filled.
+    gone = begun and not storage.remote(folder) and not folder.is_dir()
+    if done == 0 and (newest > 0 or gone):
         last = f" (the newest was of iteration {newest})" if newest else ""
         raise ValueError(
             f"{folder} has lost its checkpoints{last}, and a run was here: put them back to "
@@ -207,11 +210,7 @@ def _read(directory: Path) -> Saved | None:
 
 def _write(path: Path, values: dict[str, Any]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed into place: a kill leaves no half of a config.
-        written = path.with_name(f"{FILE}.new")
-        written.write_text(json.dumps(values, indent=2))
-        written.replace(path)
+        storage.write(path, json.dumps(values, indent=2))
     except OSError as error:
         raise ValueError(f"workdir {str(path.parent)!r} cannot be written: {error}") from None
 

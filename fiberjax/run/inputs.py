@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fiberjax import digests
+from fiberjax import digests, storage
 from fiberjax.experiment import Experiment
 from fiberjax.tasks.files import listed
 from fiberjax.tasks.reading.formats import find_sources
@@ -44,14 +44,16 @@ def files_of(experiment: Experiment) -> dict[str, Path]:
     for option, paths in (("tasks.file", tasks.file), ("tasks.test_file", tasks.test_file)):
         for path in listed(paths) if paths else ():
             with contextlib.suppress(ValueError):  # It is not there: someone else gives the rows.
-                found |= {f"{option}/{of.path}": of.path for of in find_sources(path)}
+                found |= {
+                    f"{option}/{storage.origin(of.path)}": of.path for of in find_sources(path)
+                }
     if model.folder:
-        found |= _of_model("model.folder", Path(model.folder))
+        found |= _of_model("model.folder", storage.local(model.folder))
     if model.tokenizer not in ("auto", "tasks"):
-        found |= _of_model("model.tokenizer", Path(model.tokenizer))
+        found |= _of_model("model.tokenizer", storage.local(model.tokenizer))
     for path in model.examples:
         if isinstance(path, str):
-            found[f"model.examples/{path}"] = Path(path)
+            found[f"model.examples/{path}"] = storage.local(path)
     return {name: path for name, path in found.items() if path.is_file()}
 
 

@@ -35,8 +35,7 @@ import jax
 
 from fiberjax.parallel import distributed
 
-CODE = 75
-"""Status of a process that ended because it was asked to: try again later (EX_TEMPFAIL)."""
+CODE = distributed.ASKED
 
 # Machines that are taken back leave half a minute at least.
 LIMIT_SECONDS = 20.0

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
+from fiberjax import storage
 from fiberjax.experiment import Experiment
 from fiberjax.iterations import Iterations, parse
 from fiberjax.layout import TRAJECTORY
@@ -154,8 +155,9 @@ class Folder:
         file, old = self._file(iteration), self._file(iteration - self._wanted.last)
         if self._wanted.chosen(iteration - self._wanted.last, iteration):
             old = file
-        beside = (of for of in self._path.glob("*.parquet") if of not in (file, old))
-        if self.full or (rows is not None and sum(map(_size, beside)) >= self._limit):
+        there = storage.matching(self._path, "*.parquet")
+        beside = (of for of in there if of not in (file, old))
+        if self.full or (rows is not None and sum(map(storage.size, beside)) >= self._limit):
             self.full = True
             return None
         if rows is not None:
@@ -166,10 +168,6 @@ class Folder:
 
     def _file(self, iteration: int) -> Path:
         return self._path / kept_files.name(iteration)
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size
 
 
 class Keeper:

@@ -34,6 +34,7 @@ checksums of their own. Any reader of Parquet reads the files.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -45,6 +46,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fiberjax import storage
 from fiberjax.layout import TRAJECTORY, TURN
 from fiberjax.run import migrations, rollouts
 from fiberjax.run.kept import OF_TRAJECTORIES, Kept, layout_of_rows
@@ -120,9 +122,10 @@ def load_rollouts(run: str | os.PathLike[str], iteration: int | None = None) -> 
       ValueError: there is no such file, or it holds no kept rollouts; names the file and what is
         wrong with it.
     """
-    file = _file(Path(run), iteration)
+    file = _file(storage.place(run), iteration)
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+        source = io.BytesIO(file.read_bytes()) if storage.remote(file) else file
+        with pq.ParquetFile(source, page_checksum_verification=True) as opened:
             described, table = opened.schema_arrow.metadata or {}, opened.read()
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # As damage has it.
         told = " ".join(str(error).split())
@@ -133,7 +136,8 @@ def load_rollouts(run: str | os.PathLike[str], iteration: int | None = None) -> 
 
 def kept_iterations(run: str | os.PathLike[str]) -> list[int]:
     """The iterations whose rollouts a run folder holds, ascending."""
-    names = (file.stem for file in (Path(run) / FOLDER).glob("*.parquet"))
+    files = storage.matching(storage.place(run) / FOLDER, "*.parquet")
+    names = (file.stem for file in files)
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 

@@ -4,7 +4,8 @@
 it, on network file systems too. Whether the owner still lives is known at once on its own machine,
 by its process, and wherever `flock` reaches. Elsewhere the heartbeat decides, which the owner
 writes into the file: a lock that has not changed for `STALE_SECONDS` is taken over. No clocks are
-compared. An owner that was only held up finds that out before it writes again (`check`).
+compared. An owner that was only held up finds that out before it writes again (`check`). In a
+bucket the lock is an object, and its heartbeat too (`lock_object`).
 
 Of several processes of one run the first one holds it, for all.
 """
@@ -26,7 +27,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fiberjax import storage
 from fiberjax.parallel import distributed
+from fiberjax.run import lock_object
 
 try:
     import fcntl
@@ -70,9 +73,15 @@ class Owner:
 class Lock:
     """A lock that is held, with its heartbeat; made by `held`."""
 
-    def __init__(self, path: Path, owner: Owner):
-        """Begins to beat; the file is there already."""
-        self._path, self._owner = path, owner
+    def __init__(self, path: Path, owner: Owner, made: Any):
+        """Begins to beat.
+
+        Args:
+          path: of the lock.
+          owner: this process.
+          made: an open file, for as long as `flock` is to hold, or a `lock_object.Object`.
+        """
+        self._path, self._owner, self._made = path, owner, made
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -87,22 +96,29 @@ class Lock:
         """Removes the file, if it is still this one's."""
         self._ended.set()
         self._thread.join()
+        if isinstance(self._made, lock_object.Object):
+            self._made.remove()
+            return
         if not self.lost:
             self._path.unlink(missing_ok=True)
+        self._made.close()
 
     def _beat(self) -> None:
         count = 0
         while not self._ended.wait(BEAT_SECONDS):
             count += 1
             with contextlib.suppress(OSError):
-                if self.lost:
+                if isinstance(self._made, lock_object.Object):
+                    if not self._made.beat(_content(count, self._owner)):
+                        return
+                elif self.lost:
                     return
-                with self._path.open("r+b") as opened:
-                    opened.write(_count(count))
+                else:
+                    with self._path.open("r+b") as opened:
+                        opened.write(_count(count))
 
 
 _held: dict[Path, Lock | None] = {}  # None on all processes but the first.
-_files: dict[Path, Any] = {}  # Open for as long as `flock` is to hold.
 
 
 @contextlib.contextmanager
@@ -115,14 +131,16 @@ def held(directory: str | os.PathLike[str]) -> Iterator[None]:
       Held: another run is at work there; names it.
       ValueError: the folder cannot be written.
     """
-    path = Path(directory).absolute() / FILE
+    path = storage.absolute(directory) / FILE
     if path in _held:
         yield
         return
-    made, refused = not path.parent.exists(), ""
+    remote, refused = storage.remote(path), ""
+    made = not remote and not path.parent.exists()
     if jax.process_index() == 0:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not remote:
+                path.parent.mkdir(parents=True, exist_ok=True)
             _held[path] = _acquire(path)
         except Held as error:
             refused = str(error)
@@ -137,7 +155,6 @@ def held(directory: str | os.PathLike[str]) -> Iterator[None]:
         lock = _held.pop(path, None)
         if lock is not None:
             lock.release()
-            _files.pop(path).close()
             if made:  # Nothing came of it.
                 with contextlib.suppress(OSError):
                     path.parent.rmdir()
@@ -155,9 +172,10 @@ def check(directory: str | os.PathLike[str]) -> None:
     Raises:
       SystemExit: it has.
     """
-    lock = _held.get(Path(directory).absolute() / FILE)
+    path = storage.absolute(directory) / FILE
+    lock = _held.get(path)
     if lock is not None and lock.lost:
-        found = _read(Path(directory).absolute() / FILE)
+        found = _read(path)
         by = f"taken over by {found[1]}" if found and found[1] else "removed"
         raise SystemExit(
             f"stopped: the lock of {directory} was {by}, as one is that says nothing for "
@@ -175,7 +193,7 @@ def _acquire(path: Path) -> Lock:
         datetime.datetime.now().isoformat(" ", "seconds"),
         secrets.token_hex(8),
     )
-    while not _create(path, owner):
+    while (made := _create(path, owner)) is None:
         found = _read(path)
         if found is None:  # Released just now.
             continue
@@ -185,12 +203,14 @@ def _acquire(path: Path) -> Lock:
                 "Wait for it or end it, or choose another --workdir"
             )
         _remove(path, found[0])
-    return Lock(path, owner)
+    return Lock(path, owner, made)
 
 
-def _create(path: Path, owner: Owner) -> bool:
-    """Makes the file, whole, and locks it; False where there is one."""
-    text = _count(0) + b"\n" + json.dumps(dataclasses.asdict(owner)).encode() + b"\n"
+def _create(path: Path, owner: Owner) -> Any:
+    """Makes the file, whole, and locks it: as `Lock` takes it; None where there is one."""
+    text = _content(0, owner)
+    if storage.remote(path):
+        return lock_object.create(path, text)
     making = path.with_name(f".{path.name}.{owner.token}")
     making.write_bytes(text)
     opened = making.open("rb")
@@ -199,24 +219,26 @@ def _create(path: Path, owner: Owner) -> bool:
         os.link(making, path)
     except FileExistsError:
         opened.close()
-        return False
+        return None
     except OSError:  # A file system without links.
         opened.close()
         try:
             with path.open("xb") as written:
                 written.write(text)
         except FileExistsError:
-            return False
+            return None
         opened = path.open("rb")
         _flock(opened)
     finally:
         making.unlink(missing_ok=True)
-    _files[path] = opened
-    return True
+    return opened
 
 
 def _remove(path: Path, content: bytes) -> None:
     """Removes a lock whose owner is gone, and no other that has taken its place meanwhile."""
+    if storage.remote(path):
+        lock_object.remove(path, content)
+        return
     stale = path.with_name(f".{path.name}.stale-{secrets.token_hex(8)}")
     with contextlib.suppress(FileNotFoundError):
         path.rename(stale)
@@ -230,9 +252,10 @@ def _alive(path: Path, content: bytes, owner: Owner | None) -> bool:
     """Whether the owner of a lock lives; waits for its heartbeat where nothing else can tell."""
     if owner is not None and owner.machine == _machine():
         return _started(owner.pid) == owner.started
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as opened:
-        if _flock(opened) is False:
-            return True
+    if not storage.remote(path):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as opened:
+            if _flock(opened) is False:
+                return True
     print(
         f"{path.parent} is locked by {owner or 'a run that is starting'}: watching its heartbeat "
         f"for up to {STALE_SECONDS:.0f} s",
@@ -241,24 +264,35 @@ def _alive(path: Path, content: bytes, owner: Owner | None) -> bool:
     until = time.monotonic() + STALE_SECONDS
     while time.monotonic() < until:
         time.sleep(min(1.0, STALE_SECONDS / 10))
-        try:
-            if path.read_bytes() != content:
-                return True
-        except FileNotFoundError:
-            return False
+        found = _bytes(path)
+        if found != content:
+            return found is not None
     return False
 
 
 def _read(path: Path) -> tuple[bytes, Owner | None] | None:
     """What a lock says, and whose it is, if it can be read; None where there is none."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    content = _bytes(path)
+    if content is None:
         return None
     try:
         return content, Owner(**json.loads(_identity(content)))
     except (ValueError, TypeError):
         return content, None
+
+
+def _bytes(path: Path) -> bytes | None:
+    if storage.remote(path):
+        return lock_object.read(path)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _content(beats: int, owner: Owner) -> bytes:
+    """A lock after so many heartbeats."""
+    return _count(beats) + b"\n" + json.dumps(dataclasses.asdict(owner)).encode() + b"\n"
 
 
 def _identity(content: bytes) -> bytes:

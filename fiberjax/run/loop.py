@@ -7,13 +7,14 @@ seed and the iteration, and the checkpoint holds the rest (policy, optimizer, pr
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 
-from fiberjax import disk
+from fiberjax import disk, storage
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
 from fiberjax.policy import lora
@@ -65,7 +66,7 @@ def run(
       NoRoom: the disk is full.
       Interrupted: the run was asked to end.
     """
-    directory = Path(directory)
+    directory = storage.place(directory)
     barrier("run folder claimed")
     with lock.held(directory), contextlib.ExitStack() as ending:
         ending.callback(close_all)  # The workers of rewards.
@@ -343,12 +344,13 @@ def train(
                     progress.print(f"stops early after iteration {iteration + 1}: {stop}")
                     break
                 if ending:
-                    raise SystemExit(
+                    raise distributed.Ended(
                         f"asked to end; iteration {iteration + 1} is saved, and the same command "
-                        "on every host goes on from there"
+                        "on every host goes on from there",
+                        distributed.ASKED,
                     )
                 if wrong:
-                    raise SystemExit(f"stopped: {wrong}")
+                    raise distributed.Ended(f"stopped: {wrong}")
                 if interrupted:
                     raise Interrupted(interrupts.asked, kept(iteration + 1))
     return before, state, base
@@ -361,13 +363,19 @@ def kept(iteration: int) -> str:
 
 def traced(directory: Path, wanted: bool) -> contextlib.AbstractContextManager:
     """Traces what runs within into the directory, where that is wanted."""
-    return jax.profiler.trace(directory) if wanted else contextlib.nullcontext()
+    return _traced(directory) if wanted else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _traced(directory: Path) -> Iterator[None]:
+    with storage.filled(directory) as folder, jax.profiler.trace(folder):
+        yield
 
 
 def report(directory: Path, table: EvaluationTable) -> None:
     """Writes the evaluation table and the plots, and prints the table."""
-    (directory / "evaluation.json").write_text(table.to_json())
-    (directory / "evaluation.md").write_text(table.to_markdown())
+    storage.write(directory / "evaluation.json", table.to_json())
+    storage.write(directory / "evaluation.md", table.to_markdown())
     plots.plot_run(directory / "metrics.jsonl", directory / "plots")
     plots.plot_evaluation(table, directory / "plots" / "evaluation.png")
     table.print()

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fiberjax import storage
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -160,7 +162,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       ValueError: there is no such file, or one of its lines is not a row of metrics.
     """
-    file = Path(path)
+    file = storage.place(path)
     if file.is_dir():
         file = file / METRICS_FILE
     if not file.is_file():
@@ -182,7 +184,7 @@ def read_rows(file: Path) -> list[tuple[int, dict[str, float]]]:
     Raises:
       ValueError: a line is not a row of metrics.
     """
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = file.read_bytes().decode("utf-8", "replace").splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -11,6 +11,7 @@ metrics of the update, and the domains and prompts of its batch; the second has 
 batch by their paths, this process's rows of them, as `replayed` reads them back.
 """
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fiberjax import storage
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.train.batch import Batch
@@ -115,7 +117,7 @@ def _keep(experiment: Experiment, folder: Path, iteration: int, number: int, mad
     """Writes what is kept of an update; says in a clause where."""
     # Of a later iteration than the run goes on from, a file is written again, and alike.
     path = folder / f"{iteration:06d}-{number}.json"
-    if not path.exists() and len(list(folder.glob("*.json"))) >= KEPT:
+    if not path.exists() and len(storage.matching(folder, "*.json")) >= KEPT:
         return f"{folder} holds {KEPT} such updates already"
     arrays = _arrays(made.batch)
     examples = experiment.examples
@@ -143,10 +145,11 @@ def _keep(experiment: Experiment, folder: Path, iteration: int, number: int, mad
         "prompts": asked,
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(_npz(path), **arrays)  # type: ignore[arg-type]
+        written = io.BytesIO()
+        np.savez_compressed(written, **arrays)  # type: ignore[arg-type]
+        storage.write(_npz(path), written.getvalue())
         if jax.process_index() == 0:
-            path.write_text(json.dumps(said, indent=1) + "\n")
+            storage.write(path, json.dumps(said, indent=1) + "\n")
     except OSError as error:  # What is kept for looking at must not end the run.
         return f"its batch cannot be kept ({error})"
     return f"{path} says of which prompts"
@@ -176,7 +179,7 @@ def replayed(path: Path, like: Batch) -> Batch:
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     named = {_name(at): leaf for at, leaf in leaves}
-    with np.load(path, allow_pickle=False) as kept:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
         arrays = dict(kept)
     found, expected = ({name: x.shape for name, x in of.items()} for of in (arrays, named))
     if found != expected:

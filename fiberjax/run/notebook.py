@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from fiberjax import experiment, model_folder
+from fiberjax import experiment, model_folder, storage
 from fiberjax.experiment import Experiment, LoadData
 from fiberjax.run import identity, loop, metrics
 from fiberjax.run.evaluation import EvaluationTable
@@ -68,10 +68,10 @@ def run_experiment(
     """
     if not isinstance(config, ConfigDict):
         config = load_config(config)
-    config = identity.settle(Path(workdir), model_folder.with_folder(config))
+    config = identity.settle(storage.place(workdir), model_folder.with_folder(config))
     built = experiment.from_config(config, devices, load_data)
-    table = loop.run(built, Path(workdir), config.to_json_best_effort())
-    return Run(Path(workdir), table, built)
+    table = loop.run(built, storage.place(workdir), config.to_json_best_effort())
+    return Run(storage.place(workdir), table, built)
 
 
 def load_config(path: str | os.PathLike[str]) -> ConfigDict:

@@ -5,6 +5,7 @@ left out of its panels, and panels without any are not drawn.
 """
 
 import fnmatch
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from fiberjax import storage
 from fiberjax.diagnostics import GLOBAL_REGIMES, LOCAL_REGIMES
 from fiberjax.run.evaluation import OVERALL, EvaluationTable
 from fiberjax.run.metrics import describe, read_metrics
@@ -221,8 +223,7 @@ def plot_run(
     panels = [panel for panel in PANELS if has(panel, columns)]
     if not panels:
         raise ValueError(f"{metrics_path} holds no metrics to plot yet")
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = storage.place(out_dir)
     files = []
     for panel in panels:
         figure, (axes,) = _grid(1, 1, width=6.4, height=4.0)
@@ -265,7 +266,7 @@ def plot_compare(
                 _line(axes, run["step"], run[name], label, index, scale, pale=len(columns) <= 3)
         finish(axes, name, describe(name).unit or "value", scale)
         legend(axes)
-    return _save(figure, Path(out))
+    return _save(figure, storage.place(out))
 
 
 def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path:
@@ -326,7 +327,7 @@ def plot_evaluation(table: EvaluationTable, out: str | os.PathLike[str]) -> Path
         axes.legend(
             frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.99)
         )
-    return _save(figure, Path(out))
+    return _save(figure, storage.place(out))
 
 
 def _grid(count: int, across: int, *, width: float = 4.3, height: float = 3.0):
@@ -339,8 +340,9 @@ def _grid(count: int, across: int, *, width: float = 4.3, height: float = 3.0):
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=_DPI)
+    storage.write(path, drawn.getvalue())
     return path
 
 

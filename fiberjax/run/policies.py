@@ -5,14 +5,13 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fiberjax import experiment, options
+from fiberjax import experiment, options, storage
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.run import identity, loop
@@ -96,7 +95,7 @@ def load_policy(
     Raises:
       ValueError: the folder holds no run, or no such checkpoint, or one that is damaged.
     """
-    directory = Path(run)
+    directory = storage.place(run)
     if iteration is not None and iteration != "best" and type(iteration) is not int:
         raise ValueError(f"iteration must be a number, 'best' or None; got {iteration!r}")
     config = identity.read_config(directory)

@@ -20,7 +20,7 @@ import jax
 from ml_collections import ConfigDict
 
 import fiberjax
-from fiberjax import digests
+from fiberjax import digests, storage
 from fiberjax.experiment import Experiment
 from fiberjax.run import identity, inputs
 
@@ -63,9 +63,7 @@ def record(directory: Path, iteration: int) -> None:
     """
     path = directory / FILE
     started = {"iteration": iteration} | describe()
-    written = path.with_name(f".{FILE}.new")
-    written.write_text(json.dumps({"starts": [*read(directory), started]}, indent=1) + "\n")
-    written.replace(path)
+    storage.write(path, json.dumps({"starts": [*read(directory), started]}, indent=1) + "\n")
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
@@ -87,7 +85,7 @@ def repeated(source: Path, workdir: Path) -> ConfigDict:
     Raises:
       ValueError: there is no run, or the two folders are one.
     """
-    if source.resolve() == workdir.resolve():
+    if _same(source, workdir):
         raise ValueError(f"--from_run and --workdir are the same folder, {str(source)!r}")
     config = identity.read_config(source)
     changed = json.loads((source / identity.FILE).read_text()).get("changes", [])
@@ -107,6 +105,12 @@ def repeated(source: Path, workdir: Path) -> ConfigDict:
     if jax.process_index() == 0:
         print(f"repeats {source}" + (f": {'; '.join(told)}" if told else ""))
     return config
+
+
+def _same(source: Path, workdir: Path) -> bool:
+    if storage.remote(source) or storage.remote(workdir):
+        return source == workdir
+    return source.resolve() == workdir.resolve()
 
 
 def check_contents(source: Path, experiment: Experiment) -> None:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fiberjax import storage
 from fiberjax.experiment import Experiment
 from fiberjax.policy import sample, token_outputs, weights
 from fiberjax.policy.config import TransformerConfig
@@ -54,7 +55,7 @@ def publish(
       ValueError: the output is the source, or the policy is of no published family.
     """
     output, source = Path(output), experiment.model.folder
-    if source and output.resolve() == Path(source).resolve():
+    if source and output.resolve() == storage.local(source).resolve():
         raise ValueError(f"the output {str(output)!r} is the folder that the run began with")
     for old in output.glob("model*.safetensors*"):
         old.unlink()
@@ -62,8 +63,9 @@ def publish(
     path = output / "config.json"
     described = json.loads(path.read_text())
     if source:
-        described = _as_the_source(json.loads((Path(source) / "config.json").read_text()), dtype)
-        _copy(Path(source), output)
+        near = storage.local(source)
+        described = _as_the_source(json.loads((near / "config.json").read_text()), dtype)
+        _copy(near, output)
     else:
         described |= _of_its_own(experiment, output)
     path.write_text(json.dumps(described, indent=2) + "\n")
@@ -98,7 +100,7 @@ def publish_adapter(
         raise ValueError(
             "the run has no adapters: it trained all parameters (config.lora.rank = 0)"
         )
-    output, source = Path(output), Path(experiment.model.folder)
+    output, source = Path(output), storage.local(experiment.model.folder)
     if not experiment.model.folder or experiment.warm_start.steps > 0:
         source = output / "base"
         whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base)
@@ -106,7 +108,10 @@ def publish_adapter(
     elif output.resolve() == source.resolve():
         raise ValueError(f"the output {str(output)!r} is the folder that the run began with")
     weights.save_adapter(
-        output, experiment.policy, adapters, lora=experiment.lora, base=str(source), dtype=dtype
+        *(output, experiment.policy, adapters),
+        lora=experiment.lora,
+        base=storage.origin(source),
+        dtype=dtype,
     )
     # It is written for its owner alone.
     shutil.copymode(output / "adapter_config.json", output / "adapter_model.safetensors")
@@ -149,7 +154,7 @@ def _of_its_own(experiment: Experiment, output: Path) -> dict[str, Any]:
         tokens["bos_token_id"] = vocabulary.bos_id
         _write_characters(vocabulary, output)
     elif experiment.model.tokenizer not in ("auto", "tasks"):
-        path = Path(experiment.model.tokenizer)
+        path = storage.local(experiment.model.tokenizer)
         if path.is_dir():
             _copy(path, output)
         else:

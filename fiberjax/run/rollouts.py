@@ -25,6 +25,7 @@ the iteration alone, so that a resumed run writes the same bytes. Texts are data
 surrogate, which UTF-8 cannot hold, is written as its escape.
 """
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fiberjax import disk
+from fiberjax import disk, storage
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.tasks.environments import SEPARATOR
@@ -167,11 +168,11 @@ class Folder:
         self._path = directory / FOLDER
         self._limit = limit
         self._sizes: dict[str, int] = {}
-        for file in sorted(self._path.glob("*.parquet")):
+        for file in storage.matching(self._path, "*.parquet"):
             if int(file.name.partition("-")[0]) > iteration:
                 file.unlink()
             else:
-                self._sizes[file.name] = file.stat().st_size
+                self._sizes[file.name] = storage.size(file)
 
     def write(self, rows: pa.Table) -> Path | None:
         """Writes the rows of one iteration and split; the file, old or new and never a half.
@@ -185,7 +186,7 @@ class Folder:
             self.full = True
             return None
         write_whole("the samples", rows, file)
-        self._sizes[file.name] = file.stat().st_size
+        self._sizes[file.name] = storage.size(file)
         return file
 
 
@@ -202,11 +203,9 @@ def write_whole(what: str, rows: pa.Table, file: Path, **options: Any) -> None:
       NoRoom: the disk is full.
     """
     with disk.writing(what, file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Readers of the folder pass over names that begin with a point.
-        temporary = file.with_name(f".{file.name}.new")
-        pq.write_table(rows, temporary, compression="zstd", **options)
-        os.replace(temporary, file)
+        written = io.BytesIO()
+        pq.write_table(rows, written, compression="zstd", **options)
+        storage.write(file, written.getvalue())
 
 
 def kept_of_evaluations(experiment: Experiment) -> int:
@@ -242,7 +241,7 @@ def read(directory: str | os.PathLike[str]) -> pa.Table:
     Raises:
       ValueError: it holds none, or a file that is not of the schema.
     """
-    files = sorted((Path(directory) / FOLDER).glob("*.parquet"))
+    files = storage.matching(storage.place(directory) / FOLDER, "*.parquet")
     if not files:
         raise ValueError(f"{str(directory)!r} holds no {FOLDER}/ of a run")
     return pa.concat_tables(list(map(read_file, files)))
@@ -256,6 +255,6 @@ def read_file(file: Path) -> pa.Table:
     """
     try:
         # Of a file with further columns, those of the schema.
-        return pq.read_table(file).select(SCHEMA.names).cast(SCHEMA)
+        return pq.read_table(io.BytesIO(file.read_bytes())).select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise ValueError(f"{file} holds no samples of a run: {error}") from None

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from fiberjax import optimizers, seeds
+from fiberjax import optimizers, seeds, storage
 from fiberjax.experiment import Experiment
 from fiberjax.finite import finite
 from fiberjax.options import WarmStart
@@ -135,7 +134,7 @@ def warm_start(
     settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "directory"}
     settings["weights"] = weights.fingerprint(folder) if folder else ""
     shape = dataclasses.asdict(config)
-    directory = Path(options.directory) / _digest([settings, shape, seed, depends_on])
+    directory = storage.place(options.directory) / _digest([settings, shape, seed, depends_on])
     abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     abstract = shardings.abstract(abstract, shardings.param_shardings(device_mesh, abstract))
     if checkpoints.exists(directory):

@@ -20,14 +20,14 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
-from tensorboardX import summary
+from tensorboardX import record_writer, summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from fiberjax import disk
+from fiberjax import disk, storage
 from fiberjax.run.checkpoints import aside
 from fiberjax.run.metrics import METRICS_FILE, read_rows
 
@@ -53,22 +53,30 @@ class JsonlWriter:
 
     JSON has no NaN or infinity: such values are written as the strings `"NaN"`, `"Infinity"` and
     `"-Infinity"`, which `read_metrics` turns back into floats. Every line is flushed as it is
-    written, so a kill tears at most the last one.
+    written, so a kill tears at most the last one. In a bucket, where nothing is appended, the whole
+    is put every so often, and by `flush`.
     """
 
     def __init__(self, directory: Path, resume_step: int | None):
         path = directory / METRICS_FILE
         if resume_step is not None and path.exists():
             _keep_steps(path, resume_step)
-        elif path.exists() and path.stat().st_size > 0:
+        elif path.exists() and storage.size(path) > 0:
             aside(path, directory / "metrics.before")
-        self._lines: TextIO = path.open("w" if resume_step is None else "a", encoding="utf-8")
+        self._lines: BinaryIO | storage.Growing
+        if storage.remote(path):
+            before = path.read_bytes() if resume_step is not None and path.exists() else b""
+            self._lines = storage.Growing(path, before)
+            self._lines.flush()
+        else:
+            self._lines = path.open("wb" if resume_step is None else "ab")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one line."""
         row = {"step": step} | {name: _to_json(value) for name, value in scalars.items()}
-        self._lines.write(json.dumps(row, allow_nan=False) + "\n")
-        self._lines.flush()
+        self._lines.write((json.dumps(row, allow_nan=False) + "\n").encode())
+        if not isinstance(self._lines, storage.Growing) or self._lines.due:
+            self._lines.flush()
 
     def write_text(self, step: int, name: str, text: str) -> None:
         """Writes nothing: the file holds numbers alone."""
@@ -76,11 +84,25 @@ class JsonlWriter:
     def flush(self) -> None:
         """Has the lines on the disk."""
         self._lines.flush()
-        os.fsync(self._lines.fileno())
+        if not isinstance(self._lines, storage.Growing):
+            os.fsync(self._lines.fileno())
 
     def close(self) -> None:
         """Closes the file."""
         self._lines.close()
+
+
+class _EventsInBucket:
+    """How the events of a run are written to `gs://…`; by the package's own interface for that."""
+
+    def open(self, path: str) -> storage.Growing:
+        return storage.Growing(storage.place(path))
+
+    def directory_check(self, path: str) -> None:
+        """A bucket has no folders to make."""
+
+
+record_writer.register_writer_factory("gs", _EventsInBucket())
 
 
 class TensorBoardWriter:
@@ -93,9 +115,11 @@ class TensorBoardWriter:
     FLUSH_SECONDS = 10.0
 
     def __init__(self, directory: Path, resume_step: int | None):
-        # No two starts share a file, those within a second neither; they are read by name.
-        self._events = EventsWriter(str(directory / "events"), f".{time.time_ns()}")
-        self._flushed = time.monotonic()
+        # No two starts share a file. They are read by name, whatever the clock says: a later one
+        # has a larger number, and those of earlier versions, without a number, come first.
+        number = len(storage.matching(directory, "events.*"))
+        self._events = EventsWriter(str(directory / f"events.part{number:06d}"), "")
+        self._flushed, self._seconds = time.monotonic(), self.FLUSH_SECONDS
         # TensorBoard hides what older event files hold from the purged step on.
         first = 0 if resume_step is None else resume_step + 1
         self._tags: dict[str, str] = {}
@@ -106,7 +130,7 @@ class TensorBoardWriter:
         for name, value in scalars.items():
             if math.isfinite(value):
                 self._write(Event(step=step, summary=summary.scalar(self._tag(name), value)))
-        if time.monotonic() - self._flushed > self.FLUSH_SECONDS:
+        if time.monotonic() - self._flushed > self._seconds:
             self.flush()
 
     def _tag(self, name: str) -> str:
@@ -122,8 +146,11 @@ class TensorBoardWriter:
 
     def flush(self) -> None:
         """Has the events on the disk."""
+        began = time.monotonic()
         self._events.flush()
         self._flushed = time.monotonic()
+        # In a bucket all of them are put again.
+        self._seconds = max(self.FLUSH_SECONDS, 20 * (self._flushed - began))
 
     def close(self) -> None:
         """Flushes and closes the events."""
@@ -187,12 +214,14 @@ WRITERS: Mapping[str, Callable[[Path, int | None], MetricWriter]] = {
 """Writers by the names of `options.WRITERS`."""
 
 
-def check_installed(names: Sequence[str]) -> None:
-    """Refuses a writer whose package is missing.
+def check(names: Sequence[str], directory: Path) -> None:
+    """Refuses a writer whose package is missing, or that does not write into such a folder.
 
     Raises:
-      ValueError: says how to install it.
+      ValueError: says how to install it, or what was expected.
     """
+    if "wandb" in names:
+        storage.on_disk(directory, "config.writers names 'wandb', and the run folder")
     if "wandb" in names and importlib.util.find_spec("wandb") is None:
         raise ValueError(
             "config.writers names 'wandb', which is not installed: it is the extra 'wandb', as in "
@@ -292,10 +321,11 @@ def open_writers(
     """
     if resume_step is not None and resume_step < 0:
         raise ValueError(f"resume_step must be None or at least 0, got {resume_step}")
-    opened, folder = [], Path(directory)
+    opened, folder = [], storage.place(directory)
     if enabled:
         with disk.writing("the metrics", folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            if not storage.remote(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             opened = [WRITERS[name](folder, resume_step) for name in names]
     return CheckedWriter(opened, -1 if resume_step is None else resume_step, folder)
 
@@ -321,9 +351,7 @@ def _to_json(value: float) -> float | str:
 
 def _keep_steps(file: Path, last: int) -> None:
     """Rewrites a file with its rows up to step `last`; the old file or the new, never a half."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = file.read_bytes().decode("utf-8", "replace").splitlines()
     rows = read_rows(file)
     kept = [line for (step, _), line in zip(rows, lines, strict=False) if step <= last]
-    temporary = file.with_name(file.name + ".new")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, file)
+    storage.write(file, "".join(line + "\n" for line in kept))

@@ -8,13 +8,14 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from fiberjax import digests, disk
+from fiberjax import buckets, digests, disk, storage
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import SPLITS, Example, Family, Split, draw_examples
 from fiberjax.tasks.families import FAMILIES, make_family
@@ -149,13 +150,35 @@ def build(config: FamilyConfig, data_dir: str | os.PathLike[str]) -> FiberjaxTas
             shutil.rmtree(leaving, ignore_errors=True)
     with disk.writing("a data set", folder):
         built = _built(config, data_dir)
-    if not list(folder.glob(digests.NAME.format("*"))):
+    if not digests.listed(folder):
         with (
             disk.writing("a data set", folder),
             contextlib.suppress(PermissionError),
         ):  # Someone else's files are read as they are.
             digests.write(folder, digests.files_of(folder))
     return built
+
+
+@contextlib.contextmanager
+def _near(config: FamilyConfig, data_dir: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder on the disk with a config's files, if there are any; new ones go into the bucket."""
+    if not storage.remote(data_dir):
+        yield storage.place(data_dir)
+        return
+    there = storage.place(data_dir) / FiberjaxTasks.name / str(config.name) / VERSION
+    with tempfile.TemporaryDirectory() as near:
+        folder = Path(near) / FiberjaxTasks.name / str(config.name) / VERSION
+        found = buckets.entries(there)
+        for name in found:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            buckets.download(there / name, folder / name)
+        # What is built anew has the same digests as what was whole before.
+        sound = digests.listed(folder) and digests.problem(folder) is None
+        yield Path(near)
+        if not sound:
+            for name in found:
+                buckets.drop(there / name)
+            buckets.upload_folder(folder, there)
 
 
 def _problem(folder: Path, config: FamilyConfig, data_dir: str | os.PathLike[str]) -> str | None:
@@ -266,7 +289,8 @@ def load(
             seed=seed,
         )
         # Read once: whoever goes through examples does not go through files.
-        records = build(config, data_dir).as_data_source(split=split)
-        examples = tuple(_example(record, family.name) for record in records)
+        with _near(config, data_dir) as near:
+            records = build(config, near).as_data_source(split=split)
+            examples = tuple(_example(record, family.name) for record in records)
         loaded.append(Domain(family.name, examples, family.verify))
     return tuple(loaded)

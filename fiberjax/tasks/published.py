@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiberjax import options
+from fiberjax import options, storage
 from fiberjax.bounds import named, shown
 from fiberjax.tasks.chat import Frame, after_answer, make_frame
 from fiberjax.tasks.files import read_pairs
@@ -44,7 +44,7 @@ def context_length(model: options.Model) -> int | None:
         return model.overrides["context"]
     if not model.folder:
         return None
-    found = _said_in(_read(Path(model.folder) / "config.json"), "max_position_embeddings")
+    found = _said_in(_read(storage.local(model.folder) / "config.json"), "max_position_embeddings")
     return found if type(found) is int and found > 0 else None
 
 
@@ -58,7 +58,7 @@ def read_vocabulary(model: options.Model) -> PublishedVocabulary:
     path = model.folder if model.tokenizer == "auto" else model.tokenizer
     option = "folder" if model.tokenizer == "auto" else "tokenizer"
     try:
-        return _vocabulary(model, Path(path))
+        return _vocabulary(model, storage.local(path))
     except ValueError as error:
         with named("config.model"):
             raise ValueError(f"config.model.{option} = {path!r}: {error}") from None

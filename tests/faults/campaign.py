@@ -18,6 +18,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,10 @@ OPTIONS = (
     ),
     *("--config.keep.show_every=0", "--config.checkpoint.every=1", "--config.checkpoint.keep=2"),
 )
+HOSTS = 4
+# What several hosts need beside: rows to share, each on a device of its own.
+SHARED = ("--config.mesh.data=-1", "--config.evaluation.batch=8", "--config.evaluation.prompts=2")
+HALTED_SECONDS = 240  # In which the others must have ended.
 ASKED = 75  # The status of a run that was asked to end.
 
 
@@ -67,8 +72,10 @@ class Trial:
     def run(self) -> Path:
         return self.folder / "run"
 
-    def start(self, workdir: Path | None = None, **places: Path) -> subprocess.Popen:
-        """Starts a run; `places` are other folders for `data` and `warm_starts`."""
+    def start(
+        self, workdir: Path | None = None, *more: str, err: Any = subprocess.PIPE, **places: Path
+    ) -> subprocess.Popen:
+        """Starts a run, with more options; `places` are other folders for `data`, `warm_starts`."""
         options = {
             "--config.tasks.data_dir": places.get("data", self.shared / "data"),
             "--config.warm_start.directory": places.get("warm_starts", self.shared / "warm"),
@@ -78,13 +85,43 @@ class Trial:
         kept |= dict.fromkeys(["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"], "0")
         kept |= dict.fromkeys(["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"], "-1")
         return subprocess.Popen(
-            [*self.program, *OPTIONS, *(f"{name}={value}" for name, value in options.items())],
+            [*self.program, *OPTIONS, *more, *(f"{key}={of}" for key, of in options.items())],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""} | kept,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=err,
             text=True,
         )
+
+    def start_hosts(self, workdir: Path) -> list[subprocess.Popen]:
+        """Starts a run on several hosts, each a process with one device."""
+        with socket.socket() as listener:
+            listener.bind(("localhost", 0))
+            port = listener.getsockname()[1]
+        joined = (f"--coordinator=localhost:{port}", f"--num_processes={HOSTS}")
+        return [
+            self.start(workdir, *SHARED, *joined, f"--process_id={of}", err=subprocess.STDOUT)
+            for of in range(HOSTS)
+        ]
+
+    def finish_hosts(self, started: list[subprocess.Popen]) -> None:
+        """Waits for a run on several hosts, all of which must end well."""
+        outputs = [process.communicate()[0] for process in started]
+        for of, (process, out) in enumerate(zip(started, outputs, strict=True)):
+            if process.returncode != 0:
+                raise Lost(f"host {of}: status {process.returncode}: {out.strip()[-300:]}")
+
+    def on_hosts(self) -> float:
+        """Makes what a run on several hosts is compared with, once; the seconds it takes."""
+        self.whole = self.shared / "hosts"
+        taken = self.shared / "hosts.seconds"
+        if not taken.exists():
+            for _ in range(2):  # The second one reads what the first has compiled and taught.
+                shutil.rmtree(self.whole, ignore_errors=True)
+                began = time.monotonic()
+                self.finish_hosts(self.start_hosts(self.whole))
+                taken.write_text(str(time.monotonic() - began))
+        return float(taken.read_text())
 
     def finish(self, process: subprocess.Popen | None = None, **places: Path) -> str:
         """Waits for a run that must end well; what it printed."""
@@ -292,6 +329,61 @@ def fill(trial: Trial) -> str:
         subprocess.run(["umount", str(place)], check=False)
 
 
+def jump(trial: Trial) -> str:
+    """The clock jumps by a day, forward or back, at a random moment; a second run is refused."""
+    seconds, days = trial.draw.uniform(0, trial.seconds), trial.draw.choice([-1, 1])
+    jumping = [sys.executable, "tests/faults/jumping.py", str(seconds), str(days)]
+    program = trial.program[1:] if trial.program[0] == sys.executable else trial.program
+    process = dataclasses.replace(trial, program=[*jumping, *program]).start()
+    lock = trial.run / "run.lock"
+    while process.poll() is None and not lock.exists():
+        time.sleep(0.1)
+    if process.poll() is None:
+        second = trial.start()
+        err = second.communicate()[1]
+        if second.returncode != 0 and "is in use by another run" not in err:
+            raise Lost(f"the second run: {err[-300:]}")
+        if second.returncode == 0 and process.poll() is None:
+            raise Lost("the second run was not refused")
+    trial.finish(process)
+    return f"{days:+} days after {seconds:.1f} s"
+
+
+def pause(trial: Trial) -> str:
+    """One of four hosts is paused for up to half a minute at a random moment, and goes on."""
+    moment, which = trial.draw.uniform(0, trial.on_hosts()), trial.draw.randrange(HOSTS)
+    paused = trial.draw.uniform(1, 30)
+    started = trial.start_hosts(trial.run)
+    time.sleep(moment)
+    started[which].send_signal(signal.SIGSTOP)
+    time.sleep(paused)
+    started[which].send_signal(signal.SIGCONT)
+    trial.finish_hosts(started)
+    return f"host {which} after {moment:.1f} s, for {paused:.1f} s"
+
+
+def halt(trial: Trial) -> str:
+    """One of four hosts stops for good: the others end by themselves, and all begin again."""
+    moment, which = trial.draw.uniform(0, trial.on_hosts()), trial.draw.randrange(HOSTS)
+    started = trial.start_hosts(trial.run)
+    time.sleep(moment)
+    began = time.monotonic()
+    started[which].send_signal(signal.SIGSTOP)
+    others = [process for process in started if process is not started[which]]
+    try:
+        for process in others:
+            process.wait(HALTED_SECONDS)
+        noticed = time.monotonic() - began
+    except subprocess.TimeoutExpired:
+        raise Lost(f"host {which} stopped after {moment:.1f} s: no other noticed") from None
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    trial.finish_hosts(trial.start_hosts(trial.run))
+    return f"host {which} after {moment:.1f} s, the others ended {noticed:.1f} s later"
+
+
 KINDS: dict[str, Callable[[Trial], str]] = {
     "kill": kill,
     "ask": ask,
@@ -301,6 +393,9 @@ KINDS: dict[str, Callable[[Trial], str]] = {
     "lose": lose,
     "twice": twice,
     "fill": fill,
+    "jump": jump,
+    "pause": pause,
+    "halt": halt,
 }
 
 
@@ -343,7 +438,11 @@ def contents(run: Path) -> Iterator[tuple[str, Any]]:
     import numpy as np
     import orbax.checkpoint as ocp
 
-    state = ocp.StandardCheckpointer().restore(newest / "state")
+    # As arrays of the host, whatever devices it was on.
+    reader = ocp.PyTreeCheckpointer()
+    tree = reader.metadata(newest / "state").item_metadata.tree
+    arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    state = reader.restore(newest / "state", ocp.args.PyTreeRestore(restore_args=arrays))
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         yield jax.tree_util.keystr(path), np.asarray(leaf).tobytes()
 

@@ -1,9 +1,12 @@
 """The campaign itself: a run that is lost is told, and one that is not the same at the end."""
 
 import dataclasses
+import pathlib
 import random
 import shutil
+import subprocess
 import sys
+import time
 
 import campaign
 import pytest
@@ -59,6 +62,23 @@ def tried(tmp_path, monkeypatch):
 def test_a_run_that_survives_is_the_same(tried):
     told, another = tried("kill", seconds=0.1)
     assert told.startswith("after ") and another == ""
+
+
+def test_a_host_that_is_paused_or_stops_for_good(tried, monkeypatch):
+    monkeypatch.setattr(campaign, "HOSTS", 2)
+    monkeypatch.setattr(campaign.random.Random, "uniform", lambda self, a, b: 0.1)
+    told, another = tried("pause", seconds=0.3)
+    assert told.endswith("after 0.1 s, for 0.1 s") and another == ""
+
+
+def test_a_clock_jumps_once_the_time_has_come(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import sys, time; print(time.time() - float(sys.argv[1]) > 80_000)")
+    file = pathlib.Path(campaign.__file__).with_name("jumping.py")
+    for seconds, expected in ((0, "True"), (1000, "False")):
+        command = [sys.executable, file, str(seconds), "1", program, str(time.time())]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
 
 
 def test_one_that_ends_as_another_is_told(tried):

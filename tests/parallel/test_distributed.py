@@ -242,7 +242,7 @@ def test_processes_save_and_stop_together_where_one_is_asked_to_end(tmp_path):
     done = len((workdir / "metrics.jsonl").read_text().splitlines())
     assert [entry.name for entry in (workdir / "checkpoints").iterdir()] == [str(done)]
     for index, (process, output) in enumerate(zip(started, outputs, strict=True)):
-        assert process.returncode == 1
+        assert process.returncode == 75
         expected = f"host {index} of 2 stops: asked to end; iteration {done} is saved"
         assert expected in output, output[-3000:]
 
@@ -290,6 +290,23 @@ def test_who_leaves_without_unwinding_gives_back_what_was_taken(monkeypatch, cap
     distributed.leave("again")
     assert (ended, given) == ([3, 1], ["lock"])
     assert capsys.readouterr().err == "host 0 of 2 stops\nagain\n"
+
+
+def test_hosts_that_have_agreed_to_end_wait_for_each_other(monkeypatch, capsys):
+    did = []
+    monkeypatch.setattr(distributed, "start", lambda *given: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: did.append("wait"))
+    monkeypatch.setattr(os, "_exit", did.append)
+    with distributed.session("on", None, None, None):
+        raise distributed.Ended("asked to end", 75)
+    assert did == ["wait", 75] and capsys.readouterr().err == "host 0 of 2 stops: asked to end\n"
+    with (
+        pytest.raises(SystemExit),  # As `os._exit` does nothing here.
+        distributed.session("on", None, None, None),
+    ):
+        raise SystemExit("its own error")  # Nobody would come.
+    assert did == ["wait", 75, 1]
 
 
 @pytest.mark.skipif(

@@ -30,7 +30,7 @@ from fiberjax.parallel.shardings import (
 from fiberjax.plans import costs, hlo
 from fiberjax.policy import TokenOutputs, init, lora, sample
 from fiberjax.train.batch import batch_specs
-from fiberjax.train.update import objective_gradient
+from fiberjax.train.update import NOT_FINITE, SKIPPED, TERMS, objective_gradient
 
 LONG = (pytest.mark.slow, pytest.mark.long)
 SHAPES = [
@@ -61,6 +61,43 @@ def assert_agrees(found, expected):
     # nothing may move by the learning rate either way, so parameters agree to a fraction of it.
     chex.assert_trees_all_close(found[0].opt_state, expected[0].opt_state, rtol=5e-3, atol=1e-6)
     chex.assert_trees_all_close(found[0].params, expected[0].params, atol=5e-4)
+
+
+def shards(state):
+    """What every device holds of a state, as bytes."""
+    return [
+        [np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards]
+        for leaf in jax.tree.leaves(state)
+    ]
+
+
+def poisoned(leaf, index):
+    """An array with a NaN at one place, on the same devices."""
+    values = np.array(leaf)
+    values[index] = np.nan
+    return jax.device_put(values, leaf.sharding)
+
+
+@pytest.mark.parametrize("where", ["row", "moment"])
+def test_what_is_not_finite_on_one_device_keeps_the_old_state_on_all(where):
+    """A row of the last device's, or one number of the last device's share of a moment."""
+    step, state, batch = build((1, 8, 1))
+    if where == "row":
+        batch = dataclasses.replace(batch, advantage=poisoned(batch.advantage, (-1, 0)))
+        expected = set(TERMS) - {"log_ratio"}
+    else:
+        leaves, structure = jax.tree.flatten(state.opt_state)
+        split = [i for i, leaf in enumerate(leaves) if not leaf.sharding.is_fully_replicated]
+        leaves[split[0]] = poisoned(leaves[split[0]], (-1,) * leaves[split[0]].ndim)
+        held = [np.isnan(shard.data).any() for shard in leaves[split[0]].addressable_shards]
+        assert held == [False] * 7 + [True]
+        state = dataclasses.replace(state, opt_state=jax.tree.unflatten(structure, leaves))
+        expected = {"update", "parameters", "optimizer_state"}
+    before = shards(state)
+    state, metrics = step(state, batch, KNOBS)
+    assert shards(state) == before
+    assert float(metrics[SKIPPED].value) == 1
+    assert {term for term in TERMS if float(metrics[NOT_FINITE + term].value)} == expected
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

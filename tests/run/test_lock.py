@@ -1,15 +1,18 @@
 """One run at a time in a folder: who is refused, and who takes over."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
+from fiberjax import buckets, storage
 from fiberjax.run import lock
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,6 +39,24 @@ def quick(monkeypatch):
     monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
 
 
+@pytest.fixture(params=[-86_400, 86_400])
+def jumping(request, monkeypatch):
+    """A clock that goes on a day earlier or later, again and again."""
+    now, calls = time.time, itertools.count()
+
+    def jumped():
+        return now() + request.param * (next(calls) % 2)
+
+    monkeypatch.setattr(time, "time", jumped)
+    monkeypatch.setattr(time, "time_ns", lambda: int(jumped() * 1e9))
+
+
+@pytest.fixture
+def remote(bucket, request):
+    """A folder of the bucket for one test."""
+    return storage.place(f"gs://bucket/{request.node.name.replace('[', '-').rstrip(']')}")
+
+
 def owner_of(folder):
     return lock._read(folder / lock.FILE)[1]
 
@@ -44,7 +65,7 @@ def written(folder, **changed):
     """A lock of some other process, as its file."""
     owner = lock.Owner("other", "another boot", 7, "1", "2026-01-01 00:00:00", "abc")
     text = json.dumps(dataclasses.asdict(dataclasses.replace(owner, **changed)))
-    (folder / lock.FILE).write_bytes(lock._count(3) + b"\n" + text.encode() + b"\n")
+    storage.write(folder / lock.FILE, lock._count(3) + b"\n" + text.encode() + b"\n")
 
 
 def test_a_second_run_is_refused_and_told_who_is_there_and_a_kill_frees_the_folder(tmp_path):
@@ -160,3 +181,84 @@ def test_a_lock_that_was_judged_dead_is_not_confused_with_the_one_after(tmp_path
     written(tmp_path, token="new")
     lock._remove(tmp_path / lock.FILE, judged)
     assert owner_of(tmp_path).token == "new"
+
+
+def test_a_clock_that_jumps_by_a_day_neither_frees_nor_holds_a_folder(
+    tmp_path, quick, jumping, monkeypatch
+):
+    monkeypatch.setattr(lock, "_flock", lambda opened: None)
+    with lock.held(tmp_path):
+        machine = lock._machine()
+        monkeypatch.setattr(lock, "_machine", lambda: "another")
+        with pytest.raises(lock.Held):  # Its heart beats.
+            lock._acquire(tmp_path / lock.FILE)
+        monkeypatch.setattr(lock, "_machine", lambda: machine)
+        lock.check(tmp_path)
+    written(tmp_path)
+    began = time.monotonic()
+    with lock.held(tmp_path):  # Its heart is still.
+        assert time.monotonic() - began > 0.4
+        lock.check(tmp_path)
+
+
+def test_in_a_bucket_one_holds_it_beats_and_leaves_nothing(remote, bucket, quick, monkeypatch):
+    with lock.held(remote), lock.held(str(remote)):
+        assert owner_of(remote).pid == os.getpid()
+        first = buckets.see(remote / lock.FILE)
+        with pytest.raises(lock.Held, match=f"process {os.getpid()}"):
+            lock._acquire(remote / lock.FILE)
+        monkeypatch.setattr(lock, "_machine", lambda: "another")
+        with pytest.raises(lock.Held, match=f"process {os.getpid()}"):
+            lock._acquire(remote / lock.FILE)
+        lock.check(remote)
+        later = buckets.see(remote / lock.FILE)
+        assert later.generation > first.generation and later.content != first.content
+    assert bucket.names(remote.name) == []
+
+
+def test_in_a_bucket_a_still_heart_is_taken_over_and_its_owner_stops(remote, quick, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 100.0)  # As of one that is held up.
+    with lock.held(remote):
+        machine, ours = lock._machine(), lock._held[remote / lock.FILE]
+        monkeypatch.setattr(lock, "_machine", lambda: "another")
+        other = lock._acquire(remote / lock.FILE)
+        with pytest.raises(SystemExit, match=r"taken over by host"):
+            lock.check(remote)
+        # What it would still write as its heartbeat changes nothing.
+        assert not ours._made.beat(b"late")
+        monkeypatch.setattr(lock, "_machine", lambda: machine)
+    assert owner_of(remote).machine == "another"  # Not this one's to remove.
+    other.release()
+
+
+def test_in_a_bucket_one_of_many_takes_a_dead_one_s_lock(remote):
+    written(remote, machine=lock._machine(), started="gone")
+    begin, won = threading.Barrier(8), []
+
+    def contend():
+        begin.wait()
+        try:
+            won.append(lock._acquire(remote / lock.FILE))
+        except lock.Held:
+            pass
+
+    threads = [threading.Thread(target=contend) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and not won[0].lost
+    won[0].release()
+
+
+def test_a_bucket_that_cannot_be_reached_is_told_in_one_line(remote, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(f"{remote}: Forbidden: 403")
+
+    monkeypatch.setattr(buckets, "put", refuse)
+    with (
+        pytest.raises(ValueError, match=r"workdir 'gs://.*' cannot be written: .*403") as error,
+        lock.held(remote),
+    ):
+        pass
+    assert "\n" not in str(error.value)

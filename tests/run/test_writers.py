@@ -91,11 +91,17 @@ def test_events_hold_the_values_and_a_resume_purges_later_ones(tmp_path):
     assert (2, "purge", 0.0) in _events(tmp_path)
 
 
-def test_a_killed_writer_has_left_all_up_to_the_flush(tmp_path, monkeypatch):
-    """Read as TensorBoard does, file after file: no step is missing, none is there twice."""
-    monkeypatch.setattr(writers.time, "time", lambda: 1_700_000_000.0)  # All within one second.
+@pytest.mark.parametrize("jump", [0, -86_400, 86_400])
+def test_a_killed_writer_has_left_all_up_to_the_flush(tmp_path, monkeypatch, jump):
+    """Read as TensorBoard does, file after file: no step is missing, none is there twice.
+
+    All within one second, or where the clock has jumped by a day between the starts.
+    """
+    started = []
+    monkeypatch.setattr(writers.time, "time", lambda: 1_700_000_000.0 + jump * len(started))
     shown = {}
     for first, last in ((1, 5), (4, 6), (5, 7)):
+        started.append(first)
         resume = first - 1 if first > 1 else None
         writer = writers.open_writers(tmp_path, resume_step=resume, names=("tensorboard",))
         for step in range(first, last + 1):

@@ -21,6 +21,8 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
+from fiberjax import storage
+
 Row = tuple[int, Any]
 """The number of a row, from 1, and what it holds; in JSONL the number is that of the line."""
 
@@ -65,7 +67,7 @@ def shown(value: object, limit: int = 60) -> str:
 
 def shown_path(path: str | os.PathLike[str]) -> str:
     """A path for errors, control characters escaped."""
-    text = os.fspath(path)
+    text = storage.origin(path)
     return text if text.isprintable() else repr(text)
 
 
@@ -78,7 +80,7 @@ def find_sources(path: str | os.PathLike[str]) -> tuple[Source, ...]:
     Raises:
       ValueError: there is no such file, or none of a known kind.
     """
-    path = Path(path)
+    path = storage.local(path)
     try:
         folder = path.is_dir()
     except (OSError, ValueError):  # What no file system takes for a path, such as a long text.
