@@ -26,8 +26,8 @@ import faults_of_keeping
 import faults_of_looking
 import faults_of_mathematics
 import faults_of_models
-import faults_of_reports
 import faults_of_replays
+import faults_of_reports
 import faults_of_rewards
 import faults_of_soundness
 import faults_of_turns

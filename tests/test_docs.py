@@ -155,7 +155,7 @@ def test_every_page_has_its_place_in_the_reading_order():
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(links)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_api_pages_build(tmp_path):
     pytest.importorskip("pdoc")
     command = [sys.executable, "-m", "pdoc", "fiberjax", "--docformat", "google"]

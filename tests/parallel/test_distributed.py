@@ -138,23 +138,24 @@ def single(tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.fixture(scope="module")
-def four(tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("four") / "run"
-    finish(start(workdir, 4, 2))
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.long)])
+def several(request, tmp_path_factory) -> Path:
+    """A run of so many processes, on as many devices as the one of `single`."""
+    workdir = tmp_path_factory.mktemp("several") / "run"
+    finish(start(workdir, request.param, 8 // request.param))
     return workdir
 
 
 @pytest.mark.slow
-def test_four_processes_agree_with_one(four, single):
-    assert_same_run(four, single)
+def test_several_processes_agree_with_one(several, single):
+    assert_same_run(several, single)
     # Written once, by the first process.
-    assert len(list(four.glob("events.*"))) == 1
+    assert len(list(several.glob("events.*"))) == 1
 
 
 @pytest.mark.slow
-def test_four_processes_keep_the_rollouts_of_one(four, single):
-    found, expected = (fj.load_rollouts(of, 1) for of in (four, single))
+def test_several_processes_keep_the_rollouts_of_one(several, single):
+    found, expected = (fj.load_rollouts(of, 1) for of in (several, single))
     for name in ("tokens", "turn", "row", "minibatch"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
     assert found.table.equals(expected.table) and len(found.row) > 4
@@ -199,16 +200,16 @@ def test_two_processes_compile_every_program_once(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 8))])
-def test_checkpoint_of_four_processes_resumes_elsewhere(tmp_path, four, devices):
+def test_checkpoint_of_several_processes_resumes_elsewhere(tmp_path, several, devices):
     workdir = tmp_path / "run"
-    shutil.copytree(four, workdir)
-    shutil.copytree(four.parent / "data", tmp_path / "data")
+    shutil.copytree(several, workdir)
+    shutil.copytree(several.parent / "data", tmp_path / "data")
     shutil.rmtree(workdir / "checkpoints" / "2")
     # The data folder is part of the config that a run folder is checked against.
     config = (workdir / "config.json").read_text()
-    (workdir / "config.json").write_text(config.replace(str(four.parent), str(tmp_path)))
+    (workdir / "config.json").write_text(config.replace(str(several.parent), str(tmp_path)))
     finish(start(workdir, 1, devices))
-    assert_same_run(workdir, four)
+    assert_same_run(workdir, several)
 
 
 def wait_for_iterations(started: list[subprocess.Popen], workdir: Path) -> None:

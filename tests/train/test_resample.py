@@ -96,7 +96,7 @@ def test_a_batch_is_made_of_the_groups_of_several_draws(draws):
             np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_places_without_a_group_change_nothing(draws):
     """Updates on a padded batch are those on its groups alone."""
     built, params, drawn = draws(

@@ -235,7 +235,13 @@ def test_contents_of_padding_change_nothing(device_mesh, params, gate):
         assert got_metrics == metrics
 
 
-@pytest.mark.parametrize("gate", EVERY_KIND)
+@pytest.mark.parametrize(
+    "gate",
+    [
+        pytest.param(gate, marks=pytest.mark.long if gate in ("cispo", "sapo", "apc") else ())
+        for gate in EVERY_KIND
+    ],
+)
 def test_no_step_and_no_budget_compiles_again(device_mesh, params, gate):
     step, state, knobs = started(device_mesh, gate, params, rate=1.0)
     batch = place(device_mesh, make_batch(params))
