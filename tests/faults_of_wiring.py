@@ -342,7 +342,7 @@ FAULTS = (
         "fiberjax/run/trainer.py",
         "advantage=advantage[share]",
         "advantage=advantage[: len(rewards) // count]",
-        ("tests/parallel/test_distributed.py::test_four_processes_agree_with_one",),
+        ("tests/parallel/test_distributed.py::test_several_processes_agree_with_one",),
     ),
     Mutant(
         "the learning rate logged is that of iterations",

@@ -85,7 +85,8 @@ def copy_tree(folder: Path) -> Path:
 
 def run_tests(root: Path, tests: tuple[str, ...]) -> tuple[str, str]:
     """Runs tests in a tree: "pass", "fail" or another status, and the end of what they said."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += ["-m", "", *tests]  # Those that are long too.
     environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
