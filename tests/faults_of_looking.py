@@ -28,8 +28,8 @@ FAULTS = (
     Mutant(
         "all optimizer batches are gated as one",
         TOKENS,
-        "batch = seen(kept, {LABEL: chosen}, number)",
-        "batch = seen(kept, {LABEL: chosen})",
+        "batch = seen(kept, {LABEL: objective}, number)",
+        "batch = seen(kept, {LABEL: objective})",
         (f"{OF_TOKENS}::test_coefficients_are_the_library_s_of_each_optimizer_batch",),
     ),
     Mutant(

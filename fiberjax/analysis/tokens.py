@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from fiberjax import diagnostics
-from fiberjax.analysis.batch import seen
-from fiberjax.analysis.objectives import Asked, objectives_of
+from fiberjax.analysis.batch import chosen, seen
+from fiberjax.analysis.objectives import Asked
 from fiberjax.analysis.stages import OPEN, TOKEN, numbers, part_names
 from fiberjax.gates.configured import ConfiguredGate
 from fiberjax.run.kept import Kept
@@ -140,13 +140,12 @@ def look(kept: Kept, asked: Asked, *, entropy: np.ndarray | None = None) -> Toke
             f"entropy has shape {np.shape(entropy)}, the rollouts {kept.mask.shape}: expected one "
             "a token"
         )
-    named = {LABEL: asked}
-    chosen = objectives_of(named, layout=kept.layout, config=kept.meta.get("config"))[LABEL]
-    gate, mask = chosen.gate, kept.mask
+    objective = chosen(kept, {LABEL: asked}, None)[LABEL]
+    gate, mask = objective.gate, kept.mask
     found: dict[str, Any] = {}
     for number in np.unique(kept.minibatch[mask.any(axis=1)]).tolist():
-        batch = seen(kept, {LABEL: chosen}, number)
-        made = jax.device_get(numbers(chosen, kept.log_ratio, batch))
+        batch = seen(kept, {LABEL: objective}, number)
+        made = jax.device_get(numbers(objective, kept.log_ratio, batch))
         _scatter(found, made, kept.minibatch == number)
     if not found:
         raise ValueError("no token of these rollouts counts in the loss")

@@ -236,7 +236,7 @@ function recolour() {
 function legend() {
   const quantity = chosenQuantity(), bar = make("span", { class: "bar" });
   const steps = [...Array(STEPS).keys()].map((k) => k + 1);
-  if (quantity.signed) steps.toReversed().forEach((k) => bar.append(make("i", { class: "d" + k })));
+  if (quantity.signed) steps.slice().reverse().forEach((k) => bar.append(make("i", { class: "d" + k })));
   bar.append(make("i", {}));
   steps.forEach((k) => bar.append(make("i", { class: (quantity.signed ? "u" : "r") + k })));
   const ends = quantity.signed
