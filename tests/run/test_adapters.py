@@ -268,7 +268,7 @@ def test_an_iteration_on_a_mesh_is_that_of_one_device(config):
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_learn(make_config, one_device):
     """To say one token, for which alone they are rewarded; the base says it once in 59 tokens."""
     config = make_config("grpo")

@@ -263,7 +263,7 @@ def test_a_folder_without_a_run_is_not_exported(finished, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_guides_own_gate_is_trained_from_the_command_line(scratch, tmp_path):
     file, folder = tmp_path / "my_gate.py", tmp_path / "run"
     file.write_text(test_docs.own_gate())

@@ -278,11 +278,11 @@ def norm_of(tree):
     ("gate", "weighting", "mismatch", "packing", "devices"),
     [
         ("grpo", "trajectory", "truncate", False, 1),
-        ("grpo", "token", "mask", True, 1),
+        pytest.param("grpo", "token", "mask", True, 1, marks=pytest.mark.long),
         ("gspo", "trajectory", "mask", True, 1),
-        ("fiberpo_domain", "trajectory", "mask", False, 1),
+        pytest.param("fiberpo_domain", "trajectory", "mask", False, 1, marks=pytest.mark.long),
         ("fiberpo_domain", "token", "truncate", True, 4),
-        ("dppo_tv", "trajectory", "truncate", True, 1),
+        pytest.param("dppo_tv", "trajectory", "truncate", True, 1, marks=pytest.mark.long),
     ],
 )
 def test_an_iteration_is_the_one_written_out(

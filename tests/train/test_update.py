@@ -179,8 +179,22 @@ def assert_same(a, b, tolerance=1e-5):
 ALL_TERMS = {"entropy_bonus": True, "kl_estimator": "k3"}
 
 
-@pytest.mark.parametrize("weighting", ["trajectory", "token", "constant"])
-@pytest.mark.parametrize("gate", ["fiberpo_domain", "gspo", "ppo"])
+@pytest.mark.parametrize(
+    ("gate", "weighting"),
+    [
+        ("fiberpo_domain", "trajectory"),
+        ("gspo", "token"),
+        ("ppo", "constant"),
+        *(
+            pytest.param(gate, weighting, marks=pytest.mark.long)
+            for gate, weighting in (
+                *(("fiberpo_domain", "token"), ("fiberpo_domain", "constant")),
+                *(("gspo", "trajectory"), ("gspo", "constant")),
+                *(("ppo", "trajectory"), ("ppo", "token")),
+            )
+        ),
+    ],
+)
 def test_any_split_into_micro_batches_gives_the_same_gradient(device_mesh, params, gate, weighting):
     batch = make_batch(params)
     whole, metrics = gradient_of(device_mesh, gate, params, batch, weighting=weighting, **ALL_TERMS)
