@@ -4,8 +4,8 @@
 
 Three iterations of the quickstart are trained and kept, by the very trainer that runs are made
 with, on one CPU device. The policy is not taught first, which saves most of the time: its answers
-are nearly all as long as the window, and files as large as they get. The first iteration compiles
-and does not count. Counted are the processor's seconds of this process: in keeping (the table, its
+are nearly all as long as the window, and files as large as they get. The first two compile.
+Counted are the processor's seconds of this process: in keeping (the table, its
 texts, every update's metrics, the file), and in whole iterations.
 """
 

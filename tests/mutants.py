@@ -24,6 +24,7 @@ import faults_of_families
 import faults_of_keeping
 import faults_of_mathematics
 import faults_of_models
+import faults_of_replays
 import faults_of_rewards
 import faults_of_soundness
 import faults_of_turns
@@ -46,6 +47,7 @@ MUTANTS = (
     *faults_of_turns.FAULTS,
     *faults_of_soundness.FAULTS,
     *faults_of_keeping.FAULTS,
+    *faults_of_replays.FAULTS,
 )
 
 

@@ -5,6 +5,7 @@ another policy or another minibatch compiles nothing.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fiberjax import diagnostics, objective
-from fiberjax.analysis.objectives import Objective, with_states
+from fiberjax.analysis.objectives import Asked, Objective, objectives_of, with_states
 from fiberjax.layout import TRAJECTORY, TURN, Layout, make_layout, state_ids
 from fiberjax.run.kept import Kept
 
@@ -59,6 +60,19 @@ class Look(NamedTuple):
         found = {name: np.asarray(self.clipped[name])[mask] for name in names}
         any_level = np.any(list(found.values()), axis=0)
         return {name: float(of.mean()) for name, of in {"any": any_level, **found}.items()}
+
+
+def chosen(
+    kept: Kept, asked: Sequence[Asked] | Mapping[str, Asked], weighting: str | None
+) -> dict[str, Objective]:
+    """The objectives asked for on these rollouts, `UNGATED` first; see `objectives_of`."""
+    return objectives_of(
+        asked,
+        layout=kept.layout,
+        config=kept.meta.get("config"),
+        weighting=weighting,
+        factor=float(kept.meta.get("budget_factor", 1.0)),
+    )
 
 
 def seen(kept: Kept, objectives: dict[str, Objective], minibatch: int | None = None) -> Seen:

@@ -1,9 +1,9 @@
 """Drift against budget, level by level: what each gate compares, and with what.
 
-A hierarchy compares the size of its cells' residuals with a budget, in two channels; a silent one the
-signed mean drift of its cells, or its residual; GSPO the mean log ratio of a cell with the logs of
-its clip range, and PPO, GMPO and their kin the log ratio of each token with theirs. Of other gates
-the signed mean drift of every level is told, without a budget.
+A hierarchy compares the size of its cells' residuals with a budget, in two channels; a silent one
+the signed mean drift of its cells, or its residual; GSPO the mean log ratio of a cell with the logs
+of its clip range, and PPO, GMPO and their kin the log ratio of each token with theirs. Of other
+gates the signed mean drift of every level is told, without a budget.
 """
 
 from typing import NamedTuple

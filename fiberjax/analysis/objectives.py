@@ -49,6 +49,7 @@ def objectives_of(
     layout: Layout,
     config: Mapping[str, Any] | None = None,
     weighting: str | None = None,
+    factor: float = 1.0,
 ) -> dict[str, Objective]:
     """The objectives asked for, by label, checked against the layout; `UNGATED` first.
 
@@ -59,6 +60,7 @@ def objectives_of(
       layout: of the rollouts; it has the levels that the gates name.
       config: the run's, as JSON; None where the rollouts are of no run.
       weighting: of all objectives; None for the run's, or "trajectory".
+      factor: of the run's own budgets at that iteration; see `run.budget_control`.
 
     Raises:
       ValueError: there is none, an override or a weighting does not exist, two have one label, or a
@@ -77,7 +79,7 @@ def objectives_of(
         if isinstance(each, Objective):
             made = each
         else:
-            structure, own = _gate(each, layout, config)
+            structure, own = _gate(each, layout, config, factor)
             made = _checked(structure, own or chosen, columns, label)
         _check_levels(made.gate, layout, label)
         found[label] = made
@@ -183,7 +185,7 @@ def _short(value: Any) -> str:
 
 
 def _gate(
-    asked: Any, layout: Layout, config: Mapping[str, Any] | None
+    asked: Any, layout: Layout, config: Mapping[str, Any] | None, factor: float
 ) -> tuple[ConfiguredGate, str | None]:
     """The gate asked for, and the weighting where an override names one."""
     if isinstance(asked, ConfiguredGate):
@@ -195,7 +197,10 @@ def _gate(
         return gate(name, **overrides), own
     if config is None:
         raise ValueError(f"objective {RUN!r} is the gate of a run, and the rollouts are of none")
-    made = ConfiguredGate(*gates.from_config(config["gate"], layout.levels))
+    structure, budgets = gates.from_config(config["gate"], layout.levels)
+    if factor != 1:
+        budgets = structure.widened(budgets, factor)
+    made = ConfiguredGate(structure, budgets)
     return (made.replace(**overrides) if overrides else made), own
 
 

@@ -44,7 +44,7 @@ from rich.text import Text
 
 from fiberjax.analysis import batch as batches
 from fiberjax.analysis.batch import Drawn, Seen, look
-from fiberjax.analysis.objectives import Asked, Objective, objectives_of, ungated
+from fiberjax.analysis.objectives import Asked, Objective, ungated
 from fiberjax.analysis.through import Through
 from fiberjax.run.kept import Kept
 from fiberjax.run.shown import visible
@@ -220,8 +220,7 @@ def replay(
     """
     if not (np.isfinite(step) and step > 0):
         raise ValueError(f"step = {step!r}: expected a number above 0, a share of ‖θ‖")
-    config = kept.meta.get("config")
-    chosen = objectives_of(objectives, layout=kept.layout, config=config, weighting=weighting)
+    chosen = batches.chosen(kept, objectives, weighting)
     batch = batches.seen(kept, chosen, minibatch)
     through = None
     log_prob = batches.log_prob_of(kept)

@@ -10,7 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from fiberjax.analysis.objectives import RUN, Asked, Objective, objectives_of
+from fiberjax.analysis import batch as batches
+from fiberjax.analysis.objectives import RUN, Asked, Objective
 from fiberjax.analysis.replay import STEP, Replay, Row, replay
 from fiberjax.bounds import shown
 from fiberjax.run.kept import Kept
@@ -84,9 +85,7 @@ def sweep(
       ValueError: as `replay`; or what is swept is no traced number of the gate, or a value is none.
     """
     named = asked if isinstance(asked, dict) else [asked]
-    chosen = objectives_of(
-        named, layout=kept.layout, config=kept.meta.get("config"), weighting=weighting
-    )
+    chosen = batches.chosen(kept, named, weighting)
     label, objective = list(chosen.items())[-1]
     levels = tuple(objective.gate.budgets.get("budgets", {}))
     numbers = tuple(

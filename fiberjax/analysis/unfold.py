@@ -29,7 +29,7 @@ from fiberjax.analysis import batch as batches
 from fiberjax.analysis import drift as drifts
 from fiberjax.analysis.batch import look
 from fiberjax.analysis.drift import SIDES
-from fiberjax.analysis.objectives import Asked, objectives_of, ungated
+from fiberjax.analysis.objectives import Asked, ungated
 from fiberjax.analysis.replay import jsonable
 from fiberjax.analysis.through import Through
 from fiberjax.run.kept import Kept
@@ -148,9 +148,7 @@ def unfold(
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer {optimizer!r} does not exist; choose from {[*OPTIMIZERS]}")
     named = asked if isinstance(asked, dict) else [asked]
-    chosen = objectives_of(
-        named, layout=kept.layout, config=kept.meta.get("config"), weighting=weighting
-    )
+    chosen = batches.chosen(kept, named, weighting)
     label, objective = list(chosen.items())[-1]
     plain = ungated(objective)
     batch = batches.seen(kept, chosen, minibatch)

@@ -123,7 +123,7 @@ def load_rollouts(run: str | os.PathLike[str], iteration: int | None = None) -> 
     file = _file(Path(run), iteration)
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-            described, table = opened.schema_arrow.metadata or {}, opened.read()
+            described, table = opened.metadata.metadata or {}, opened.read()
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # As damage has it.
         told = " ".join(str(error).split())
         raise ValueError(f"{file} is no whole Parquet file: {told}") from None
@@ -218,6 +218,8 @@ def _meta(file: Path, found: dict[bytes, bytes]) -> dict[str, Any]:
         raise ValueError(
             f"{file} holds no kept rollouts: it has no {KEY.decode()!r} among its metadata"
         )
+    if found.get(DIGEST) != _digest(found[KEY]):
+        raise ValueError(f"{file} is damaged: its metadata does not have the digest that it names")
     try:
         meta = json.loads(found[KEY])
         version = meta["version"]
@@ -225,8 +227,6 @@ def _meta(file: Path, found: dict[bytes, bytes]) -> dict[str, Any]:
         raise ValueError(f"{file}: metadata of kept rollouts cannot be read: {error}") from None
     if version != VERSION:
         raise ValueError(f"{file} is of format version {version!r}; this program reads {VERSION}")
-    if found.get(DIGEST) != _digest(found[KEY]):
-        raise ValueError(f"{file} is damaged: its metadata does not have the digest that it names")
     levels = meta.get("levels")
     expected: dict[str, Any] = {
         "iteration": type(meta.get("iteration")) is int,

@@ -114,7 +114,9 @@ METRICS: Mapping[str, Metric] = {
     "timing/rollout_s": Metric("s", "time to sample and verify a rollout batch"),
     "timing/update_s": Metric("s", "time of the updates on a rollout batch"),
     "timing/total_s": Metric("s", "time of the whole step"),
-    "timing/watching_s": Metric("s", "time to evaluate after a step, and to keep and show samples"),
+    "timing/watching_s": Metric(
+        "s", "time to evaluate after a step, and to keep and show samples and rollouts"
+    ),
     "perf/tokens_per_s": Metric("tokens/s", "response tokens sampled a second of the whole step"),
 }
 """Every metric the framework writes; `<...>` stands for a domain, level, sign, quadrant or

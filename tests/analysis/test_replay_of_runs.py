@@ -12,6 +12,7 @@ from absl import flags
 
 import fiberjax as fj
 from fiberjax import experiment
+from fiberjax.analysis import batch as batches
 from fiberjax.analysis import pictures, through
 from fiberjax.analysis.replay import replay
 from fiberjax.analysis.reproduce import Compared, Reproduction, reproduce
@@ -69,6 +70,15 @@ def test_the_updates_of_a_run_are_made_again_bit_for_bit(run, iteration, capsys)
     made.print()
     assert "equal bit for bit" in capsys.readouterr().out
     assert json.loads(made.to_json())["bitwise"] is True
+
+
+def test_the_gate_of_a_run_has_the_budgets_of_the_iteration(run):
+    for iteration, budget in ((1, 4e-3), (2, 2e-3)):
+        (found,) = list(batches.chosen(fj.load_rollouts(run, iteration), ["run"], None).values())[
+            1:
+        ]
+        np.testing.assert_allclose(found.gate.budgets["budgets"]["group"], budget, rtol=1e-6)
+        assert found.weighting == "trajectory"
 
 
 def test_what_is_not_made_again_is_told():

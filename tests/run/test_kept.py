@@ -237,6 +237,13 @@ def test_damage_is_seen_wherever_it_is(tmp_path):
                 np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
             assert found.table.equals(expected.table) and str(found.meta) == str(expected.meta)
     assert seen > len(places) / 2
+    # Where nothing but a checksum or a digest tells.
+    for of, told in ((b"trajector", "no whole Parquet file"), (b'12, "version"', "is damaged")):
+        harmed = bytearray(whole)
+        harmed[whole.index(of)] ^= 1
+        file.write_bytes(harmed)
+        with pytest.raises(ValueError, match=told):
+            fj.load_rollouts(tmp_path)
     for size in (0, 3, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:size])
         with pytest.raises(ValueError, match="is no whole Parquet file"):

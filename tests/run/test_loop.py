@@ -144,14 +144,15 @@ def test_any_checkpoint_is_read_by_its_number(finished):
     folder = finished[0]
     assert kept_files.kept_iterations(folder) == [2, ITERATIONS]
     kept = fj.load_rollouts(folder)
-    found = fj.load_policy(folder, ITERATIONS - 1, devices=jax.devices()[:1])
+    # Onto two devices, which the run did not have.
+    found = fj.load_policy(folder, ITERATIONS - 1, devices=jax.devices()[:2])
     assert found.iteration == ITERATIONS - 1 and found.config.keep.rollouts == "every 2, last 1"
-    np.testing.assert_allclose(found.log_prob(kept), kept.old_log_prob, atol=1e-5)
-    # Onto two devices, which the run did not have; and another policy.
-    last = fj.load_policy(folder, devices=jax.devices()[:2])
-    assert last.iteration == ITERATIONS and last.experiment.mesh.size == 2
-    gap = np.abs(kept.with_log_prob(last.log_prob(kept)).log_ratio)
-    assert 1e-4 < gap.max() < 3
+    assert found.experiment.mesh.size == 2
+    np.testing.assert_allclose(found.log_prob(kept), kept.old_log_prob, atol=1e-4)
+    # Batches do not divide over eight: the first alone.
+    last = fj.load_policy(folder)
+    assert last.iteration == ITERATIONS and last.experiment.mesh.size == 1
+    assert np.abs(kept.with_log_prob(last.log_prob(kept)).log_ratio).max() > 1e-3
     with pytest.raises(ValueError, match="holds no checkpoint of iteration 1; there are 3, 4"):
         fj.load_policy(folder, 1)
     with pytest.raises(ValueError, match="iteration must be a number, 'best' or None; got '3'"):
