@@ -4,12 +4,13 @@
 
 Each runs in a folder of its own that holds a clone beside it, one after the other, so that a run
 which one has made the next may look at. Their outputs are written into `notebooks/`, with a digest
-of the code that made them; a line for each says how long it took.
+of the code that made them; a line for each says how long it took, from the kernel's start on.
 """
 
 import argparse
 import hashlib
 import os
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -63,6 +64,12 @@ def execute(name: str, content: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def cpu_seconds() -> float:
+    """What kernels that have ended took of all cores."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> None:
     """Executes those that are asked for; all by default."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -71,9 +78,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         content = content_folder(Path(folder))
         for name in names:
-            began = time.monotonic()
+            began, used = time.monotonic(), cpu_seconds()
             notebook = execute(name, content)
-            print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+            took, used = time.monotonic() - began, cpu_seconds() - used
+            print(f"{name}: {took:.0f} s, {used:.0f} CPU-seconds", flush=True)
             nbformat.write(notebook, NOTEBOOKS / f"{name}.ipynb")
 
 

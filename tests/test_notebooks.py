@@ -70,22 +70,43 @@ def test_links_of_a_notebook_exist(path):
                 assert (path.parent / link).exists(), f"{path.stem} links to {link}"
 
 
-@pytest.mark.slow
-def test_every_notebook_runs_as_in_colab(making, tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # One device.
-    content = making["content_folder"](tmp_path)
-    pictures = {}
-    for name in making["ORDER"]:
-        notebook = making["execute"](name, content)
-        outputs = [output for cell in code_of(notebook) for output in cell.outputs]
-        pictures[name] = sum("image/png" in output.get("data", {}) for output in outputs)
+def run_as_in_colab(making, folder, names):
+    """Executes notebooks one after the other; each shows as many pictures as are kept of it."""
+    content = making["content_folder"](folder)
+    for name in names:
+        made = making["execute"](name, content)
         kept = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-        shown = [output for cell in code_of(kept) for output in cell.outputs]
-        assert pictures[name] == sum("image/png" in of.get("data", {}) for of in shown), name
+        assert pictures(made) == pictures(kept) > 0, name
+    return content
+
+
+def pictures(notebook):
+    outputs = [output for cell in code_of(notebook) for output in cell.outputs]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+OF_A_RUN = ("first_steps", "my_run", "my_log_probs")
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
+@pytest.mark.slow
+def test_notebooks_of_a_run_run_as_in_colab(making, tmp_path, one_device):
+    content = run_as_in_colab(making, tmp_path, OF_A_RUN)
     # The run of the first is the one that the others look at, and it is a real one.
-    assert [path.name for path in (content / "runs").iterdir() if path.name != "warm_starts"] == [
-        "first_steps"
-    ]
+    runs = {path.name for path in (content / "runs").iterdir()} - {"warm_starts"}
+    assert runs == {"first_steps"} and (content / "runs/first_steps/rollouts").is_dir()
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(OF_A_RUN)))
+def test_notebooks_of_figures_run_as_in_colab(name, making, tmp_path, one_device):
+    # What they call is tested in tests/analysis, with the same arguments.
+    run_as_in_colab(making, tmp_path, (name,))
 
 
 class Shell:
