@@ -40,8 +40,8 @@ FAULTS = (
     Mutant(
         "the prompts kept are those of another batch",
         "fiberjax/run/trainer.py",
-        "batches[j], collected.prompts[j]",
-        "batches[j], collected.prompts[0]",
+        "collected.prompts[j],",
+        "collected.prompts[0],",
         ONE,
     ),
     Mutant(
