@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 3
 OPTIONS = (
@@ -466,6 +468,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     kinds = [name for name in given.kinds.split(",") if name != "fill" or can_mount()]
     os.environ["JAX_PLATFORMS"] = "cpu"
+    logging.set_verbosity(logging.ERROR)  # Checkpoints tell a lot.
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Which those started inherit.
     until, table = time.monotonic() + 60 * given.minutes, {name: [0, 0, 0] for name in kinds}
     with tempfile.TemporaryDirectory() as folder:
