@@ -52,6 +52,7 @@ def get_config(gate: str = "fiberpo_domain") -> ConfigDict:
     config.evaluation.every = 0
     config.evaluation.curve_prompts = 2
     config.keep.show_every = 2
+    config.diagnostics.every = 0  # What looks compiles as long as a run of this size takes.
     config.keep.rollouts = "every 2, last 1"
     config.checkpoint.every = 1
     config.mesh.data = 1
