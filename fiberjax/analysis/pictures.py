@@ -18,14 +18,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fiberjax.analysis.drift import SIDES
-from fiberjax.analysis.replay import Replay
-from fiberjax.analysis.sweep import Sweep
-from fiberjax.analysis.unfold import LOGITS, Unfold
 from fiberjax.run.plots import HEADING, finish, literal
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", "--", (0, (1, 1)), "-.")
+# What is drawn imports this module, and so has no type here.
+Replay = Sweep = Unfold = Any
 GREY = "#6F6F6F"
 DPI = 130
 
@@ -150,7 +149,7 @@ def plot_unfold(unfold: Unfold, folder: Path) -> tuple[Path, ...]:
     finish(left[2], "Open share, reward, sample size", "share, or reward", "linear")
     for axes in left:
         _legend(axes)
-    space = "a table of logits" if unfold.space == LOGITS else "the policy's parameters"
+    space = "a table of logits" if unfold.space == "logits" else "the policy's parameters"
     title = f"{literal(unfold.label)}, step by step on one batch, in {space}"
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return (_save(figure, folder / "unfold.png"),)
