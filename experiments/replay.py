@@ -1,11 +1,11 @@
 r"""Kept rollouts of a run through any objective, on identical data.
 
-    python experiments/replay.py --run=runs/quickstart --objectives=run,gspo,grpo
-    python experiments/replay.py --run=runs/quickstart --iteration=20 --policy=21 \
+    python experiments/replay.py runs/quickstart --objectives=run,gspo,grpo
+    python experiments/replay.py runs/quickstart --iteration=20 --policy=21 \
         --objectives=gspo,fiberpo:trajectory=.1:epsilon=.2
-    python experiments/replay.py --run=runs/quickstart --sweep=fiberpo:trajectory=.02,.05,.1,.2
-    python experiments/replay.py --run=runs/quickstart --unfold=run --policy=19 --steps=30
-    python experiments/replay.py --run=runs/quickstart --check
+    python experiments/replay.py runs/quickstart --sweep=fiberpo:trajectory=.02,.05,.1,.2
+    python experiments/replay.py runs/quickstart --unfold=run --policy=19 --steps=30
+    python experiments/replay.py runs/quickstart --check
 
 Objectives are presets by name with overrides after colons, a pair of budgets parted by a slash;
 "run" is the run's own gate. Tables are printed; pictures and JSON go to RUN/replay, or --output.
@@ -19,7 +19,6 @@ from typing import Any
 from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
-RUN = flags.DEFINE_string("run", None, "The run folder.", required=True)
 ITERATION = flags.DEFINE_integer(
     "iteration", None, "Whose rollouts; the newest that are kept by default.", lower_bound=1
 )
@@ -63,8 +62,8 @@ def swept(text: str) -> tuple[Any, str, list[Any]]:
 
 def main(argv: list[str]) -> None:
     """Replays what is asked for."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    if len(argv) != 2:
+        raise app.UsageError(f"expected one run folder; got {argv[1:]}")
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Data sets and checkpoints tell a lot.
     if not (OBJECTIVES.value or SWEEP.value or UNFOLD.value or CHECK.value):
@@ -73,13 +72,13 @@ def main(argv: list[str]) -> None:
 
     distributed.leave_out_absent_tpus()
     try:
-        run()
+        run(argv[1])
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def run() -> None:
-    """Prints the tables; writes pictures and JSON."""
+def run(directory: str) -> None:
+    """Prints the tables of a run folder; writes pictures and JSON."""
     import fiberjax as fj
     from fiberjax.analysis.objectives import parse
     from fiberjax.analysis.replay import replay
@@ -87,19 +86,19 @@ def run() -> None:
     from fiberjax.analysis.sweep import sweep
     from fiberjax.analysis.unfold import unfold
 
-    kept = fj.load_rollouts(RUN.value, ITERATION.value)
-    folder = Path(RUN.value) / "replay" if OUTPUT.value is None else Path(OUTPUT.value)
+    kept = fj.load_rollouts(directory, ITERATION.value)
+    folder = Path(directory) / "replay" if OUTPUT.value is None else Path(OUTPUT.value)
     folder = folder / f"{kept.meta['iteration']:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     if CHECK.value:
-        made = reproduce(RUN.value, kept.meta["iteration"])
+        made = reproduce(directory, kept.meta["iteration"])
         made.print()
         (folder / "check.json").write_text(made.to_json(), encoding="utf-8")
     if not (OBJECTIVES.value or SWEEP.value or UNFOLD.value):
         return
     policy = None
     if POLICY.value != "none":
-        policy = fj.load_policy(RUN.value, wanted(POLICY.value))
+        policy = fj.load_policy(directory, wanted(POLICY.value))
     given: dict[str, Any] = {"policy": policy, "minibatch": MINIBATCH.value}
     found: dict[str, Any] = {}
     if OBJECTIVES.value:

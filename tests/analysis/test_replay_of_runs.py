@@ -184,8 +184,8 @@ def test_the_command_prints_tables_and_refuses_in_one_line(run, tmp_path, capsys
         values.unparse_flags()
         for name in values:
             values[name].unparse()
-        values(["replay.py", f"--run={run}", f"--output={tmp_path}", *arguments])
-        command["main"](["replay.py"])
+        left = values(["replay.py", str(run), f"--output={tmp_path}", *arguments])
+        command["main"](left)
 
     call("--iteration=1", "--policy=1", "--objectives=run,grpo:clip_high=.3")
     assert "grpo clip_high=0.3" in capsys.readouterr().out
