@@ -7,7 +7,6 @@ import pytest
 SAMPLE = (
     "k3 has the wrong sign of its linear part",
     "an id of nothing reads the last cell",
-    "the counts of two parts are not added",
 )
 
 

@@ -21,7 +21,7 @@ token_outputs = jax.jit(
 
 
 # What differs in its parameters, or in what a device computes of them.
-SPLIT = ("gemma3", "qwen3_moe")
+SPLIT = (pytest.param("gemma3", marks=pytest.mark.long), "qwen3_moe")
 
 
 @functools.partial(jax.jit, static_argnums=0)
