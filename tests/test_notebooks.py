@@ -94,8 +94,9 @@ def one_device(monkeypatch):
 
 
 @pytest.mark.slow
-def test_notebooks_of_a_run_run_as_in_colab(making, tmp_path, one_device):
-    content = run_as_in_colab(making, tmp_path, OF_A_RUN)
+@pytest.mark.parametrize("names", [OF_A_RUN[:1], pytest.param(OF_A_RUN, marks=pytest.mark.long)])
+def test_notebooks_of_a_run_run_as_in_colab(names, making, tmp_path, one_device):
+    content = run_as_in_colab(making, tmp_path, names)
     # The run of the first is the one that the others look at, and it is a real one.
     runs = {path.name for path in (content / "runs").iterdir()} - {"warm_starts"}
     assert runs == {"first_steps"} and (content / "runs/first_steps/rollouts").is_dir()

@@ -43,7 +43,13 @@ def segments(kind: str, length: int):
 @pytest.mark.parametrize("kind", ["whole", "left", "right", "packed"])
 @pytest.mark.parametrize(
     ("attend", "length"),
-    [(splash, 70), (splash, 200), (splash, 640), (cudnn, 70), (cudnn, 33)],
+    [
+        (splash, 70),
+        pytest.param(splash, 200, marks=pytest.mark.long),
+        (splash, 640),
+        pytest.param(cudnn, 70, marks=pytest.mark.long),
+        (cudnn, 33),
+    ],
     ids=["part", "padded", "blocks", "cudnn", "cudnn odd"],
 )
 def test_kernels_are_dense(kind, attend, length):

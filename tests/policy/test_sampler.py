@@ -17,6 +17,11 @@ PROMPT, NEW, EOS, PAD = 5, 9, 3, 0
 token_outputs = jax.jit(policy.token_outputs, static_argnames=("config", "start", "chunk"))
 
 
+def long(**options):
+    """Options of a test that is run when it is asked for."""
+    return pytest.param(options, marks=pytest.mark.long)
+
+
 @pytest.fixture(scope="module")
 def config():
     return shapes.config()
@@ -119,7 +124,9 @@ def test_rows_are_their_own(config, params):
         np.testing.assert_allclose(got.log_prob, want.log_prob, atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "stage", [2, *(pytest.param(of, marks=pytest.mark.long) for of in (1, 4, 8))]
+)
 def test_stages_draw_the_same_and_read_what_they_need(config, params, stage, monkeypatch):
     expected = draw(config, params)
     read = []
@@ -175,9 +182,9 @@ def enumerated(z, *, temperature=1.0, top_k=0, top_p=1.0):
     "options",
     [
         {},
-        dict(temperature=0.5),
-        dict(top_k=3),
-        dict(top_p=0.7),
+        long(temperature=0.5),
+        long(top_k=3),
+        long(top_p=0.7),
         dict(temperature=1.7, top_k=6, top_p=0.8),
         dict(top_k=1),
         dict(top_p=1e-6),
@@ -216,10 +223,10 @@ def test_sampled_distribution(config, params, options):
     "options",
     [
         {},
-        dict(temperature=0.7),
-        dict(top_k=3),
+        long(temperature=0.7),
+        long(top_k=3),
         dict(temperature=0.7, top_p=0.4),
-        dict(temperature=1.7, top_k=6, top_p=0.8),
+        long(temperature=1.7, top_k=6, top_p=0.8),
         dict(top_k=11),
         dict(greedy=True, top_k=3, top_p=0.4),
     ],
