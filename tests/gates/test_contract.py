@@ -119,7 +119,13 @@ def test_the_limit_is_the_gate_with_infinite_budgets(name):
     np.testing.assert_allclose(gated, gate.limit(p.log_ratio, flat(p)), rtol=2e-5)
 
 
-@every_form
+@pytest.mark.parametrize(
+    ("name", "pessimistic"),
+    [
+        *(("ppo", False), ("gspo", True), ("fiberpo_domain", False), ("fgh_hold", True)),
+        *(pytest.param(*form, marks=pytest.mark.long) for form in BOTH),
+    ],
+)
 def test_jit_equals_eager(name, pessimistic):
     p = problem(1, dtype=np.float32)
     gate, budgets = build(name, pessimistic)

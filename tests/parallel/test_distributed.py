@@ -248,7 +248,7 @@ def test_processes_save_and_stop_together_where_one_is_asked_to_end(tmp_path):
         assert expected in output, output[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_dies_stops_the_others(tmp_path):
     started = start(tmp_path / "run", 2, 1, "--config.iterations=1000000")
     wait_for_iterations(started, tmp_path / "run")

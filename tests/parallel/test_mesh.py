@@ -133,7 +133,7 @@ def test_adapters_on_a_mesh_agree_with_one_device(shape, parts):
     [
         ("splash", (2, 2, 2), 4),
         pytest.param("splash", (1, 2, 4), 2, marks=LONG),
-        ("cudnn", (1, 2, 4), 2),
+        pytest.param("cudnn", (1, 2, 4), 2, marks=LONG),
     ],
     ids=["heads divide", "heads shared", "cudnn"],
 )

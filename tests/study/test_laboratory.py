@@ -63,6 +63,7 @@ def first(laboratory):
     return laboratory.run(setting())
 
 
+@pytest.mark.long
 def test_a_run_is_the_librarys_own(laboratory, first, one_device):
     config = laboratory.config(setting())
     built = experiment.from_config(config, one_device)
