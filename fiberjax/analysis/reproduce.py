@@ -35,6 +35,7 @@ from fiberjax.run.shown import visible
 from fiberjax.run.warm_start import starting_params
 from fiberjax.tasks import PromptBatch
 from fiberjax.train.batch import Batch
+from fiberjax.train.diagnose import make_diagnose
 from fiberjax.train.minibatches import make_batches
 from fiberjax.train.rollout import Rollouts
 from fiberjax.train.update import TrainState, make_step
@@ -178,6 +179,7 @@ def reproduce(
         *(built.policy, built.mesh, built.gate, built.optimizer, built.step),
         jax.tree.map(lambda leaf: leaf.sharding, built.abstract_state()),
     )
+    diagnose = make_diagnose(built.mesh, built.gate)
     knobs = built.knobs
     if built.budget_control.kind != "none":
         factor = float(kept.meta["budget_factor"])
@@ -186,12 +188,14 @@ def reproduce(
     found: list[Compared] = []
     for number, update in enumerate(kept.meta["updates"]):
         minibatch = int(update["minibatch"])
-        state, metrics = step(state, batches[minibatch], knobs, *adapted)
+        result = step(state, batches[minibatch], knobs, *adapted)
+        state, metrics = result[:2]
+        if built.step.log_prob:  # Of what is kept the run has looked at every update.
+            metrics |= diagnose(result[2], batches[minibatch], knobs)
         made = joined([metrics])
         found += [
             Compared(number, minibatch, name, float(logged), made[name])
             for name, logged in update["metrics"].items()
-            if name in made
         ]
     return Reproduction(iteration, tuple(found))
 

@@ -32,6 +32,7 @@ def run(tmp_path_factory, scratch):
     config.tasks.data_dir = str(scratch / "data")
     config.warm_start.directory = str(scratch / "warm_starts")
     config.keep.rollouts = "every 1"
+    config.diagnostics.every = 1
     config.training.mismatch = "truncate"
     config.budget_control.kind = "anneal"
     config.warm_start.steps = 200

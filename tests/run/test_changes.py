@@ -39,7 +39,7 @@ def test_every_option_has_its_class(config):
     by_kind = {"free": set(), "logged": set(), "fixed": set()}
     for option, value in options(config).items():
         by_kind[kind(config, option, value, value)].add(option)
-    sections = ("checkpoint.", "evaluation.", "keep.", "stop.")
+    sections = ("checkpoint.", "diagnostics.", "evaluation.", "keep.", "stop.")
     assert by_kind["free"] == {
         *(option for option in options(config) if option.startswith(sections)),
         *("writers", "tasks.data_dir", "warm_start.directory", "training.unpaid_iterations"),
@@ -138,6 +138,7 @@ def test_a_change_is_said_once_and_kept(build, make_config, tmp_path, capsys):
     assert read.to_json_best_effort() == given(config, checkpoint__every=7, **rate)
 
 
+@pytest.mark.looked
 @pytest.mark.slow
 def test_a_run_goes_on_with_what_was_changed(build, make_config, tmp_path, capsys):
     kept = {"checkpoint__keep": 9, "iterations": 3}

@@ -41,6 +41,7 @@ def top(names):
     return {of for of in (name.partition("/")[0] for name in names) if not of.startswith("events.")}
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 def test_a_run_in_a_bucket_that_is_killed_ends_as_one_on_a_disk(
     build, bucket, tmp_path, monkeypatch, make_config

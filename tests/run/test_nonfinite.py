@@ -16,6 +16,8 @@ from fiberjax.run.trainer import Trainer
 from fiberjax.run.warm_start import starting_params
 from fiberjax.train.update import NOT_FINITE, SKIPPED, TERMS
 
+pytestmark = pytest.mark.looked
+
 
 @pytest.fixture
 def build(make_config, one_device):

@@ -147,7 +147,7 @@ def test_a_curve_is_drawn_at_its_points_alone(tmp_path):
         *("evaluation/mean@4/sort", "evaluation/mean@4/overall")
     ]
     _, (axes,) = plots._grid(1, 1)
-    plots._draw(axes, panel, columns)
+    plots.draw(axes, panel, columns)
     for line, name in zip(axes.lines, plots._series(panel, columns), strict=True):
         np.testing.assert_array_equal(line.get_xdata(), [2, 4])
         np.testing.assert_array_equal(line.get_ydata(), columns[name][[1, 3]])
@@ -162,5 +162,5 @@ def test_shares_are_stacked_where_there_are_any(tmp_path):
     rows = [{"reward/mean": 0.5}, *_rows(3)]  # As the row of before the first iteration.
     columns = metrics.read_metrics(_write(tmp_path, rows))
     _, (axes,) = plots._grid(1, 1)
-    plots._draw(axes, panel, columns)
+    plots.draw(axes, panel, columns)
     assert axes.get_xlim() == (2, 4) and len(axes.collections) == 5

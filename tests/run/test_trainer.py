@@ -19,6 +19,8 @@ from fiberjax.run.trainer import Trainer
 from fiberjax.run.trainer import shuffled as shuffled_rewards
 from fiberjax.train.rollout import Sampler
 
+pytestmark = pytest.mark.looked
+
 
 def trainer_of(built):
     """The trainer of an experiment, its first state, and its reference."""
@@ -179,9 +181,11 @@ def test_the_edges_of_a_sampler_that_disagrees(build):
     def fields(**options):
         training = dataclasses.replace(built.training, mismatch_cap=1.3, **options)
         trainer.experiment = dataclasses.replace(built, training=training)
-        batches, _, gaps = trainer._batches(state.params, shifted, rollouts.reward, everywhere)
-        assert gaps["mismatch/log_prob_abs_max"] == pytest.approx(0.5, abs=1e-4)
-        of = [(b.old_log_prob, b.sample_weight, b.layout.mask) for b in jax.device_get(batches)]
+        made = trainer._batches(state.params, shifted, rollouts.reward, everywhere)
+        assert made.metrics["mismatch/log_prob_abs_max"] == pytest.approx(0.5, abs=1e-4)
+        of = [
+            (b.old_log_prob, b.sample_weight, b.layout.mask) for b in jax.device_get(made.batches)
+        ]
         return [np.concatenate([x[i][x[2]] for x in of]) for i in (0, 1)]
 
     update, ones = fields()

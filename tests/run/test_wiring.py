@@ -24,6 +24,8 @@ from fiberjax import experiment
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.warm_start import random_params
 
+pytestmark = pytest.mark.looked
+
 TEMPERATURE, CAP, ENTROPY, KL = 0.8, 1.3, 0.05, 0.1
 RATE, MOMENTUM, DECAY = 2.0, 0.5, 0.01
 WINDOW, MINIBATCHES, EPOCHS = 24, 2, 2

@@ -96,6 +96,7 @@ def test_a_batch_is_made_of_the_groups_of_several_draws(draws):
             np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.looked
 @pytest.mark.long
 def test_places_without_a_group_change_nothing(draws):
     """Updates on a padded batch are those on its groups alone."""
@@ -112,7 +113,8 @@ def test_places_without_a_group_change_nothing(draws):
     trainer, results = Trainer(built, None), []
     for rollouts in (padded, alone):
         present = rollouts.mask.any(axis=1)
-        (batch,), _, gaps = trainer._batches(params, rollouts, rollouts.reward, present)
+        made = trainer._batches(params, rollouts, rollouts.reward, present)
+        (batch,), gaps = made.batches, made.metrics
         state = built.fresh_state(jax.tree.map(lambda leaf: leaf.copy(), params))
         for _ in range(2):  # The second is off the policy that sampled.
             state, metrics, log_prob = trainer._step(state, batch, built.knobs)

@@ -318,6 +318,7 @@ def test_log_probabilities_do_not_depend_on_micro_batches(build):
     )
 
 
+@pytest.mark.looked
 @pytest.mark.parametrize("truncation", [{"top_p": 0.7}, {"top_k": 3}])
 def test_truncated_sampling_leaves_the_first_ratios_at_one(build, truncation):
     built, params, rollouts = build(minibatches=1, **truncation)
