@@ -353,6 +353,7 @@ def test_a_refused_value_ends_the_command_with_one_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_folder_that_cannot_be_written_ends_the_command_with_one_line(tmp_path, scratch):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "run"

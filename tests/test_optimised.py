@@ -11,7 +11,7 @@ TESTS = pathlib.Path(__file__).parent
 CONTRACTS = ("test_kl.py", "test_objective.py", "test_advantages.py")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_numerical_contracts_hold_as_a_run_compiles_them():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *CONTRACTS]

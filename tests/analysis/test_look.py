@@ -111,6 +111,7 @@ def test_what_is_not_there_is_named(run, tmp_path):
         look.look(tmp_path / "000001.parquet", policy=1)
 
 
+@pytest.mark.long
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path):
     ended = subprocess.run(
         [sys.executable, "experiments/look.py", str(tmp_path)], capture_output=True, text=True

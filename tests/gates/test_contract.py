@@ -18,6 +18,14 @@ PESSIMISTIC = ("clip", "gspo", "apc_state", "fiberpo", "fiberpo_domain", "fgh_ho
 BOTH = [(name, False) for name in CASES] + [(name, True) for name in PESSIMISTIC]
 every_gate = pytest.mark.parametrize("name", CASES)
 every_form = pytest.mark.parametrize(("name", "pessimistic"), BOTH)
+SOME = [
+    *(("ppo", False), ("gspo", True), ("fiberpo_domain", False), ("fgh_hold", True)),
+    *(("exact3", True), ("apc_state", True), ("cppo", False), ("m2po", False)),
+]
+some_forms = pytest.mark.parametrize(
+    ("name", "pessimistic"),
+    [form if form in SOME else pytest.param(*form, marks=pytest.mark.long) for form in BOTH],
+)
 OPERATED = [n for n, case in CASES.items() if not gates.GATES[case.config["name"]].score_weight]
 OPERATORS = {"pessimistic": True, "dual_clip": 3.0, "recovery": True}
 
@@ -119,13 +127,7 @@ def test_the_limit_is_the_gate_with_infinite_budgets(name):
     np.testing.assert_allclose(gated, gate.limit(p.log_ratio, flat(p)), rtol=2e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "pessimistic"),
-    [
-        *(("ppo", False), ("gspo", True), ("fiberpo_domain", False), ("fgh_hold", True)),
-        *(pytest.param(*form, marks=pytest.mark.long) for form in BOTH),
-    ],
-)
+@some_forms
 def test_jit_equals_eager(name, pessimistic):
     p = problem(1, dtype=np.float32)
     gate, budgets = build(name, pessimistic)
@@ -374,7 +376,7 @@ def test_clip_masks_are_what_the_jacobian_says(name, pessimistic, scale):
             assert not changed.all() or "order" in CASES[name].config or "gmpo" in name
 
 
-@every_form
+@some_forms
 def test_sharded_equals_one_device(name, pessimistic, devices):
     """Groups and states across devices, trajectories across sequence shards where they may be."""
     rng = np.random.default_rng(0)

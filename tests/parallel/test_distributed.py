@@ -198,7 +198,7 @@ def test_two_processes_compile_every_program_once(tmp_path):
         assert counts[2] == 0 and counts[6:] == [0] * 13, output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 8))])
 def test_checkpoint_of_several_processes_resumes_elsewhere(tmp_path, several, devices):
     workdir = tmp_path / "run"

@@ -93,8 +93,8 @@ def test_tiny_plan(tmp_path, topology):
     assert_tables_only(gate, groups=8, domains=5)
 
 
+@pytest.mark.long
 @needs_compiler
-@pytest.mark.slow
 def test_wrong_mesh_is_an_error_with_numbers(tmp_path):
     done = make(
         ["--config=tests/tiny.py", "--config.mesh.data=3"], "v5e:2x2", tmp_path / "plan.json"

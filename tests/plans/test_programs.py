@@ -122,7 +122,7 @@ def test_memory_has_what_a_run_keeps_beside_a_program(build):
     assert programs.plan_sampler(build(), dataclasses.replace(small, hbm=sampler.peak_bytes)).fits
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_with_adapters_is_of_one_base(build):
     lora = {"lora__rank": 2, "lora__base_dtype": "bfloat16", "training__kl_coefficient": 0.1}
     built, whole = build(**lora), build().abstract_state()

@@ -225,7 +225,7 @@ def test_supervised_steps_make_a_base_of_their_own(published, one_device, tmp_pa
     assert not np.array_equal(kernel, first)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_are_exported_from_the_command_line(config, one_device, tmp_path):
     """Also of a run whose base was warm-started, and is found again."""
     config.warm_start.steps = 20

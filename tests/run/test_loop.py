@@ -215,7 +215,7 @@ def test_a_run_is_repeated_from_its_folder(finished, scratch):
     assert first["iteration"] == 0 and first["command"][1:] == again[2:]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_finished_run_is_left_as_it_is(finished, scratch):
     folder, printed = finished
     before = {path: path.read_bytes() for path in folder.glob("*.json*")}

@@ -64,7 +64,7 @@ def finish(processes, seconds):
             process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_runs_that_start_at_once_share_data_and_warm_start(tmp_path):
     names = ("first", "second")
     processes = [begin(own, tmp_path) for own in names]

@@ -281,7 +281,7 @@ def norm_of(tree):
     [
         ("grpo", "trajectory", "truncate", False, 1),
         pytest.param("grpo", "token", "mask", True, 1, marks=pytest.mark.long),
-        ("gspo", "trajectory", "mask", True, 1),
+        pytest.param("gspo", "trajectory", "mask", True, 1, marks=pytest.mark.long),
         pytest.param("fiberpo_domain", "trajectory", "mask", False, 1, marks=pytest.mark.long),
         ("fiberpo_domain", "token", "truncate", True, 4),
         pytest.param("dppo_tv", "trajectory", "truncate", True, 1, marks=pytest.mark.long),

@@ -45,6 +45,7 @@ def test_a_replayed_update_is_another(replayed):
     assert max(jax.tree.leaves(gap)) > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "way",
     [

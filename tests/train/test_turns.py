@@ -251,6 +251,7 @@ def gradient(built, batch, device_mesh):
     return {name: of.value for name, of in metrics.items()}, slope
 
 
+@pytest.mark.long
 def test_packed_and_on_a_mesh_turns_are_what_they_are_in_rows(drawn):
     built, _, rollouts = drawn
     # Every token is known by a number of its own.

@@ -183,14 +183,12 @@ ALL_TERMS = {"entropy_bonus": True, "kl_estimator": "k3"}
     ("gate", "weighting"),
     [
         ("fiberpo_domain", "trajectory"),
-        ("gspo", "token"),
-        ("ppo", "constant"),
         *(
             pytest.param(gate, weighting, marks=pytest.mark.long)
             for gate, weighting in (
                 *(("fiberpo_domain", "token"), ("fiberpo_domain", "constant")),
-                *(("gspo", "trajectory"), ("gspo", "constant")),
-                *(("ppo", "trajectory"), ("ppo", "token")),
+                *(("gspo", "trajectory"), ("gspo", "token"), ("gspo", "constant")),
+                *(("ppo", "trajectory"), ("ppo", "token"), ("ppo", "constant")),
             )
         ),
     ],
