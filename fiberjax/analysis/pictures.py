@@ -8,7 +8,7 @@ names on its axis.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +24,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", "--", (0, (1, 1)), "-.")
 # What is drawn imports this module, and so has no type here.
-Replay = Sweep = Unfold = Any
+Replay: TypeAlias = Any
+Sweep: TypeAlias = Any
+Unfold: TypeAlias = Any
 GREY = "#6F6F6F"
 DPI = 130
 
