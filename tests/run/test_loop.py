@@ -122,7 +122,7 @@ def test_what_a_run_leaves(finished):
         assert np.isfinite(trained[name]).all(), name
     assert (trained["mismatch/log_prob_abs_max"] < 1e-4).all()
     assert trained["reward/mean"].max() > 0 and trained["actor/grad_norm"].max() > 0
-    assert list(folder.glob("events.out.tfevents.*"))
+    assert list(folder.glob("events.*.tfevents.*"))
     assert len(list(folder.glob("samples/*.parquet"))) == 4 + 3  # Of iterations and evaluations.
     assert "samples, iteration 2" in printed
     assert len(list(folder.glob("trace/plugins/profile/*/*.xplane.pb"))) == 1
