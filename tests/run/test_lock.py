@@ -154,14 +154,14 @@ def test_file_systems_without_links(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_many_that_find_a_dead_one_s_lock_one_takes_it(tmp_path):
-    written(tmp_path, machine=lock._machine(), started="gone")
+def acquired_by_eight_at_once(folder):
+    """The locks that eight threads got, who all asked at one moment."""
     begin, won = threading.Barrier(8), []
 
     def contend():
         begin.wait()
         try:
-            won.append(lock._acquire(tmp_path / lock.FILE))
+            won.append(lock._acquire(folder / lock.FILE))
         except lock.Held:
             pass
 
@@ -170,6 +170,12 @@ def test_of_many_that_find_a_dead_one_s_lock_one_takes_it(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
+    return won
+
+
+def test_of_many_that_find_a_dead_one_s_lock_one_takes_it(tmp_path):
+    written(tmp_path, machine=lock._machine(), started="gone")
+    won = acquired_by_eight_at_once(tmp_path)
     assert len([one for one in won if not one.lost]) == 1
     for one in won:
         one.release()
@@ -233,20 +239,7 @@ def test_in_a_bucket_a_still_heart_is_taken_over_and_its_owner_stops(remote, qui
 
 def test_in_a_bucket_one_of_many_takes_a_dead_one_s_lock(remote):
     written(remote, machine=lock._machine(), started="gone")
-    begin, won = threading.Barrier(8), []
-
-    def contend():
-        begin.wait()
-        try:
-            won.append(lock._acquire(remote / lock.FILE))
-        except lock.Held:
-            pass
-
-    threads = [threading.Thread(target=contend) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    won = acquired_by_eight_at_once(remote)
     assert len(won) == 1 and not won[0].lost
     won[0].release()
 
