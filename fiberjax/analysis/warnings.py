@@ -195,10 +195,7 @@ def sampler_differs(columns: Columns, options: Options) -> Seen | None:
 
 def updates_skipped(columns: Columns, options: Options) -> Seen | None:
     """An update was not finite, and was left out."""
-    step, skipped = _finite(columns, "actor/skipped_updates")
-    if not skipped.any():
-        return None
-    return Seen(int(step[np.argmax(skipped > 0)]), f"{skipped.sum():.0f} updates were left out")
+    return _counted(columns, "actor/skipped_updates", "{:.0f} updates were left out")
 
 
 def cut_off(columns: Columns, options: Options) -> Seen | None:
@@ -213,10 +210,7 @@ def cut_off(columns: Columns, options: Options) -> Seen | None:
 
 def verifier_fails(columns: Columns, options: Options) -> Seen | None:
     """Rewards raised, or passed their limits."""
-    step, failed = _finite(columns, "verifier/failed")
-    if not failed.any():
-        return None
-    return Seen(int(step[np.argmax(failed > 0)]), f"{failed.sum():.0f} responses had no reward")
+    return _counted(columns, "verifier/failed", "{:.0f} responses had no reward")
 
 
 def held_out_falls(columns: Columns, options: Options) -> Seen | None:
@@ -278,6 +272,14 @@ def _late(columns: Columns, name: str, holds: Callable[[float], bool], text: str
     if len(step) < size or not holds(float(values[-size:].mean())):
         return None
     return Seen(int(step[-size]), text.format(values[-size:].mean()))
+
+
+def _counted(columns: Columns, name: str, text: str) -> Seen | None:
+    """Whether there were any of what should not be, from the first of them on."""
+    step, count = _finite(columns, name)
+    if not count.any():
+        return None
+    return Seen(int(step[np.argmax(count > 0)]), text.format(count.sum()))
 
 
 def _row_of(holds: np.ndarray, length: int = LONG) -> int | None:
