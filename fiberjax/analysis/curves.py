@@ -15,9 +15,8 @@ from fiberjax.analysis.warnings import budgets
 from fiberjax.diagnostics import GLOBAL_REGIMES, LOCAL_REGIMES
 from fiberjax.run import plots
 from fiberjax.run.metrics import describe
-from fiberjax.run.plots import COLOURS, DASHES, GREY, literal
+from fiberjax.run.plots import COLOURS, DASHES, GREY, MARKERS, literal
 
-MARKS = "os^DvPX"
 WIDTH = 5.6
 """Inches, of one panel."""
 
@@ -216,7 +215,7 @@ def _band(
     smooth = plots.running_mean(mean, scale)
     if smooth is not mean and not (high > low).any():
         axes.plot(step, mean, color=colour, linewidth=0.7, alpha=0.35)
-    mark = MARKS[index % len(MARKS)] if len(step) <= 12 else None
+    mark = MARKERS[index % len(MARKERS)] if len(step) <= 12 else None
     axes.plot(
         *(step, smooth),
         color=colour,

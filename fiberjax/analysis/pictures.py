@@ -18,16 +18,21 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fiberjax.analysis.drift import SIDES
-from fiberjax.run.plots import HEADING, finish, literal
+from fiberjax.run.plots import (
+    COLOURS,
+    DASHES,
+    GREY,
+    HEADING,
+    MARKERS,
+    finish,
+    legend,
+    literal,
+)
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES: tuple[Any, ...] = ("-", "--", (0, (1, 1)), "-.")
 # What is drawn imports this module, and so has no type here.
 Replay: TypeAlias = Any
 Sweep: TypeAlias = Any
 Unfold: TypeAlias = Any
-GREY = "#6F6F6F"
 DPI = 130
 
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
@@ -107,7 +112,7 @@ def plot_sweep(sweep: Sweep, folder: Path) -> tuple[Path, ...]:
         _name(grid[2], "A step of one length", "nats / token", sweep)
         grid[2].yaxis.set_major_formatter(_PLAIN)
     for axes in grid:
-        _legend(axes)
+        legend(axes, across=3)
     return (_save(figure, folder / "sweep.png"),)
 
 
@@ -133,7 +138,7 @@ def plot_unfold(unfold: Unfold, folder: Path) -> tuple[Path, ...]:
         axes.axhline(0, color=GREY, linewidth=0.7)
         finish(axes, f"Drift of each {literal(level)}", "nats, down below 0", "linear")
         axes.yaxis.set_major_formatter(_PLAIN)
-        _legend(axes)
+        legend(axes, across=3)
     left = grid[len(unfold.drift) :]
     levels = {n.removeprefix("clipped/"): of for n, of in series.items() if n.startswith("clipped")}
     any_level = levels.pop("any")
@@ -150,7 +155,7 @@ def plot_unfold(unfold: Unfold, folder: Path) -> tuple[Path, ...]:
     _lines(left[2], steps, shares, markers=False)
     finish(left[2], "Open share, reward, sample size", "share, or reward", "linear")
     for axes in left:
-        _legend(axes)
+        legend(axes, across=3)
     space = "a table of logits" if unfold.space == "logits" else "the policy's parameters"
     title = f"{literal(unfold.label)}, step by step on one batch, in {space}"
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
@@ -225,7 +230,7 @@ def _clipped(replay: Replay) -> Figure:
     _finish_bars(axes, "Tokens clipped, by level", "share of tokens", [row.label for row in rows])
     axes.set_yticks(middles, [_broken(literal(row.label)) for row in rows], fontsize=8.5)
     axes.set_xlim(0, 1.06)
-    _legend(axes, across=5)
+    legend(axes, across=5)
     return figure
 
 
@@ -296,7 +301,7 @@ def _weights(replay: Replay) -> Figure:
         axes.set_xlim(-1.05 * reach, 1.05 * reach)
         pad = 0.05 * (high - low)
         axes.set_ylim(low - pad, high + pad)
-        _legend(axes)
+        legend(axes, across=3)
     return figure
 
 
@@ -326,7 +331,7 @@ def _steps(replay: Replay) -> Figure:
         _finish_bars(axes, title, unit, labels)
         axes.axvline(start, color=COLOURS[1], linestyle="--", lw=1.6, label="before the step")
         axes.set_xlim(0, 1.18 * max(values.max(), start, 1e-9))
-        _legend(axes)
+        legend(axes, across=3)
     figure.suptitle(
         "After a step of one length along each gradient", fontsize=11, x=0.01, ha="left"
     )
@@ -395,28 +400,3 @@ def _broken(label: str) -> str:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     return "\n".join(lines)
-
-
-def _legend(axes: Axes, across: int = 3) -> None:
-    """The legend between heading and axes, where it hides nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    if not labels:
-        return
-    across = min(across, len(labels))
-    while across > 1 and across * (max(map(len, labels)) + 5) > 64:
-        across -= 1
-    axes.legend(
-        handles,
-        labels,
-        frameon=False,
-        fontsize=8,
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 0.99),
-        ncols=across,
-        handlelength=1.9,
-        columnspacing=1.0,
-        labelspacing=0.3,
-        borderpad=0.1,
-    )
-    rows = math.ceil(len(labels) / across)
-    axes.set_title(axes.get_title(loc="left"), loc="left", pad=5 + 12 * rows, **HEADING)

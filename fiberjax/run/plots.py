@@ -32,6 +32,7 @@ DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
     *("-", "--", (0, (1, 1.2)), "-."),
     (0, (5, 1.5, 1, 1.5, 1, 1.5)),
 )
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # From light to dark, so that order reads without colour too.
 ORDERED = ("#DCE9F5", "#9DC6E3", "#4F94C7", "#1B5E9B", "#0B2A50")
 _REGIME_COLOURS = dict(zip(GLOBAL_REGIMES, ORDERED, strict=True)) | dict(
@@ -504,10 +505,23 @@ def _from_zero(axes: Axes, series: Sequence[np.ndarray]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def legend(axes: Axes) -> None:
-    """Puts the legend between heading and axes, where it hides nothing."""
+def legend(axes: Axes, across: int | None = None) -> None:
+    """Puts the legend between heading and axes, where it hides nothing; none without labels.
+
+    Args:
+      axes: has its heading and its lines.
+      across: labels beside each other, at most, as many of them as fit; None for short ones, all in
+        a row, or three where that is too long.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    across = len(labels) if sum(len(label) + 4 for label in labels) <= 50 else 3
+    if not labels:
+        return
+    if across is None:
+        across = len(labels) if sum(len(label) + 4 for label in labels) <= 50 else 3
+    else:
+        across = min(across, len(labels))
+        while across > 1 and across * (max(map(len, labels)) + 5) > 64:
+            across -= 1
     axes.legend(
         handles,
         labels,
