@@ -31,10 +31,11 @@ from fiberjax.tasks import (
 from fiberjax.tasks.environments import ENVIRONMENTS, Environment, Turns, make_turns
 from fiberjax.tasks.fitting import check_answers, fit_prompts
 from fiberjax.tasks.golds import check_rewards
-from fiberjax.tasks.levels import Levels, check_names, columns_of, make_levels, of_layout
+from fiberjax.tasks.levels import PROMPT, Levels, check_names, columns_of, make_levels, of_layout
 from fiberjax.tasks.loading import load_domains, make_vocabulary
 from fiberjax.tasks.rewards import Verifier
 from fiberjax.tasks.rewards.own import expressions_of, table_of
+from fiberjax.train import passes
 from fiberjax.train.engine import Engine
 from fiberjax.train.rollout import Sampler
 from fiberjax.train.server import make_engine
@@ -406,7 +407,7 @@ def _from_config(
         estimate=tables.estimators[run.advantage],
         schedule=schedule,
         optimizer=optimizer,
-        step=_step_options(training, window, adapters, diagnostics),
+        step=_step_options(training, window, adapters, diagnostics, _groups(levels, rollout)),
     )
     if load_data is None:
         check_data(built)
@@ -488,6 +489,7 @@ def _step_options(
     window: options.Window,
     adapters: LoRA | None,
     diagnostics: options.Diagnostics,
+    groups: passes.Groups,
 ) -> StepOptions:
     """What of the options is static in the compiled step."""
     return StepOptions(
@@ -498,10 +500,17 @@ def _step_options(
         entropy_bonus=training.entropy_coefficient != 0,
         step_share=None if training.step_share == "none" else training.step_share,
         num_micro_batches=training.micro_batches,
+        groups=groups,
         chunk=training.chunk,
         lora=adapters,
         log_prob=diagnostics.every > 0,
     )
+
+
+def _groups(levels: tuple[tuple[str, str], ...], rollout: options.Rollout) -> passes.Groups:
+    """The prompt groups of a batch, whose level is the one with an empty column."""
+    named = {column: name for name, column in levels}
+    return passes.Groups(named.get(PROMPT), rollout.samples)
 
 
 def _optimizer(

@@ -184,11 +184,13 @@ def reproduce(
     if built.budget_control.kind != "none":
         factor = float(kept.meta["budget_factor"])
         knobs = knobs._replace(budgets=built.gate.widened(knobs.budgets, factor))
-    adapted = () if built.lora is None else (base.params,)
+    adapted = None if built.lora is None else base.params
+    scored = built.training.edge != "direct"
     found: list[Compared] = []
     for number, update in enumerate(kept.meta["updates"]):
         minibatch = int(update["minibatch"])
-        result = step(state, batches[minibatch], knobs, *adapted)
+        fresh = np.bool_(scored and number == 0)
+        result = step(state, batches[minibatch], knobs, adapted, fresh)
         state, metrics = result[:2]
         if built.step.log_prob:  # Of what is kept the run has looked at every update.
             metrics |= diagnose(result[2], batches[minibatch], knobs)

@@ -19,7 +19,8 @@ from fiberjax.policy import TokenOutputs, TransformerConfig, lora
 from fiberjax.policy.lora import LoRA
 from fiberjax.run.kept import Kept
 from fiberjax.run.policies import Policy, rows_of
-from fiberjax.train.forward import in_micro_batches, make_forward, outputs_and_pullback
+from fiberjax.train import passes
+from fiberjax.train.forward import in_micro_batches, make_forward, split_rows
 
 
 class Through:
@@ -110,9 +111,13 @@ def _gradient(
     layout: Any,
     coefficients: jax.Array,
 ) -> Any:
-    _, pullback = outputs_and_pullback(static.forward(base, layout), params, rows, parts)
-    loss = pullback(TokenOutputs(coefficients, jnp.zeros_like(coefficients)))
-    return jax.tree.map(jnp.negative, loss)
+    cotangents = TokenOutputs(coefficients, jnp.zeros_like(coefficients))
+    parted = jax.tree.map(lambda x: split_rows(x, parts), cotangents)
+    forward = static.forward(base, layout)
+    _, descent = passes.back(
+        forward, params, rows, lambda index, _: jax.tree.map(lambda x: x[index], parted), parts
+    )
+    return passes.negated(descent)
 
 
 def split(adapters: LoRA | None, params: Any) -> tuple[Any, Any]:

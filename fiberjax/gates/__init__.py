@@ -45,7 +45,18 @@ from fiberjax.gates import (
     silent,
     tokenwise,
 )
-from fiberjax.gates.config import BY_LEVEL, LEVEL, Budget, Budgets, Gate, GateSpec, Option
+from fiberjax.gates.config import (
+    BY_LEVEL,
+    LEVEL,
+    NAMED,
+    TOKEN,
+    Budget,
+    Budgets,
+    Gate,
+    GateSpec,
+    Option,
+)
+from fiberjax.layout import TRAJECTORY
 
 __all__ = [
     "GATES",
@@ -80,7 +91,7 @@ _SEQUENCE_CLIP = {
     "clip_high": Budget(4e-4, "ratio", width=True),
 }
 _LEVEL = {"level": LEVEL}
-_PPO = GateSpec(tokenwise.ppo, tokenwise.importance, tokenwise.ppo_clipped, _CLIP)
+_PPO = GateSpec(tokenwise.ppo, tokenwise.importance, tokenwise.ppo_clipped, _CLIP, couples=TOKEN)
 _DAPO = {
     "clip_low": Budget(0.2, "ratio", width=True),
     "clip_high": Budget(0.28, "ratio", width=True),
@@ -106,14 +117,21 @@ _HIERARCHY = GateSpec(
     dual_clip_past=True,
     settings=hierarchy.Hierarchy,
     inspect=hierarchy.inspect,
+    couples=NAMED,
 )
 
 GATES: Mapping[str, GateSpec] = {
-    "importance": GateSpec(tokenwise.importance, tokenwise.importance, tokenwise.never),
-    "clip": GateSpec(tokenwise.clip, tokenwise.importance, tokenwise.clip_clipped, _CLIP),
+    "importance": GateSpec(
+        tokenwise.importance, tokenwise.importance, tokenwise.never, couples=TOKEN
+    ),
+    "clip": GateSpec(
+        tokenwise.clip, tokenwise.importance, tokenwise.clip_clipped, _CLIP, couples=TOKEN
+    ),
     "ppo": _PPO,
     "grpo": _PPO,
-    "dapo": GateSpec(tokenwise.ppo, tokenwise.importance, tokenwise.ppo_clipped, _DAPO),
+    "dapo": GateSpec(
+        tokenwise.ppo, tokenwise.importance, tokenwise.ppo_clipped, _DAPO, couples=TOKEN
+    ),
     "gspo": GateSpec(
         sequence.gspo,
         sequence.sequence_ratio,
@@ -121,6 +139,7 @@ GATES: Mapping[str, GateSpec] = {
         _SEQUENCE_CLIP,
         _LEVEL,
         limit_options=("level",),
+        couples=NAMED,
     ),
     "gspo_token": GateSpec(
         sequence.gspo_token,
@@ -129,6 +148,7 @@ GATES: Mapping[str, GateSpec] = {
         _SEQUENCE_CLIP,
         _LEVEL,
         limit_options=("level",),
+        couples=NAMED,
     ),
     "gmpo": GateSpec(
         sequence.gmpo,
@@ -137,6 +157,7 @@ GATES: Mapping[str, GateSpec] = {
         {"clip_low": Budget(0.4, "nats", width=True), "clip_high": Budget(0.4, "nats", width=True)},
         _LEVEL,
         limit_options=("level",),
+        couples=NAMED,
     ),
     "cispo": GateSpec(
         score.cispo,
@@ -147,6 +168,7 @@ GATES: Mapping[str, GateSpec] = {
             "clip_high": Budget(4.0, "ratio", width=True),
         },
         score_weight=True,
+        couples=TOKEN,
     ),
     "sapo": GateSpec(
         score.sapo,
@@ -157,6 +179,7 @@ GATES: Mapping[str, GateSpec] = {
             "temperature_negative": Budget(1.05, "one over a ratio"),
         },
         score_weight=True,
+        couples=TOKEN,
     ),
     "dppo_tv": GateSpec(
         score.dppo_tv,
@@ -169,6 +192,7 @@ GATES: Mapping[str, GateSpec] = {
         },
         score_weight=True,
         needs_old_log_prob=True,
+        couples=TOKEN,
     ),
     "dppo_kl": GateSpec(
         score.dppo_kl,
@@ -177,6 +201,7 @@ GATES: Mapping[str, GateSpec] = {
         {"delta": Budget(0.05, "nats", width=True), "weight_cap": Budget(20.0, "ratio")},
         score_weight=True,
         needs_old_log_prob=True,
+        couples=TOKEN,
     ),
     "vespo": GateSpec(
         sequence.vespo,
@@ -190,6 +215,7 @@ GATES: Mapping[str, GateSpec] = {
         },
         _LEVEL,
         score_weight=True,
+        couples=NAMED,
     ),
     "topr": GateSpec(
         sequence.topr,
@@ -198,6 +224,7 @@ GATES: Mapping[str, GateSpec] = {
         {"weight_cap": Budget(1.0, "ratio")},
         {**_LEVEL, "form": Option("product", sequence.FORMS)},
         score_weight=True,
+        couples=NAMED,
     ),
     "m2po": GateSpec(
         masks.m2po,
@@ -213,6 +240,7 @@ GATES: Mapping[str, GateSpec] = {
         {"largest": Budget(0.1, "nats", width=True), "mean": Budget(0.002, "nats", width=True)},
         _LEVEL,
         score_weight=True,
+        couples=NAMED,
     ),
     "opsm": GateSpec(
         masks.opsm,
@@ -221,6 +249,7 @@ GATES: Mapping[str, GateSpec] = {
         {"delta": Budget(0.5, "nats", width=True), **_CLIP},
         _LEVEL,
         score_weight=True,
+        couples=NAMED,
     ),
     "tvpo": GateSpec(
         masks.tvpo,
@@ -229,6 +258,7 @@ GATES: Mapping[str, GateSpec] = {
         {"delta": Budget(0.2, "mean deviation", width=True)},
         _LEVEL,
         score_weight=True,
+        couples=NAMED,
     ),
     "cppo": GateSpec(
         prefix.cppo,
@@ -241,14 +271,18 @@ GATES: Mapping[str, GateSpec] = {
         },
         score_weight=True,
         needs_old_log_prob=True,
+        couples=TRAJECTORY,
     ),
-    "pnpo": GateSpec(prefix.pnpo, prefix.prefix_ratio, prefix.pnpo_clipped, _CLIP),
+    "pnpo": GateSpec(
+        prefix.pnpo, prefix.prefix_ratio, prefix.pnpo_clipped, _CLIP, couples=TRAJECTORY
+    ),
     "minpro": GateSpec(
         prefix.minpro,
         prefix.minimum_ratio,
         prefix.minpro_clipped,
         {"weight_cap": Budget(5.0, "ratio")},
         score_weight=True,
+        couples=TRAJECTORY,
     ),
     "fipo": GateSpec(
         prefix.fipo,
@@ -263,6 +297,7 @@ GATES: Mapping[str, GateSpec] = {
             **_DAPO,
         },
         score_weight=True,
+        couples=TRAJECTORY,
     ),
     "apc": GateSpec(
         apc.apc,
@@ -270,6 +305,7 @@ GATES: Mapping[str, GateSpec] = {
         apc.clipped,
         {"delta": Budget(0.1, "mean deviation, or nats", width=True)},
         {"level": config.UNIT, "form": Option("ratio", apc.FORMS)},
+        couples=NAMED,
     ),
     "fiberpo": dataclasses.replace(_HIERARCHY, depth=1),
     "fiberpo_domain": dataclasses.replace(_HIERARCHY, depth=3),
@@ -292,6 +328,7 @@ GATES: Mapping[str, GateSpec] = {
         limit_options=("weight",),
         score_weight=True,
         settings=silent.SilentHierarchy,
+        couples=NAMED,
     ),
 }
 """Every gate by name, with the defaults and units of its budgets and options."""

@@ -54,6 +54,9 @@ LEVEL = Option("trajectory", ())
 UNIT = Option(STATE, ())
 """An option that names a level or "state": whose tokens share a budget."""
 
+TOKEN, NAMED = "token", "named"
+"""What a gate couples (`GateSpec.couples`): nothing, or the cells that its config names."""
+
 BY_LEVEL = Budget(None, "nats", width=True)
 """Marks a gate that takes `budgets` by level from the config's `order` and `levels`."""
 
@@ -83,6 +86,10 @@ class GateSpec:
         `gate`, `clipped` and `inspect` then take it after the layout.
       inspect: as `gate`, giving a `Gating`, whose channels and regimes are then logged;
         None for a gate without levels.
+      couples: the cells within which the gate couples tokens: `TOKEN`, "trajectory", or `NAMED`,
+        those of the coarsest level that its options and budgets name. A token's gated ratio and its
+        derivatives depend on no token outside its cell, so an update may take one set of whole
+        cells after the other. None, which is always right: on all tokens of a batch.
     """
 
     gate: Callable[..., jax.Array]
@@ -97,6 +104,7 @@ class GateSpec:
     depth: int | None = None
     settings: Callable[..., Any] | None = None
     inspect: Callable[..., Gating] | None = None
+    couples: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +129,18 @@ class Gate:
     def widths(self) -> tuple[str, ...]:
         """Names of the budgets that are widths of the trust region."""
         return tuple(name for name, budget in self.spec.budgets.items() if budget.width)
+
+    def couples(self, budgets: Budgets, layout: Layout) -> str | None:
+        """The level within whose cells the gate couples tokens; see `GateSpec.couples`.
+
+        Returns:
+          `TOKEN`, a level of the layout, "state", or None for all tokens of a batch.
+        """
+        if self.spec.couples != NAMED:
+            return self.spec.couples
+        if "budgets" in budgets:  # By level, and in no order.
+            return max(budgets["budgets"], key=layout.index)
+        return str(dict(self.options)["level"])
 
     def widened(self, budgets: Budgets, factor: float) -> Budgets:
         """The budgets with every width of the trust region times a factor; the others as given."""

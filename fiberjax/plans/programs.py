@@ -189,8 +189,9 @@ def lower_step(experiment: Experiment, packed: int | None = None) -> Any:
         experiment.step,
         jax.tree.map(lambda leaf: leaf.sharding, state),
     )
-    base = () if experiment.lora is None else (experiment.abstract_base(),)
-    return step.lower(state, abstract_batch(experiment, packed), experiment.knobs, *base)
+    base = None if experiment.lora is None else experiment.abstract_base()
+    batch, fresh = abstract_batch(experiment, packed), jax.ShapeDtypeStruct((), np.bool_)
+    return step.lower(state, batch, experiment.knobs, base, fresh)
 
 
 def sampling_params(experiment: Experiment) -> Any:

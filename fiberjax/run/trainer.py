@@ -283,12 +283,15 @@ class Trainer:
         # Of what is kept the file says all that a replay is held against.
         due = looking.due(iteration + 1) or (keeping and looking.every > 0)
         batches, pending, order_of = collected.batches, [], []
-        base = () if self.experiment.lora is None else (self._reference,)
+        base = None if self.experiment.lora is None else self._reference
+        # Old log-probabilities of the sampler are not the trainer's own.
+        scored = self.experiment.training.edge != "direct"
         made = int(state.step)
         order = np.random.default_rng((self.experiment.seed, iteration))
         for _ in range(self.experiment.training.epochs):
             for j in order.permutation(len(batches)):
-                result = self._step(state, batches[j], knobs, *base)
+                fresh = np.bool_(scored and not pending)
+                result = self._step(state, batches[j], knobs, base, fresh)
                 state, step_metrics = result[:2]
                 if due:
                     step_metrics |= self._diagnose(result[2], batches[j], knobs)

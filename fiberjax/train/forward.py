@@ -90,55 +90,6 @@ def _make_head(
     return of_hidden
 
 
-def outputs_and_pullback(
-    forward: Forward, params: Any, rows: Rows, num_micro_batches: int
-) -> tuple[TokenOutputs, Callable[[TokenOutputs], Any]]:
-    """The policy's outputs over all rows, and the pullback that gives the *negated* gradient.
-
-    With one micro-batch this is `jax.vjp`: one forward and one backward pass. With more, the
-    outputs are computed without residuals, and the pullback runs forward and backward again one
-    micro-batch at a time, adding gradients: the same result, at the memory of one micro-batch.
-
-    Args:
-      forward: the policy.
-      params: its parameters.
-      rows: arrays of `[B, S]`; micro-batch j takes rows j, n + j, 2n + j, ... so that each device
-        works on rows it holds.
-      num_micro_batches: n, divides B.
-
-    Raises:
-      ValueError: the rows do not divide.
-    """
-    n = num_micro_batches
-    num_rows = rows[0].shape[0]
-    if num_rows % n:
-        raise ValueError(f"{num_rows} rows do not divide into {n} micro-batches")
-
-    def negate(gradient: Any) -> Any:
-        return jax.tree.map(jnp.negative, gradient)
-
-    if n == 1:
-        outputs, pull = jax.vjp(lambda p: forward(p, rows), params)
-        return outputs, lambda cotangents: negate(pull(cotangents)[0])
-
-    parts = jax.tree.map(lambda x: split_rows(x, n), rows)
-    outputs = in_micro_batches(lambda part: forward(params, part), rows, n)
-
-    def pullback(cotangents: TokenOutputs) -> Any:
-        def add(total: Any, part: tuple[Rows, TokenOutputs]) -> tuple[Any, None]:
-            micro_rows, micro_cotangents = part
-            _, pull = jax.vjp(lambda p: forward(p, micro_rows), params)
-            return jax.tree.map(jnp.add, total, pull(micro_cotangents)[0]), None
-
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        total, _ = jax.lax.scan(
-            add, zeros, (parts, jax.tree.map(lambda x: split_rows(x, n), cotangents))
-        )
-        return negate(total)
-
-    return outputs, pullback
-
-
 def make_log_probs(
     config: TransformerConfig,
     device_mesh: Mesh,
@@ -183,14 +134,19 @@ def make_log_probs(
     return of_rollouts
 
 
-def split_rows(x: jax.Array, parts: int) -> jax.Array:
-    """`[B, ...]` as `[n, B/n, ...]`; part j takes rows j, n + j, ..., so devices keep theirs."""
-    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+def split_rows(x: jax.Array, parts: int, together: int = 1) -> jax.Array:
+    """`[B, ...]` as `[n, B/n, ...]`; part j takes rows j, n + j, ..., so devices keep theirs.
+
+    Blocks of `together` rows stay together: part j then takes blocks j, n + j, ...
+    """
+    blocks = x.reshape(-1, parts, together, *x.shape[1:]).swapaxes(0, 1)
+    return blocks.reshape(parts, -1, *x.shape[1:])
 
 
-def merge_rows(x: jax.Array) -> jax.Array:
+def merge_rows(x: jax.Array, together: int = 1) -> jax.Array:
     """Undoes `split_rows`."""
-    return x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    blocks = x.reshape(len(x), -1, together, *x.shape[2:]).swapaxes(0, 1)
+    return blocks.reshape(-1, *x.shape[2:])
 
 
 def in_micro_batches(function: Callable[[Any], Any], rows: Any, parts: int) -> Any:

@@ -3,8 +3,8 @@
 The objective never sees the policy. The policy gives log-probabilities and entropies of every token
 of the optimizer batch; the gate hierarchy and the objective, under `shard_map`, turn them into one
 cotangent a token; and the policy's pullback turns those into the gradient. Gates couple tokens of
-whole trajectories, groups and domains nonlinearly, so micro-batches may split the policy's two
-passes but never the objective: any split gives the same gradient.
+whole trajectories, groups and domains nonlinearly, so micro-batches split the policy's passes but
+never the objective: any split gives the same gradient, by one of the schedules of `passes`.
 """
 
 import dataclasses
@@ -24,8 +24,9 @@ from fiberjax.objective import Mean, Reduction, Sum
 from fiberjax.parallel import mesh
 from fiberjax.policy import TokenOutputs, TransformerConfig, lora
 from fiberjax.policy.lora import LoRA
+from fiberjax.train import passes
 from fiberjax.train.batch import Batch, batch_specs
-from fiberjax.train.forward import Rows, make_forward, outputs_and_pullback
+from fiberjax.train.forward import Rows, make_forward
 
 
 @jax.tree_util.register_dataclass
@@ -74,6 +75,7 @@ class StepOptions:
       step_share: what the coefficients are compared with, one of `step_share.REFERENCES`, where the
         optimizer's step is to be as long as what the gate leaves open; None leaves it whole.
       num_micro_batches: splits of the policy's passes; divides the rows of a shard.
+      groups: which rows are one prompt's; between groups, splits may be cheaper.
       chunk: columns whose logits exist at a time.
       lora: the adapters that are trained; None trains all parameters.
       log_prob: whether the log-probabilities of the batch's tokens come out too, as `diagnose`
@@ -87,6 +89,7 @@ class StepOptions:
     entropy_bonus: bool = False
     step_share: str | None = None
     num_micro_batches: int = 1
+    groups: passes.Groups = passes.Groups(None, 0)
     chunk: int = 128
     lora: LoRA | None = None
     log_prob: bool = False
@@ -96,7 +99,7 @@ Metrics = dict[str, Reduction]
 """By name, joined over micro-batches and devices; `objective.add` joins those of several steps."""
 
 Step = Callable[..., Any]
-"""`(state, batch, knobs, base) -> (state, metrics)`, and with `StepOptions.log_prob` a third."""
+"""`(state, batch, knobs, base, fresh) -> (state, metrics)`, with `StepOptions.log_prob` a third."""
 
 SKIPPED = "actor/skipped_updates"
 """The metric of a step that says whether it was left out: 1, or 0."""
@@ -131,9 +134,11 @@ def make_step(
       shardings: of the state, from `shardings.state_shardings`.
 
     Returns:
-      The jitted `(state, batch, knobs, base) -> (state, metrics)`; the base is what adapters adapt,
-      and is left out without them. Where the options ask for it a third result is the
-      log-probabilities, float32[B, T] over the rows, of the tokens by the policy before the update.
+      The jitted `(state, batch, knobs, base, fresh) -> (state, metrics)`; the base is what adapters
+      adapt, None without them, and `fresh`, a bool that is False if left out, says that the state
+      is the one whose log-probabilities are the batch's old ones. Where the options ask for it a
+      third result is the log-probabilities, float32[B, T] over the rows, of the tokens by the
+      policy before the update.
       It donates the state: never read the one passed in again.
       Metrics are on devices; read them while the next step runs. Where the loss, the gradient,
       the update or what it makes of the state is not finite on any device, the state is the old
@@ -143,7 +148,13 @@ def make_step(
     if options.step_share is not None:
         sized = step_share.scale_by_share(optimizer)
 
-    def step(state: TrainState, batch: Batch, knobs: Knobs, base: Any = None) -> tuple[Any, ...]:
+    def step(
+        state: TrainState,
+        batch: Batch,
+        knobs: Knobs,
+        base: Any = None,
+        fresh: jax.Array | bool = False,
+    ) -> tuple[Any, ...]:
         whole = make_forward(
             config,
             device_mesh,
@@ -159,9 +170,16 @@ def make_step(
         # A packed batch has fewer rows than trajectories, and micro-batches of as many rows.
         num_trajectories = batch.layout.sizes[batch.layout.index(TRAJECTORY)].shape[0]
         parts = max(1, options.num_micro_batches * len(batch.tokens) // num_trajectories)
-        outputs, pullback = outputs_and_pullback(forward, state.params, batch.rows, parts)
-        metrics, cotangents = objective_gradient(device_mesh, gate, options, outputs, batch, knobs)
-        gradient = pullback(cotangents)
+        shards = mesh.row_shards(device_mesh)
+        outputs, metrics, gradient = passes.run(
+            forward,
+            state.params,
+            batch.rows,
+            lambda outputs: objective_gradient(device_mesh, gate, options, outputs, batch, knobs),
+            passes.split(gate, knobs.budgets, batch.layout, parts, shards, options.groups),
+            old=TokenOutputs(batch.old_log_prob, jnp.zeros_like(batch.old_log_prob)),
+            fresh=fresh,
+        )
         extra = {}
         if options.step_share is not None:
             extra["share"] = metrics["actor/open_share"].value

@@ -420,6 +420,36 @@ def test_sharded_equals_one_device(name, pessimistic, devices):
     chex.assert_trees_all_close(got, want, rtol=1e-3, atol=2e-6)
 
 
+@some_forms
+def test_tokens_outside_the_cells_that_a_gate_names_change_nothing_within(name, pessimistic):
+    """By this an update may take one set of whole cells after the other."""
+    p = problem(3, dtype=np.float32)
+    gate, budgets = build(name, pessimistic)
+    named = gate.couples(budgets, flat(p))
+    cells = {
+        "token": np.arange(p.trajectory.size),
+        "trajectory": p.trajectory,
+        "group": p.group[p.trajectory],
+        "domain": p.domain[p.group[p.trajectory]],
+        "state": p.state,
+        None: np.zeros_like(p.trajectory),
+    }
+    # It names no coarser cells than those that it couples.
+    unit, cell = unit_of(name, p), cells[named]
+    assert len(np.unique(unit)) == len(np.unique(cell)) == len(np.unique([unit, cell], axis=1).T)
+    within = cell == cell[7]
+    moved = p.log_ratio + np.where(within, 0, np.random.default_rng(1).normal(0, 0.3, within.shape))
+    found = [
+        gradient_and_gated(gate, budgets, of, p.advantage, flat(p), p.old_log_prob)
+        for of in (p.log_ratio, moved.astype(np.float32))
+    ]
+    for ((_, gated), slope), ((_, again), slope_again) in [found]:
+        np.testing.assert_allclose(again[within], gated[within], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(slope_again[within], slope[within], rtol=1e-4, atol=1e-6)
+    # The others did move.
+    assert within.all() or not np.allclose(found[0][0][1], found[1][0][1], rtol=1e-5)
+
+
 @every_form
 def test_any_micro_batch_split_gives_the_same_gradient(name, pessimistic):
     """Two passes: one coefficient a token from the whole batch, then micro-batches."""

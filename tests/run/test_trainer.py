@@ -35,8 +35,8 @@ def test_the_schedule_reuses_every_minibatch_in_every_epoch(build):
     trainer, state = trainer_of(built)
     step, seen = trainer._step, []
 
-    def watched(state, batch, knobs):
-        state, metrics, log_prob = step(state, batch, knobs)
+    def watched(state, batch, knobs, *more):
+        state, metrics, log_prob = step(state, batch, knobs, *more)
         seen.append((id(batch), {name: of.value for name, of in jax.device_get(metrics).items()}))
         return state, metrics, log_prob
 
@@ -151,9 +151,9 @@ def test_truncated_sampling_is_no_mismatch(build, mismatch, truncation):
     trainer, state = trainer_of(built)
     step, weights = trainer._step, []
 
-    def watched(state, batch, knobs):
+    def watched(state, batch, knobs, *more):
         weights.append(np.asarray(batch.sample_weight)[np.asarray(batch.layout.mask)])
-        return step(state, batch, knobs)
+        return step(state, batch, knobs, *more)
 
     trainer._step = watched
     _, scalars = trainer.iterate(state, built.prompt_stream(), 0)

@@ -10,10 +10,10 @@ import pytest
 from small_step import CONFIG, GATE, KNOBS, OPTIONS, ROWS, make_batch
 
 from fiberjax.parallel import mesh
-from fiberjax.policy import init
-from fiberjax.train import packing
+from fiberjax.policy import TokenOutputs, init
+from fiberjax.train import packing, passes
 from fiberjax.train.batch import batch_specs
-from fiberjax.train.forward import make_forward, outputs_and_pullback
+from fiberjax.train.forward import make_forward
 from fiberjax.train.update import objective_gradient
 
 
@@ -34,9 +34,15 @@ def gradient_of(batch, shape=(1, 1, 1), options=OPTIONS):
             entropy_gradient=options.entropy_bonus,
         )
         rows = (batch.tokens, batch.positions, batch.segment_ids)
-        outputs, pullback = outputs_and_pullback(forward, params, rows, options.num_micro_batches)
-        metrics, cotangents = objective_gradient(device_mesh, GATE, options, outputs, batch, knobs)
-        return metrics, pullback(cotangents)
+        _, metrics, gradient = passes.run(
+            forward,
+            params,
+            rows,
+            lambda outputs: objective_gradient(device_mesh, GATE, options, outputs, batch, knobs),
+            passes.Split(options.num_micro_batches, 1, apart=False),
+            old=TokenOutputs(batch.old_log_prob, batch.old_log_prob),
+        )
+        return metrics, gradient
 
     placed = mesh.place(device_mesh, batch, batch_specs(batch))
     return jax.device_get(compute(params, placed, KNOBS))
