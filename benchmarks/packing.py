@@ -92,7 +92,8 @@ def count_rows() -> list[dict[str, Any]]:
         batch = make_batch(lengths, total, prompt=1024, completion=3072)
         for shards in (1, 16):
             local = total // shards
-            rows = shards * packing.bucket(packing.rows_needed(batch, shards), local, 1)
+            free, _ = packing.places(batch.segment_ids != 0, 3072, shards)
+            rows = shards * packing.bucket(packing.rows_of(free), local, 1)
             shares = {"used": used(batch, total), "used_packed": used(batch, rows)}
             result.append({"lengths": lengths, "shards": shards, "rows": rows} | shares)
     return result
@@ -115,8 +116,10 @@ def time_steps(repeats: int) -> list[dict[str, Any]]:
     result = []
     for lengths in LENGTHS:
         padded = make_batch(lengths, total, prompt, completion)
-        rows = packing.bucket(packing.rows_needed(padded, 1), total, total // 8)
-        batches = {"padded": padded, "packed": packing.pack(padded, rows=rows)}
+        fewer = packing.choose(device_mesh, padded.segment_ids, completion, 8)
+        rows = total if fewer is None else fewer.rows
+        batches = {"padded": padded}
+        batches["packed"] = padded if fewer is None else packing.pack(padded, fewer)
         placed = {k: mesh.place(device_mesh, b, batch_specs(b)) for k, b in batches.items()}
         seconds: dict[str, list[float]] = {name: [] for name in batches}
         for turn in range(repeats + 2):

@@ -115,11 +115,12 @@ def our_side(params: Any, data: dict[str, np.ndarray]) -> dict[str, Callable[[],
     knobs = Knobs(budgets, np.float32(1), np.float32(0), np.float32(0))
     held = {"state": jax.device_put(state, shardings)}
     ragged = make_batch(data, data["ragged"])
-    rows = packing.bucket(packing.rows_needed(ragged, 1), ROWS, 1)
+    fewer = packing.choose(device_mesh, ragged.segment_ids, COMPLETION, 1)
+    assert fewer is not None
     batches = {
         "step": make_batch(data, np.ones_like(data["ragged"])),
         "ragged": ragged,
-        "packed": packing.pack(ragged, rows=rows),
+        "packed": packing.pack(ragged, fewer),
     }
     placed = {k: mesh.place(device_mesh, b, batch_specs(b)) for k, b in batches.items()}
     tokens = {name: int(batch.layout.mask.sum()) for name, batch in batches.items()}

@@ -12,12 +12,12 @@ import numpy as np
 from fiberjax import options
 from fiberjax.analysis import blocks, page, tokens
 from fiberjax.analysis.objectives import RUN, Asked
-from fiberjax.layout import make_layout
 from fiberjax.parallel import mesh
 from fiberjax.run import identity, kept_files, policies
 from fiberjax.run.kept import Kept
 from fiberjax.run.policies import Policy, load_policy
 from fiberjax.tasks.loading import make_vocabulary
+from fiberjax.train.batch import Rows
 from fiberjax.train.forward import in_micro_batches, make_forward
 
 FOLDER = "look"
@@ -126,22 +126,23 @@ def entropy(policy: Policy, kept: Kept) -> np.ndarray:
     """The policy's entropy where each token was drawn, float32[R, C], nats; 0 off the mask."""
     built = policy.experiment
     rows, mask, places = policies.rows_of(kept, built)
-    layout = make_layout(mask)
-    placed = mesh.place(built.mesh, (rows, layout), mesh.ROWS)
+    placed = mesh.place(built.mesh, Rows(*rows), mesh.ROWS)
     parts = built.training.micro_batches * built.training.minibatches
-    of_rows = _entropies(built.policy, built.mesh, built.training.chunk, parts)
-    found = of_rows(policy.params, *placed, built.knobs.temperature)
+    of_rows = _entropies(built.policy, built.mesh, mask.shape[1], built.training.chunk, parts)
+    found = of_rows(policy.params, placed, built.knobs.temperature)
     columns = kept.mask.shape[1]
     values = mesh.local_values(found)[places, :columns]
     return np.where(kept.mask, values, np.float32(0))
 
 
 @functools.lru_cache
-def _entropies(config: Any, device_mesh: Any, chunk: int, parts: int) -> Callable[..., jax.Array]:
+def _entropies(
+    config: Any, device_mesh: Any, window: int, chunk: int, parts: int
+) -> Callable[..., jax.Array]:
     @jax.jit
-    def of_rows(params: Any, rows: Any, layout: Any, temperature: Any) -> jax.Array:
+    def of_rows(params: Any, rows: Rows, temperature: Any) -> jax.Array:
         forward = make_forward(
-            config, device_mesh, layout, temperature, chunk, entropy_gradient=False
+            config, device_mesh, window, temperature, chunk, entropy_gradient=False
         )
         return in_micro_batches(lambda part: forward(params, part).entropy, rows, parts)
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fiberjax.layout import make_layout
 from fiberjax.parallel import mesh
 from fiberjax.policy import TokenOutputs, TransformerConfig, lora
 from fiberjax.policy.lora import LoRA
 from fiberjax.run.kept import Kept
 from fiberjax.run.policies import Policy, rows_of
 from fiberjax.train import passes
+from fiberjax.train.batch import Rows
 from fiberjax.train.forward import in_micro_batches, make_forward, split_rows
 
 
@@ -45,7 +45,7 @@ class Through:
         self._mask, self._mesh = kept.mask, experiment.mesh
         self._shape = mask.shape
         self._parts = experiment.training.micro_batches * experiment.training.minibatches
-        self._arguments = mesh.place(self._mesh, (rows, make_layout(mask)), mesh.ROWS)
+        self._rows = mesh.place(self._mesh, Rows(*rows), mesh.ROWS)
         self.params, self._base = split(experiment.lora, policy.params)
         self._static = _Static(
             experiment.policy,
@@ -53,6 +53,7 @@ class Through:
             float(experiment.knobs.temperature),
             experiment.training.chunk,
             experiment.lora,
+            mask.shape[1],
         )
 
     def log_prob(self, params: Any) -> np.ndarray:
@@ -61,7 +62,7 @@ class Through:
         Args:
           params: in place of those of the policy.
         """
-        found = _log_prob(self._static, self._parts, params, self._base, *self._arguments)
+        found = _log_prob(self._static, self._parts, params, self._base, self._rows)
         columns = self._mask.shape[1]
         return np.where(self._mask, np.asarray(found)[self._places, :columns], np.float32(0))
 
@@ -75,7 +76,7 @@ class Through:
         whole = np.zeros(self._shape, np.float32)
         whole[self._places, : self._mask.shape[1]] = np.where(self._mask, coefficients, 0)
         placed = mesh.place(self._mesh, whole, mesh.ROWS)
-        return _gradient(self._static, self._parts, params, self._base, *self._arguments, placed)
+        return _gradient(self._static, self._parts, params, self._base, self._rows, placed)
 
 
 class _Static(NamedTuple):
@@ -86,18 +87,24 @@ class _Static(NamedTuple):
     temperature: float
     chunk: int
     adapters: LoRA | None
+    window: int
 
-    def forward(self, base: Any, layout: Any) -> Any:
+    def forward(self, base: Any) -> Any:
         temperature = np.float32(self.temperature)
         whole = make_forward(
-            self.config, self.mesh, layout, temperature, self.chunk, entropy_gradient=False
+            self.config,
+            self.mesh,
+            self.window,
+            temperature,
+            self.chunk,
+            entropy_gradient=False,
         )
         return lambda trained, rows: whole(lora.attached(self.adapters, base, trained), rows)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _log_prob(static: _Static, parts: int, params: Any, base: Any, rows: Any, layout: Any) -> Any:
-    forward = static.forward(base, layout)
+def _log_prob(static: _Static, parts: int, params: Any, base: Any, rows: Rows) -> Any:
+    forward = static.forward(base)
     return in_micro_batches(lambda part: forward(params, part).log_prob, rows, parts)
 
 
@@ -107,13 +114,12 @@ def _gradient(
     parts: int,
     params: Any,
     base: Any,
-    rows: Any,
-    layout: Any,
+    rows: Rows,
     coefficients: jax.Array,
 ) -> Any:
     cotangents = TokenOutputs(coefficients, jnp.zeros_like(coefficients))
     parted = jax.tree.map(lambda x: split_rows(x, parts), cotangents)
-    forward = static.forward(base, layout)
+    forward = static.forward(base)
     _, descent = passes.back(
         forward, params, rows, lambda index, _: jax.tree.map(lambda x: x[index], parted), parts
     )

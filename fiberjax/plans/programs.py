@@ -91,7 +91,7 @@ def packed_rows(experiment: Experiment) -> int | None:
         return None
     shards = mesh.row_shards(experiment.mesh)
     rows = batch_rows(experiment) // shards
-    smaller = packing.buckets(rows, rows // experiment.training.micro_batches)[:-1]
+    smaller = packing.buckets(rows, packing.unit(rows, experiment.training.micro_batches))[:-1]
     return shards * smaller[-1] if smaller else None
 
 

@@ -99,6 +99,7 @@ class Trainer:
             experiment.mesh,
             experiment.training.chunk,
             experiment.training.micro_batches * experiment.training.minibatches,
+            packed=experiment.training.packing,
             routes=experiment.training.router_replay,
         )
         self._estimate: Callable = jax.jit(experiment.estimate, static_argnums=2)
@@ -282,7 +283,8 @@ class Trainer:
         keeping = keeper is not None and keeper.due(iteration + 1)
         # Of what is kept the file says all that a replay is held against.
         due = looking.due(iteration + 1) or (keeping and looking.every > 0)
-        batches, pending, order_of = collected.batches, [], []
+        batches, order_of = collected.batches, []
+        pending: list[Metrics] = []
         base = None if self.experiment.lora is None else self._reference
         # Old log-probabilities of the sampler are not the trainer's own.
         scored = self.experiment.training.edge != "direct"
@@ -338,10 +340,7 @@ class Trainer:
     def _scored(self, params: Any, rows: Any, mask: np.ndarray) -> tuple[np.ndarray, Any]:
         """This process's log-probabilities of completions, and the routes, if they are replayed."""
         scored = self._log_probs(params, rows, mask, self.experiment.knobs.temperature)
-        if not self.experiment.training.router_replay:
-            return mesh.local_values(scored), None
-        log_prob, routes = map(mesh.local_values, scored)
-        return log_prob, routes
+        return scored if self.experiment.training.router_replay else (scored, None)
 
     def _batches(
         self, params: Any, rollouts: Rollouts, rewards: np.ndarray, present: np.ndarray

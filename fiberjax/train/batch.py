@@ -1,11 +1,22 @@
 """The optimizer batch: whole prompt groups, as the compiled step reads them."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 
 from fiberjax.layout import Layout
 from fiberjax.parallel import mesh, shardings
+
+
+class Rows(NamedTuple):
+    """Rows of tokens as the policy reads them; arrays as in `Batch`, on the host or on devices."""
+
+    tokens: Any
+    positions: Any
+    segment_ids: Any
+    routes: Any = None
+    columns: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -26,6 +37,8 @@ class Batch:
       routes: unsigned integer[B, S, L, k], the experts that the policy before the first update sent
         each token to, in each layer, which the updates send it to again; None lets the current
         policy choose.
+      columns: int32[B, T], the column that each completion stands in, where several trajectories
+        share a row; None where the last T columns are completions.
     """
 
     tokens: jax.Array
@@ -37,12 +50,16 @@ class Batch:
     reference_log_prob: jax.Array
     sample_weight: jax.Array
     routes: jax.Array | None = None
+    columns: jax.Array | None = None
 
     @property
-    def rows(self) -> tuple[jax.Array, ...]:
-        """What the policy reads; see `forward.Rows`."""
-        rows = (self.tokens, self.positions, self.segment_ids)
-        return rows if self.routes is None else (*rows, self.routes)
+    def rows(self) -> Rows:
+        """What the policy reads."""
+        return Rows(self.tokens, self.positions, self.segment_ids, self.routes, self.columns)
+
+    def without_rows(self) -> "Batch":
+        """What the objective reads: the same without what the policy reads."""
+        return dataclasses.replace(self, **dict.fromkeys(Rows._fields))
 
 
 def batch_specs(batch: Batch) -> Batch:

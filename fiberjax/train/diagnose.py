@@ -5,9 +5,7 @@ these: computed for the updates that are looked at alone, they cost the others n
 trained does not depend on which ones these are.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +48,7 @@ def make_diagnose(device_mesh: Mesh, gate: Gate) -> Diagnose:
         return {name: objective.add_over(of, mesh.ROW_AXES) for name, of in metrics.items()}
 
     def diagnose(log_prob: jax.Array, batch: Batch, knobs: Knobs) -> Metrics:
-        without: Any = {"tokens": None, "positions": None, "segment_ids": None, "routes": None}
-        batch = dataclasses.replace(batch, **without)
+        batch = batch.without_rows()
         return jax.shard_map(
             local,
             mesh=device_mesh,

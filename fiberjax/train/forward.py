@@ -4,6 +4,7 @@ Old and reference log-probabilities come from here too: by the very program that
 differentiate, at the same temperature.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from fiberjax.layout import Layout, make_layout
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TokenOutputs, TransformerConfig, bind, chunked_token_outputs
-
-Rows = tuple[jax.Array, ...]
-"""Tokens, positions, segment ids of rows, each int32[B, S]; and their routes, to replay them."""
+from fiberjax.train import packing
+from fiberjax.train.batch import Rows
 
 Forward = Callable[[Any, Rows], TokenOutputs]
 
@@ -24,13 +23,13 @@ Forward = Callable[[Any, Rows], TokenOutputs]
 def make_forward(
     config: TransformerConfig,
     device_mesh: Mesh,
-    layout: Layout,
+    window: int,
     temperature: Any,
     chunk: int,
     *,
     entropy_gradient: bool,
 ) -> Forward:
-    """The policy as a function of parameters and rows, over the layout's completion columns.
+    """The policy as a function of parameters and rows, over their completions.
 
     The table of logits is gathered once, and each shard works through its own rows: left to the
     compiler, every chunk of columns would gather it, and add its gradient over devices, again.
@@ -38,34 +37,36 @@ def make_forward(
     Args:
       config: shape of the policy.
       device_mesh: from `mesh.make_mesh`.
-      layout: its mask says how many columns are completions.
+      window: how many of the last columns are completions, where rows do not name theirs.
       temperature: divides the logits; float32[].
       chunk: columns whose logits exist at a time.
       entropy_gradient: whether entropies have a gradient, or are constants.
     """
     of_hidden = _make_head(
-        device_mesh, layout, temperature, chunk, entropy_gradient=entropy_gradient
+        device_mesh, window, temperature, chunk, entropy_gradient=entropy_gradient
     )
 
     def forward(params: Any, rows: Rows) -> TokenOutputs:
         model = bind(config, params, placement=shardings.placement(device_mesh, config))
-        return of_hidden(model, model.hidden(*rows), rows)
+        return of_hidden(model, model.hidden(*rows[:4]), rows)
 
     return forward
 
 
 def _make_head(
-    device_mesh: Mesh, layout: Layout, temperature: Any, chunk: int, *, entropy_gradient: bool
+    device_mesh: Mesh, window: int, temperature: Any, chunk: int, *, entropy_gradient: bool
 ) -> Callable[[Any, jax.Array, Rows], TokenOutputs]:
     """From the policy and its activations over rows to its outputs; arguments as `make_forward`."""
 
     def of_hidden(model: Any, hidden: jax.Array, rows: Rows) -> TokenOutputs:
-        tokens, _, segment_ids = rows[:3]
-        start = tokens.shape[1] - layout.mask.shape[1]
-        hidden = hidden[:, start - 1 : -1]
-        targets = jnp.where(segment_ids[:, start:] != 0, tokens[:, start:], 0)
-
-        def local(hidden: Any, kernel: Any, targets: Any, temperature: Any) -> TokenOutputs:
+        def local(hidden: Any, kernel: Any, rows: Any, temperature: Any) -> TokenOutputs:
+            tokens, columns = jnp.where(rows.segment_ids != 0, rows.tokens, 0), rows.columns
+            if columns is None:
+                start = tokens.shape[1] - window
+                hidden, targets = hidden[:, start - 1 : -1], tokens[:, start:]
+            else:
+                hidden = jnp.take_along_axis(hidden, columns[..., None] - 1, axis=1)
+                targets = jnp.take_along_axis(tokens, columns, axis=1)
             return chunked_token_outputs(
                 hidden,
                 kernel,
@@ -75,7 +76,8 @@ def _make_head(
                 entropy_gradient=entropy_gradient,
             )
 
-        arguments = (hidden, model.unembedding().astype(hidden.dtype), targets, temperature)
+        rows = rows._replace(routes=None)
+        arguments = (hidden, model.unembedding().astype(hidden.dtype), rows, temperature)
         if mesh.row_shards(device_mesh) == 1:
             # The partitioner refuses a loop that is manual over axes of size one alone.
             return local(*arguments)
@@ -96,6 +98,7 @@ def make_log_probs(
     chunk: int,
     num_micro_batches: int,
     *,
+    packed: bool = False,
     routes: bool = False,
 ) -> Callable[[Any, Rows, Any, Any], Any]:
     """Compiles the policy's own log-probabilities of whole rollouts.
@@ -105,31 +108,43 @@ def make_log_probs(
       device_mesh: from `mesh.make_mesh`.
       chunk: columns whose logits exist at a time.
       num_micro_batches: into how many parts the rows are cut.
+      packed: whether the policy reads several trajectories in a row, as many as find room.
       routes: whether to tell which experts each token was sent to; of a mixture alone.
 
     Returns:
-      `(params, rows, mask, temperature)` -> float32[R, C] on the mesh, nats: of the completions,
-      the last C columns, whose real tokens the mask names; with `routes`, a pair with these,
-      integer[R, P + C, L, k]. Rows and mask are this process's, on the host.
+      `(params, rows, mask, temperature)` -> float32[R, C], nats: of the completions, the last C
+      columns, whose shape the mask has; anything where no token is. With `routes`, a pair with
+      these, integer[R, P + C, L, k]. All are this process's, on the host, one trajectory a row.
     """
 
-    def log_probs(params: Any, rows: Rows, layout: Layout, temperature: Any) -> Any:
-        of_hidden = _make_head(device_mesh, layout, temperature, chunk, entropy_gradient=False)
+    @functools.partial(
+        jax.jit, static_argnums=(3, 4), out_shardings=NamedSharding(device_mesh, mesh.ROWS)
+    )
+    def log_probs(params: Any, rows: Rows, temperature: Any, window: int, parts: int) -> Any:
+        of_hidden = _make_head(device_mesh, window, temperature, chunk, entropy_gradient=False)
 
         def of_part(part: Rows) -> Any:
             model = bind(config, params, placement=shardings.placement(device_mesh, config))
             if not routes:
-                return of_hidden(model, model.hidden(*part), part).log_prob
-            hidden, taken = model.routed(*part)
+                return of_hidden(model, model.hidden(*part[:4]), part).log_prob
+            hidden, taken = model.routed(*part[:3])
             return of_hidden(model, hidden, part).log_prob, taken
 
-        return in_micro_batches(of_part, rows, num_micro_batches)
-
-    compiled = jax.jit(log_probs, out_shardings=NamedSharding(device_mesh, mesh.ROWS))
+        return in_micro_batches(of_part, rows, parts)
 
     def of_rollouts(params: Any, rows: Rows, mask: Any, temperature: Any) -> Any:
-        layout = mesh.place(device_mesh, make_layout(mask), mesh.ROWS)
-        return compiled(params, mesh.place(device_mesh, rows, mesh.ROWS), layout, temperature)
+        rows, window, parts = Rows(*rows), mask.shape[1], num_micro_batches
+        fewer = packing.choose(device_mesh, rows.segment_ids, window, parts) if packed else None
+        if fewer is not None:
+            parts = max(1, parts * fewer.rows // fewer.unpacked)
+            rows, window = packing.pack_rows(rows, fewer), fewer.targets
+        placed = mesh.place(device_mesh, rows, mesh.ROWS)
+        found = log_probs(params, placed, temperature, window, parts)
+        log_prob, *taken = map(mesh.local_values, found if routes else (found,))
+        if fewer is not None:
+            log_prob = fewer.unpack_completions(log_prob)
+            taken = [fewer.unpack(of) for of in taken]
+        return (log_prob, *taken) if routes else log_prob
 
     return of_rollouts
 

@@ -85,24 +85,13 @@ def make_batches(
             routes=None if routes is None else routes[chosen],
         )
         if pack_micro_batches:
-            batch = pack_rows(device_mesh, batch, pack_micro_batches)
+            fewer = packing.choose(
+                device_mesh, batch.segment_ids, mask.shape[1], pack_micro_batches
+            )
+            if fewer is not None:
+                batch = packing.pack(batch, fewer, len(mesh.local_shards(device_mesh)))
         batches.append(mesh.place(device_mesh, batch, batch_specs(batch)))
     return batches
-
-
-def pack_rows(device_mesh: Mesh, batch: Batch, micro_batches: int) -> Batch:
-    """This process's rows of a batch, packed into as many rows a shard as on all processes.
-
-    A batch that needs all its rows stays as it is: columns of prompts then cost no logits.
-    """
-    shards = len(mesh.local_shards(device_mesh))
-    needed = np.full(shards, packing.rows_needed(batch, shards))
-    rows = len(batch.tokens) // shards
-    most = int(mesh.gather(device_mesh, needed).max())
-    size = packing.bucket(most, rows, rows // micro_batches)
-    if size == rows:
-        return batch
-    return packing.pack(batch, rows=size, shards=shards)
 
 
 def whole_layout(

@@ -1,8 +1,8 @@
 """How often an update runs the policy: the cheapest schedule that is exact for its gate.
 
-The gradient is `Σᵢ cᵢ ∇ log π(i)`, and a coefficient `cᵢ` may need log-ratios of tokens far from its
-own. With one micro-batch there is no question: one pass forward and one back. With several, whose
-activations do not fit together, there are three ways to the same gradient:
+The gradient is `Σᵢ cᵢ ∇ log π(i)`, and a coefficient `cᵢ` may need log-ratios of tokens far from
+its own. With one micro-batch there is no question: one pass forward and one back. With several,
+whose activations do not fit together, there are three ways to the same gradient:
 
     apart   The gate couples tokens within a micro-batch only: one after the other goes forward and
             back once, and its coefficients are those of a batch whose other tokens stand still.
@@ -25,7 +25,8 @@ from fiberjax.gates import Gate
 from fiberjax.gates.config import TOKEN, Budgets
 from fiberjax.layout import STATE, TRAJECTORY, Layout
 from fiberjax.policy import TokenOutputs
-from fiberjax.train.forward import Forward, Rows, in_micro_batches, merge_rows, split_rows
+from fiberjax.train.batch import Rows
+from fiberjax.train.forward import Forward, in_micro_batches, merge_rows, split_rows
 
 Objective = Callable[[TokenOutputs], tuple[Any, TokenOutputs]]
 """From the policy's outputs over all rows to metrics and the gradient of J in every output."""
@@ -39,8 +40,8 @@ class Groups(NamedTuple):
       rows: of a group.
     """
 
-    level: str | None
-    rows: int
+    level: str | None = None
+    rows: int = 0
 
 
 class Split(NamedTuple):

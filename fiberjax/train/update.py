@@ -25,8 +25,8 @@ from fiberjax.parallel import mesh
 from fiberjax.policy import TokenOutputs, TransformerConfig, lora
 from fiberjax.policy.lora import LoRA
 from fiberjax.train import passes
-from fiberjax.train.batch import Batch, batch_specs
-from fiberjax.train.forward import Rows, make_forward
+from fiberjax.train.batch import Batch, Rows, batch_specs
+from fiberjax.train.forward import make_forward
 
 
 @jax.tree_util.register_dataclass
@@ -89,7 +89,7 @@ class StepOptions:
     entropy_bonus: bool = False
     step_share: str | None = None
     num_micro_batches: int = 1
-    groups: passes.Groups = passes.Groups(None, 0)
+    groups: passes.Groups = dataclasses.field(default_factory=passes.Groups)
     chunk: int = 128
     lora: LoRA | None = None
     log_prob: bool = False
@@ -158,7 +158,7 @@ def make_step(
         whole = make_forward(
             config,
             device_mesh,
-            batch.layout,
+            batch.layout.mask.shape[1],
             knobs.temperature,
             options.chunk,
             entropy_gradient=options.entropy_bonus,
@@ -240,8 +240,7 @@ def objective_gradient(
         (_, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(outputs)
         return metrics, cotangents
 
-    without: Any = {"tokens": None, "positions": None, "segment_ids": None, "routes": None}
-    batch = dataclasses.replace(batch, **without)
+    batch = batch.without_rows()
     return jax.shard_map(
         local,
         mesh=device_mesh,

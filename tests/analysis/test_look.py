@@ -15,8 +15,8 @@ from test_page import unpacked
 import fiberjax as fj
 from fiberjax import experiment
 from fiberjax.analysis import look
-from fiberjax.layout import make_layout
 from fiberjax.run import identity, loop
+from fiberjax.train.batch import Rows
 from fiberjax.train.forward import make_forward
 
 
@@ -80,10 +80,10 @@ def test_entropies_are_those_of_the_policy(run):
     rows, mask, places = look.policies.rows_of(kept, built)
     assert np.all(entropy[kept.mask] > 0) and entropy.max() <= np.log(built.policy.vocab_size)
     forward = make_forward(
-        *(built.policy, built.mesh, make_layout(mask), built.knobs.temperature, 4),
+        *(built.policy, built.mesh, mask.shape[1], built.knobs.temperature, 4),
         entropy_gradient=False,
     )
-    whole = np.asarray(forward(policy.params, rows).entropy)[places, : kept.mask.shape[1]]
+    whole = np.asarray(forward(policy.params, Rows(*rows)).entropy)[places, : kept.mask.shape[1]]
     np.testing.assert_allclose(entropy[kept.mask], whole[kept.mask], rtol=1e-5)
 
 

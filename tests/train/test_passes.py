@@ -1,4 +1,4 @@
-"""Every schedule of the policy's passes gives one gradient, and runs the policy as often as said."""
+"""Every schedule of passes gives one gradient, and runs the policy as often as it says."""
 
 import jax
 import jax.numpy as jnp
