@@ -59,7 +59,8 @@ class Batch:
 
     def without_rows(self) -> "Batch":
         """What the objective reads: the same without what the policy reads."""
-        return dataclasses.replace(self, **dict.fromkeys(Rows._fields))
+        without: Any = dict.fromkeys(Rows._fields)
+        return dataclasses.replace(self, **without)
 
 
 def batch_specs(batch: Batch) -> Batch:
