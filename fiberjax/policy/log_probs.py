@@ -122,16 +122,18 @@ def chunked_token_outputs(
     # Cast once: inside the loop it would be done, and saved, again for every chunk.
     kernel = kernel.astype(hidden.dtype)
 
-    @jax.checkpoint
     def outputs(hidden: Array, targets: Array, kernel: Array) -> TokenOutputs:
         scaled = transformer.logits(hidden, kernel) / temperature
         return _outputs(scaled, targets, entropy_gradient)
+
+    if count == 1:  # Nothing else is in memory with these logits: they may stay.
+        return TokenOutputs(*(x[:, :length] for x in outputs(hidden, targets, kernel)))
 
     chunks = (
         hidden.reshape(batch, count, chunk, width).swapaxes(0, 1),
         targets.reshape(batch, count, chunk).swapaxes(0, 1),
     )
-    stacked = lax.map(lambda args: outputs(*args, kernel), chunks)
+    stacked = lax.map(lambda args: jax.checkpoint(outputs)(*args, kernel), chunks)
     return TokenOutputs(
         *(x.swapaxes(0, 1).reshape(batch, count * chunk)[:, :length] for x in stacked)
     )

@@ -144,7 +144,7 @@ class Trainer:
           factor: of the gate's budgets; see `run.budget_control`.
         """
         collected = self.collect(state.params, stream, iteration)
-        return self.update(state, collected, iteration, factor)
+        return self.update(state, collected, iteration, factor, fresh=True)
 
     def collect(self, params: Any, stream: PromptStream, iteration: int) -> Collected:
         """The rollouts that an iteration trains on; see `iterate`.
@@ -265,7 +265,13 @@ class Trainer:
         return rollouts, credited, present, metrics
 
     def update(
-        self, state: TrainState, collected: Collected, iteration: int, factor: float = 1.0
+        self,
+        state: TrainState,
+        collected: Collected,
+        iteration: int,
+        factor: float = 1.0,
+        *,
+        fresh: bool = False,
     ) -> tuple[TrainState, dict[str, float]]:
         """The updates on an iteration's rollouts; the new state, and all metrics as numbers.
 
@@ -274,6 +280,8 @@ class Trainer:
           collected: from `collect`, by this policy or an earlier one.
           iteration: counted from 0; decides the order of the updates.
           factor: of the gate's budgets; see `run.budget_control`.
+          fresh: whether it is by this very policy, whose log-probabilities the first update then
+            need not compute.
         """
         began = time.monotonic()
         knobs = self.experiment.knobs
@@ -287,13 +295,13 @@ class Trainer:
         pending: list[Metrics] = []
         base = None if self.experiment.lora is None else self._reference
         # Old log-probabilities of the sampler are not the trainer's own.
-        scored = self.experiment.training.edge != "direct"
+        fresh = fresh and self.experiment.training.edge != "direct"
         made = int(state.step)
         order = np.random.default_rng((self.experiment.seed, iteration))
         for _ in range(self.experiment.training.epochs):
             for j in order.permutation(len(batches)):
-                fresh = np.bool_(scored and not pending)
-                result = self._step(state, batches[j], knobs, base, fresh)
+                first = np.bool_(fresh and not pending)
+                result = self._step(state, batches[j], knobs, base, first)
                 state, step_metrics = result[:2]
                 if due:
                     step_metrics |= self._diagnose(result[2], batches[j], knobs)

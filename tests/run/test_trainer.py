@@ -61,6 +61,25 @@ def test_the_schedule_reuses_every_minibatch_in_every_epoch(build):
     assert step._cache_size() == 1
 
 
+@pytest.mark.parametrize("edge", ["update", "direct"])
+def test_the_first_update_alone_is_at_the_policy_that_was_scored(build, edge):
+    mismatch = {"training__mismatch": "none"} if edge == "direct" else {}
+    built = build(training__epochs=2, training__edge=edge, **mismatch)
+    trainer, state = trainer_of(built)
+    step, seen = trainer._step, []
+
+    def watched(state, batch, knobs, base, fresh):
+        seen.append(bool(fresh))
+        return step(state, batch, knobs, base, fresh)
+
+    trainer._step, stream = watched, built.prompt_stream()
+    early = trainer.collect(state.params, stream, 0)
+    state, _ = trainer.iterate(state, stream, 1)
+    assert seen == [edge == "update", False, False, False]
+    trainer.update(state, early, 2)  # Of an earlier policy.
+    assert not any(seen[4:])
+
+
 def test_a_second_iteration_and_a_second_batch_compile_nothing(build):
     built = build(
         "apc",  # States too.
