@@ -35,8 +35,8 @@ FAULTS = (
     Mutant(
         "a batch's routes are not read",
         "fiberjax/train/batch.py",
-        "return rows if self.routes is None else (*rows, self.routes)",
-        "return rows",
+        "self.segment_ids, self.routes, self.columns)",
+        "self.segment_ids, None, self.columns)",
         ("tests/train/test_router_replay.py::test_a_replayed_update_is_another",),
     ),
     Mutant(

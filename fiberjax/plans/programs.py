@@ -178,20 +178,32 @@ def _on_mesh(experiment: Experiment, tree: Any, specs: Any) -> Any:
     )
 
 
-def lower_step(experiment: Experiment, packed: int | None = None) -> Any:
-    """The train step on a batch of `abstract_batch`, traced for the experiment's mesh."""
+def lower_step(experiment: Experiment, packed: int | None = None, fresh: bool | None = None) -> Any:
+    """The train step on a batch of `abstract_batch`, traced for the experiment's mesh.
+
+    Args:
+      experiment: what to run.
+      packed: rows that the batch is packed into; None leaves one trajectory a row.
+      fresh: whether the batch was scored by this very policy; None leaves both in the program, as
+        in a run.
+    """
     state = experiment.abstract_state()
+    shardings_of = jax.tree.map(lambda leaf: leaf.sharding, state)
     step: Any = make_step(
         experiment.policy,
         experiment.mesh,
         experiment.gate,
         experiment.optimizer,
         experiment.step,
-        jax.tree.map(lambda leaf: leaf.sharding, state),
+        shardings_of,
     )
     base = None if experiment.lora is None else experiment.abstract_base()
-    batch, fresh = abstract_batch(experiment, packed), jax.ShapeDtypeStruct((), np.bool_)
-    return step.lower(state, batch, experiment.knobs, base, fresh)
+    given = (state, abstract_batch(experiment, packed), experiment.knobs, base)
+    if fresh is None:
+        return step.lower(*given, jax.ShapeDtypeStruct((), np.bool_))
+    out = (shardings_of, *(None,) * (1 + experiment.step.log_prob))
+    known = jax.jit(lambda *of: step.__wrapped__(*of, fresh), donate_argnums=0, out_shardings=out)
+    return known.lower(*given)
 
 
 def sampling_params(experiment: Experiment) -> Any:
@@ -222,8 +234,10 @@ def lower_sampler(experiment: Experiment) -> Any:
     return draw.lower(sampling_params(experiment), *_on_mesh(experiment, inputs, mesh.ROWS))
 
 
-def plan_step(experiment: Experiment, chip: Chip, packed: int | None = None) -> Program:
-    """Compiles the train step, on a batch of one trajectory a row or of `packed` rows."""
+def plan_step(
+    experiment: Experiment, chip: Chip, packed: int | None = None, fresh: bool | None = None
+) -> Program:
+    """Compiles the train step; arguments as `lower_step`."""
     state = experiment.abstract_state()
     batch = abstract_batch(experiment, packed)
     memory = {
@@ -234,7 +248,7 @@ def plan_step(experiment: Experiment, chip: Chip, packed: int | None = None) -> 
     }
     return read_program(
         "train step" if packed is None else "packed step",
-        lower_step(experiment, packed),
+        lower_step(experiment, packed, fresh),
         chip,
         memory,
         resident=reference_bytes(experiment),

@@ -117,7 +117,7 @@ def run(
       cut: from `split`.
       old: the outputs at zero drift, float32[B, T]; its entropies are not read, for J is linear in
         them.
-      fresh: bool[], traced: whether the log-probabilities of `old` are the policy's own.
+      fresh: whether the log-probabilities of `old` are the policy's own: bool[], traced, or a bool.
 
     Returns:
       The outputs that the gradient was taken at, the objective's metrics of these, and the
@@ -147,11 +147,14 @@ def run(
     if cut.apart:
         of_part = with_part
     else:
-        first = jax.lax.cond(
-            fresh,
-            lambda: old,
-            lambda: in_micro_batches(lambda part: forward(params, part), rows, parts),
-        )
+
+        def first_pass() -> TokenOutputs:
+            return in_micro_batches(lambda part: forward(params, part), rows, parts)
+
+        if isinstance(fresh, bool):
+            first = old if fresh else first_pass()
+        else:
+            first = jax.lax.cond(fresh, lambda: old, first_pass)
         known = parted(objective(first)[1])
 
         def of_part(index: jax.Array, outputs: TokenOutputs) -> TokenOutputs:
