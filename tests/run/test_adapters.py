@@ -287,10 +287,10 @@ def test_adapters_learn(make_config, one_device):
     sampler, shares = trainer._sampler, []
 
     class Rewarding:
-        read = staticmethod(sampler.read)
+        read, begin = staticmethod(sampler.read), staticmethod(sampler.begin)
 
-        def __call__(self, *arguments, **options):
-            rollouts = sampler(*arguments, **options)
+        def pay(self, drawn):
+            rollouts = sampler.pay(drawn)
             said = (rollouts.tokens[:, -rollouts.mask.shape[1] :] == 7) & rollouts.mask
             reward = said.sum(axis=1) / rollouts.mask.sum(axis=1)
             shares.append(reward.mean())
