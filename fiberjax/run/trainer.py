@@ -219,14 +219,13 @@ class Trainer:
           drawn: by it or by an earlier one.
           scored: of `_score`; None scores now.
         """
-        iteration, credited = drawn.iteration, drawn.credit
+        iteration, credited, present = drawn.iteration, drawn.credit, drawn.present
         if self._watch is not None:
             self._watch(iteration + 1, drawn.first)
         if self.experiment.rollout.shuffle_rewards:
             credited = credited.copy()
-            shuffled_ones = shuffled(credited[drawn.present], self.experiment.seed, iteration)
-            credited[drawn.present] = shuffled_ones
-        made = self._batches(params, drawn.rollouts, credited, drawn.present, scored)
+            credited[present] = shuffled(credited[present], self.experiment.seed, iteration)
+        made = self._batches(params, drawn.rollouts, credited, present, scored)
         keeping = self._keeper is not None and self._keeper.due(iteration + 1)
         trained = None
         if keeping and made.trained is not None:
@@ -475,18 +474,23 @@ class Trainer:
           present: bool[R] of all processes, the rows that hold a completion that counts; read where
             others are left out.
         """
-        if self.experiment.rewards.truncated == "mask":
-            rollouts = without(rollouts, np.logical_not(self._share(present)))
+        rollouts = self._counted(rollouts, present)
         rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
-        scored = self._log_probs(params, rows, rollouts.mask, self.experiment.knobs.temperature)
+        mask, temperature = rollouts.mask, self.experiment.knobs.temperature
         replayed = self.experiment.training.router_replay
+        scored = self._log_probs(params, rows, mask, temperature)
         old, routes = scored if replayed else (scored, None)
         reference = None
         if self.experiment.training.kl_coefficient > 0:
-            temperature = self.experiment.knobs.temperature
-            scored = self._log_probs(self._reference, rows, rollouts.mask, temperature)
+            scored = self._log_probs(self._reference, rows, mask, temperature)
             reference = scored[0] if replayed else scored
         return Scored(old, routes, reference)
+
+    def _counted(self, rollouts: Rollouts, present: np.ndarray) -> Rollouts:
+        """The rollouts as the loss sees them; rows that it leaves out hold nothing."""
+        if self.experiment.rewards.truncated == "mask":
+            return without(rollouts, np.logical_not(self._share(present)))
+        return rollouts
 
     def _share(self, of: np.ndarray) -> np.ndarray:
         """This process's rows of those of all."""
@@ -516,8 +520,7 @@ class Trainer:
         if scored is None:
             scored = self._score(params, rollouts, present)
         whole = rollouts
-        if self.experiment.rewards.truncated == "mask":
-            rollouts = without(rollouts, np.logical_not(self._share(present)))
+        rollouts = self._counted(rollouts, present)
         old = mesh.local_values(scored.old)
         routes = None if scored.routes is None else mesh.local_values(scored.routes)
         reference = np.zeros_like(old)

@@ -11,6 +11,7 @@ from interruption import interrupted_at
 
 from fiberjax import experiment
 from fiberjax.run import kept_files, loop
+from fiberjax.run.interrupts import Interrupted
 from fiberjax.run.metrics import read_metrics
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.warm_start import random_params
@@ -146,6 +147,24 @@ def test_an_interrupted_run_resumes_bitwise(begin, tmp_path, monkeypatch, quick,
     assert versions == [{0}, {0}, {0}, {1}, {2}]
 
 
+def test_an_iteration_that_is_given_up_keeps_what_waits(begin, tmp_path, monkeypatch, quick):
+    built, _ = begin(checkpoint__every=100, iterations=4)
+    _, whole, _ = loop.train(built, tmp_path / "whole")
+    prepared = Trainer._prepared
+
+    def interrupted(self, params, drawn, scored):
+        if drawn.iteration == 2:  # The next prompts are drawn already.
+            raise Interrupted("SIGTERM")
+        return prepared(self, params, drawn, scored)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="iteration 2 is saved"):
+        patched.setattr(Trainer, "_prepared", interrupted)
+        loop.train(built, tmp_path / "parts")
+    _, parts, _ = loop.train(built, tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert read_metrics(tmp_path / "parts")["rollout/lag"].tolist() == [0, 1, 2, 2]
+
+
 def test_a_lag_that_is_given_up_is_worked_off(begin, tmp_path, monkeypatch, quick):
     built, _ = begin()
     with interrupted_at(3, monkeypatch):
@@ -201,7 +220,9 @@ def test_without_a_lag_scores_are_begun_before_rewards(begin, monkeypatch):
 )
 def test_devices_of_their_own_sample_the_same(begin, training, sampling, fsdp, exact):
     """On a mesh of its own, and on the mesh that trains, with the same lag."""
-    shapes = {"policy__vocab_size": 64, "policy__num_kv_heads": 2, "rollout__lag": 1}
+    shapes = {"rollout__lag": 1}
+    if fsdp > 1:
+        shapes |= {"policy__vocab_size": 64, "policy__num_kv_heads": 2}
     shapes |= {"mesh__data": -1, "mesh__fsdp": fsdp, "mesh__tensor": fsdp, "iterations": 3}
     if training == 3:
         shapes |= {"rollout__prompts": 6, "rollout__samples": 4}
