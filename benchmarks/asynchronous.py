@@ -48,8 +48,8 @@ def learning(folder: Path) -> None:
     import fiberjax as fj
     from configs import first_steps
 
-    for lag, mismatch in LAGS:
-        for seed in SEEDS:
+    for seed in SEEDS:
+        for lag, mismatch in LAGS:
             config = first_steps.get_config()
             config.seed, config.tasks.data_dir = seed, str(folder / "data")
             config.warm_start.directory = str(folder / "warm_starts")

@@ -10,6 +10,7 @@ from compilations import compilations
 from interruption import interrupted_at
 
 from fiberjax import experiment
+from fiberjax.plans import plan, topologies
 from fiberjax.run import kept_files, loop
 from fiberjax.run.interrupts import Interrupted
 from fiberjax.run.metrics import read_metrics
@@ -258,6 +259,12 @@ def test_devices_of_their_own_sample_the_same(begin, training, sampling, fsdp, e
 def test_what_does_not_go_together_is_refused(begin, options, message):
     with pytest.raises(ValueError, match=message):
         begin(2, mesh__data=-1, **options)
+
+
+def test_a_split_is_no_plan(begin):
+    built, _ = begin(2, rollout__devices=1, mesh__data=-1)
+    with pytest.raises(ValueError, match=r"config\.rollout\.devices = 1 is not planned"):
+        plan.make_plan(built, topologies.parse_topology("v5e:1x1"), [])
 
 
 def test_what_is_declined_has_weights_of_one(begin):
