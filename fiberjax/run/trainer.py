@@ -180,8 +180,8 @@ class Trainer:
         late = missing.pop() if missing and not at_once else None
         scored = None
         for number in missing:
-            now = lag == 0
-            drawn, scored = self._draw(params, stream, number, version=iteration, score=now)()
+            draw = self._draw(params, stream, number, version=iteration, score=lag == 0)
+            drawn, scored = draw()
             self.ahead = (*self.ahead, drawn)
         drawn, begun = self.ahead[0], None
         if late is not None:
