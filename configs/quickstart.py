@@ -133,6 +133,8 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.rollout.slots = 0
     config.rollout.engine = "own"
     config.rollout.resample = 0
+    config.rollout.lag = 0
+    config.rollout.devices = 0
     config.rollout.shuffle_rewards = False  # A control: True teaches nothing.
 
     config.training = ConfigDict()

@@ -16,6 +16,7 @@ from fiberjax.advantages import ESTIMATORS, WITHIN_GROUPS, Estimator
 from fiberjax.bounds import named
 from fiberjax.gates import GATES, Budgets, GateSpec
 from fiberjax.layout import STATE
+from fiberjax.mismatch import CORRECTIONS
 from fiberjax.model_folder import check_model, check_shape, check_weights, read_shape
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, cast_kernels, init, lora
@@ -109,6 +110,7 @@ class Experiment:
       policy: shape of the policy.
       lora: the adapters that are trained; None trains all parameters.
       mesh: the devices.
+      sampling_mesh: those that draw rollouts: the same, or a part that does nothing else.
       gate: the ratio gate.
       knobs: what may change without compiling again.
       estimate: advantages from rewards.
@@ -144,6 +146,7 @@ class Experiment:
     policy: TransformerConfig
     lora: LoRA | None
     mesh: Mesh
+    sampling_mesh: Mesh
     gate: gates.Gate
     knobs: Knobs
     estimate: Estimator
@@ -227,6 +230,11 @@ class Experiment:
             slots=self.rollout.slots,
             engine=self.engine,
         )
+
+    def training_sampler(self, *, logit_noise: float = 0.0) -> Sampler:
+        """The sampler of rollouts, which may have devices of its own; `logit_noise` as above."""
+        sampler = self.sampler(self.train, logit_noise=logit_noise)
+        return dataclasses.replace(sampler, mesh=self.sampling_mesh)
 
     def evaluation_sampler(self) -> Sampler:
         """The sampler of the held-out domains, which draws as `config.evaluation` says."""
@@ -344,7 +352,7 @@ def _from_config(
     gate, budgets = gates.from_config(config.gate, of_layout(levels), table=tables.gates)
     sizes = options.parse(options.Mesh, config.mesh, "config.mesh")
     with named("config.mesh"):
-        device_mesh = mesh.make_mesh(dataclasses.asdict(sizes), devices)
+        device_mesh, sampling_mesh = mesh.split(dataclasses.asdict(sizes), rollout.devices, devices)
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     for option, path in (("tasks.data_dir", tasks.data_dir), ("warm_start", warm_start.directory)):
         with named(f"config.{option}"):
@@ -352,6 +360,7 @@ def _from_config(
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
     diagnostics = options.parse(options.Diagnostics, config.diagnostics, "config.diagnostics")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
+    check_lag(sampling_mesh, rollout, training)
     model = options.parse(options.Model, config.model, "config.model")
     shape = read_shape(model.folder)
     check_model(model, window, warm_start)
@@ -402,6 +411,7 @@ def _from_config(
         policy=policy,
         lora=adapters,
         mesh=device_mesh,
+        sampling_mesh=sampling_mesh,
         gate=gate,
         knobs=_knobs(budgets, rollout, training),
         estimate=tables.estimators[run.advantage],
@@ -570,6 +580,23 @@ def check_rows(
     for path, size in fed.items():
         if size % shards:
             raise ValueError(f"{path} = {size} does not divide over {shown}")
+
+
+def check_lag(sampling_mesh: Mesh, rollout: options.Rollout, training: options.Training) -> None:
+    """Refuses rollouts of an earlier policy that nothing corrects, and rows that do not divide."""
+    if rollout.lag and training.mismatch == "none" and training.edge != "direct":
+        raise ValueError(
+            f"config.rollout.lag = {rollout.lag} trains on what an earlier policy sampled, and "
+            "config.training.mismatch = 'none' would not correct it: expected one of "
+            f"{', '.join(CORRECTIONS)}; or config.training.edge = 'direct'; or "
+            "config.training.mismatch = 'uncorrected', to train on it as it is"
+        )
+    shards = mesh.row_shards(sampling_mesh)
+    if rollout.prompts * rollout.samples % shards:
+        raise ValueError(
+            f"config.rollout.prompts × samples = {rollout.prompts * rollout.samples} rows do not "
+            f"divide over the {shards} row shards of config.rollout.devices = {rollout.devices}"
+        )
 
 
 def fit_data(

@@ -529,6 +529,12 @@ class Rollout:
       resample: leaves groups whose rewards are all equal out of the updates, and draws further
         prompts in their place: the largest multiple of `prompts` that an iteration draws. What is
         missing then is padding, which no mean counts. 0 or 1 trains on what is drawn.
+      lag: L: the rollouts of an iteration are sampled by the policy of L iterations before it, or
+        of the start, so that sampling need not wait for the updates; see docs/asynchronous.md. Old
+        log-probabilities are still the trainer's when an iteration begins, so training.mismatch
+        must correct what lies between. 0 samples with the policy of the iteration.
+      devices: that sample and do nothing else, the last of all devices; config.mesh is then over
+        the others. 0: sampling and updates take turns on all. Others need a lag.
       shuffle_rewards: a control experiment: advantages are made of rewards that were permuted over
         the whole batch, so that a run can learn nothing from them. Metrics and the curriculum see
         the true rewards.
@@ -543,6 +549,8 @@ class Rollout:
     slots: Annotated[int, AT_LEAST_0]
     engine: str
     resample: Annotated[int, AT_LEAST_0]
+    lag: Annotated[int, AT_LEAST_0]
+    devices: Annotated[int, AT_LEAST_0]
     shuffle_rewards: bool
 
     def __post_init__(self) -> None:
@@ -551,6 +559,12 @@ class Rollout:
             raise ValueError(
                 f"engine = 'http' does not say how much mass top_k = {self.top_k} and top_p = "
                 f"{self.top_p} keep, which the ratios need: expected top_k = 0 and top_p = 1.0"
+            )
+        if self.devices and (self.lag == 0 or self.engine == "http"):
+            raise ValueError(
+                f"devices = {self.devices} sample while others update, which lag = {self.lag} and "
+                f"engine = {self.engine!r} do not let them: expected a lag of at least 1 and "
+                "engine = 'own', or devices = 0"
             )
         if self.resample > 1 and self.samples == 1:
             raise ValueError(
@@ -589,7 +603,8 @@ class Training:
         (weights capped), "mask" (dropped beyond the cap or below one over it) or "icepop" (dropped
         beyond the cap or below the floor); of trajectories "truncate_trajectory" (the product of
         the ratios, capped) or "reject" (dropped where their geometric mean is beyond the cap or
-        below the floor). Only "none" goes with the direct edge.
+        below the floor). Only "none" goes with the direct edge. "uncorrected" is "none" where that
+        would be refused, under a lag or of a server: it says that it is meant.
       router_replay: of a mixture of experts, sends each token of the updates to the experts that
         the policy before them sent it to, in every layer: ratios then tell of weights, and not of
         tokens that went elsewhere. Shares of experts stay those of the current policy.
@@ -628,7 +643,7 @@ class Training:
         _require_choice("step_share", self.step_share, ("none", *STEP_SHARES))
         _require_choice("edge", self.edge, ("update", "direct"))
         _require_choice("nonfinite", self.nonfinite, ("skip", "stop"))
-        _require_choice("mismatch", self.mismatch, ("none", *CORRECTIONS))
+        _require_choice("mismatch", self.mismatch, ("none", "uncorrected", *CORRECTIONS))
         if self.edge == "direct" and self.mismatch != "none":
             raise ValueError(
                 f'edge = "direct" has the mismatch within, and mismatch = {self.mismatch!r} would '

@@ -45,7 +45,7 @@ if __name__ == "__main__":
     from fiberjax.train.rollout import Sampler
 
     Trainer.iterate = told("iteration", Trainer.iterate)
-    Sampler.__call__ = told("draw", Sampler.__call__)
+    Sampler.begin = told("draw", Sampler.begin)
     end = told("end", lambda: None)
 
     def main(argv):

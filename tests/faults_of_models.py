@@ -475,8 +475,8 @@ FAULTS = (
     Mutant(
         "the reference moves with the adapters",
         "fiberjax/run/trainer.py",
-        "self._scored(self._reference, rows",
-        "self._scored(params, rows",
+        "self._log_probs(self._reference, rows",
+        "self._log_probs(params, rows",
         (f"{RUNS}::test_a_run_trains_and_keeps_adapters_alone",),
     ),
     Mutant(

@@ -305,14 +305,14 @@ FAULTS = (
     Mutant(
         "the current policy is its own reference",
         "fiberjax/run/trainer.py",
-        "self._scored(self._reference, rows",
-        "self._scored(params, rows",
+        "self._log_probs(self._reference, rows",
+        "self._log_probs(params, rows",
         GRPO,
     ),
     Mutant(
         "old log-probabilities are at temperature 1",
         "fiberjax/run/trainer.py",
-        "self._log_probs(params, rows, mask, self.experiment.knobs.temperature)",
+        "self._log_probs(params, rows, mask, temperature)",
         "self._log_probs(params, rows, mask, np.float32(1))",
         GRPO,
     ),
@@ -340,8 +340,8 @@ FAULTS = (
     Mutant(
         "every process takes the first one's advantages",
         "fiberjax/run/trainer.py",
-        "advantage=advantage[share]",
-        "advantage=advantage[: len(rewards) // count]",
+        "advantage=self._share(advantage)",
+        "advantage=advantage[: len(rollouts.mask)]",
         ("tests/parallel/test_distributed.py::test_several_processes_agree_with_one",),
     ),
     Mutant(

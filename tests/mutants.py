@@ -23,6 +23,7 @@ import faults_of_buckets
 import faults_of_data
 import faults_of_families
 import faults_of_keeping
+import faults_of_lag
 import faults_of_looking
 import faults_of_mathematics
 import faults_of_models
@@ -55,6 +56,7 @@ MUTANTS = (
     *faults_of_looking.FAULTS,
     *faults_of_replays.FAULTS,
     *faults_of_buckets.FAULTS,
+    *faults_of_lag.FAULTS,
     *faults_of_passes.FAULTS,
 )
 

@@ -184,7 +184,10 @@ def no_gradient(columns: Columns, options: Options) -> Seen | None:
 
 
 def sampler_differs(columns: Columns, options: Options) -> Seen | None:
-    """Sampler and trainer disagree on the same tokens, late in the run."""
+    """Sampler and trainer disagree on the same tokens, late in the run, and no lag says why."""
+    _, lag = _finite(columns, "rollout/lag")
+    if np.any(lag > 0):
+        return None
     return _late(
         columns,
         "mismatch/log_prob_abs_mean",

@@ -55,6 +55,38 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def split(
+    sizes: Mapping[str, int], sampling: int, devices: Sequence[Any] | None = None
+) -> tuple[Mesh, Mesh]:
+    """The mesh that trains and the one that samples: the same, or apart.
+
+    Args:
+      sizes: of the mesh that trains; see `make_mesh`. The other has the same `tensor`, and replicas
+        of the parameters beside it, which sampling reads whole.
+      sampling: devices that sample and do nothing else, the last ones; 0 for none.
+      devices: the devices to use, all of them by default.
+
+    Raises:
+      ValueError: as `make_mesh`; or too many devices sample, or they do not divide over `tensor`,
+        or they are of several processes.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if sampling == 0:
+        whole = make_mesh(sizes, devices)
+        return whole, whole
+    tensor = sizes["tensor"]
+    shown = f"{sampling} devices that sample (config.rollout.devices)"
+    if sampling >= len(devices):
+        raise ValueError(f"{shown} leave none of {len(devices)} to train")
+    if tensor < 1 or sampling % tensor:
+        raise ValueError(f"{shown} do not divide over tensor={tensor}")
+    if len({device.process_index for device in devices}) > 1:
+        raise ValueError(f"{shown}: that is for runs of one process, and there are several")
+    apart = {"data": sampling // tensor, "fsdp": 1, "tensor": tensor}
+    trains = make_mesh(sizes, devices[: len(devices) - sampling])
+    return trains, make_mesh(apart, devices[len(devices) - sampling :])
+
+
 def _slice(device: Any) -> int:
     """The TPU slice of a device; 0 where there is but one, and on other hardware."""
     index = getattr(device, "slice_index", None)

@@ -53,8 +53,13 @@ def make_plan(
       programs: which to compile, keys of `PROGRAMS`; one that the config does not need is left out.
 
     Raises:
-      ValueError: a program that does not exist.
+      ValueError: a program that does not exist; or devices that only sample.
     """
+    if experiment.rollout.devices:
+        raise ValueError(
+            f"config.rollout.devices = {experiment.rollout.devices} is not planned: plan what "
+            "samples and what updates as slices of their own, with config.rollout.devices = 0"
+        )
     if unknown := [name for name in programs if name not in PROGRAMS]:
         raise ValueError(
             f"there is no program {unknown[0]!r} to plan; choose from {', '.join(PROGRAMS)}"

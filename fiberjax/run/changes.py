@@ -68,6 +68,10 @@ def _course(change: Change, config: Mapping[str, Any]) -> bool:
     return curriculum["start"] != curriculum["end"] or annealed
 
 
+def _lagging(change: Change, config: Mapping[str, Any]) -> bool:
+    return config["rollout"]["lag"] > 0
+
+
 def _budget(change: Change, config: Mapping[str, Any]) -> bool:
     return change.of_numbers
 
@@ -85,6 +89,12 @@ RULES: tuple[Rule, ...] = (
         "logged",
         "the curriculum's target and annealed budgets go by it from then on",
         _course,
+    ),
+    Rule(
+        ("iterations",),
+        "logged",
+        "what a lag would have sampled beyond the end was not, and is then by a later policy",
+        _lagging,
     ),
     Rule(("iterations",), "free", "it only says where the run ends"),
     Rule(
@@ -116,7 +126,7 @@ RULES: tuple[Rule, ...] = (
         "logged",
         "they change the rounding alone",
     ),
-    Rule(("mesh.*",), "logged", "it changes the rounding alone"),
+    Rule(("mesh.*", "rollout.devices"), "logged", "it changes the rounding alone"),
     Rule(("optimizer.learning_rate",), "logged", "updates to come take it"),
     Rule(
         ("gate.*",), "logged", "updates to come take budgets, which are the gate's numbers", _budget
@@ -131,7 +141,11 @@ RULES: tuple[Rule, ...] = (
         "logged",
         "updates to come take them",
     ),
-    Rule(("rollout.resample", "rollout.engine"), "logged", "iterations to come draw by it"),
+    Rule(
+        ("rollout.resample", "rollout.engine", "rollout.lag"),
+        "logged",
+        "iterations to come draw by it",
+    ),
     Rule(("server.dtype",), "logged", "iterations to come draw from weights that are rounded so"),
     Rule(("server.*",), "free", "they say where another program is, and how it is asked"),
     Rule(("training.nonfinite",), "logged", "updates to come are left out by it"),

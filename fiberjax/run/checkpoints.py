@@ -26,6 +26,8 @@ BEST = "best"
 """In what the host remembers: iterations finished in the best checkpoint."""
 
 ITEMS = ("state", "host")
+# Of some checkpoints alone: what was sampled before it is trained on.
+AHEAD = "ahead"
 # Written last where a folder cannot be renamed into its place.
 WHOLE = "commit_success.txt"
 
@@ -91,7 +93,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(preservation_policy=policy),
-            item_names=ITEMS,
+            item_names=(*ITEMS, AHEAD),
         )
 
     def latest(self) -> int | None:
@@ -139,7 +141,12 @@ class Checkpoints:
         return int(found)
 
     def save(
-        self, iteration: int, state: Any, host: dict[str, Any], best: int | None = None
+        self,
+        iteration: int,
+        state: Any,
+        host: dict[str, Any],
+        best: int | None = None,
+        ahead: Any = None,
     ) -> None:
         """Saves; the state may be donated as soon as this returns.
 
@@ -149,6 +156,7 @@ class Checkpoints:
           host: what else is restored, a JSON-like dictionary.
           best: iterations finished in the best checkpoint, which is kept; this one or an earlier
             one. None for none.
+          ahead: a tree of further arrays, which the method `ahead` restores; None for none.
 
         Raises:
           NoRoom: the disk is full, which may be seen as late as at the next save, or at the end.
@@ -159,9 +167,11 @@ class Checkpoints:
         if best is not None:
             host = host | {BEST: best}
         self._saving = f"checkpoint {iteration}"
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
+        items = {"state": ocp.args.StandardSave(state), "host": ocp.args.JsonSave(host)}
+        if ahead:
+            items[AHEAD] = ocp.args.StandardSave(ahead)
         with disk.writing(self._saving, self._directory):
-            self._manager.save(iteration, args=items)
+            self._manager.save(iteration, args=ocp.args.Composite(**items))
         self._problems[iteration] = None
         self._listing = threading.Thread(target=self._list, args=(iteration,), daemon=True)
         self._listing.start()
@@ -206,6 +216,11 @@ class Checkpoints:
                 f"config describes: {error}"
             ) from error
         return Restored(iteration, items["state"], items["host"])
+
+    def ahead(self, iteration: int, abstract: Any) -> Any:
+        """The further arrays of a checkpoint, on the shardings of `abstract`."""
+        args = ocp.args.Composite(**{AHEAD: ocp.args.StandardRestore(abstract)})
+        return self._manager.restore(iteration, args=args)[AHEAD]
 
     def _problem(self, iteration: int) -> str | None:
         """What is wrong with a checkpoint; the same on all processes, which share the reading."""

@@ -38,6 +38,7 @@ class Trained(NamedTuple):
       sampler_log_prob: float32[R, C], nats, before truncation.
       reference_log_prob: float32[R, C], nats; None without a KL term.
       sample_weight: float32[R, C]; None without a correction.
+      version: iterations finished by the policy that sampled.
     """
 
     rollouts: Rollouts
@@ -48,6 +49,7 @@ class Trained(NamedTuple):
     sampler_log_prob: np.ndarray
     reference_log_prob: np.ndarray | None
     sample_weight: np.ndarray | None
+    version: int = 0
 
 
 def table(experiment: Experiment, trained: Trained, iteration: int) -> pa.Table:
@@ -99,7 +101,7 @@ def table(experiment: Experiment, trained: Trained, iteration: int) -> pa.Table:
         pa.array([*cells] * len(rows), pa.string()),
         np.stack([of[rows] for of in cells.values()], axis=1).ravel().astype(np.int32),
     )
-    found["policy_version"] = np.full(len(rows), iteration - 1, np.int32)
+    found["policy_version"] = np.full(len(rows), trained.version, np.int32)
     return pa.table(found, schema=kept_files.SCHEMA)
 
 

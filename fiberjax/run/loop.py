@@ -18,7 +18,8 @@ from fiberjax import disk, storage
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
 from fiberjax.policy import lora
-from fiberjax.run import evaluation, identity, lock, plots, provenance, rollouts, writers
+from fiberjax.run import ahead, evaluation, identity, lock, plots, provenance, rollouts, writers
+from fiberjax.run.ahead import Drawn
 from fiberjax.run.base import Base, make_base
 from fiberjax.run.best import Best, EarlyStop
 from fiberjax.run.budget_control import Controller
@@ -169,6 +170,7 @@ class Begun(NamedTuple):
       stop: whether to stop early.
       nonfinite: the updates that were left out.
       before: the evaluation before the first iteration.
+      ahead: what was sampled for iterations to come.
     """
 
     base: Base
@@ -180,6 +182,7 @@ class Begun(NamedTuple):
     stop: EarlyStop
     nonfinite: NonFinite
     before: Measures
+    ahead: tuple[Drawn, ...] = ()
 
     def to_host(self, experiment: Experiment) -> dict[str, Any]:
         """What a checkpoint holds beside the train state, as JSON; `begin` reads it."""
@@ -222,8 +225,10 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
         if not comparable(before, found.host.get("evaluation"), experiment):  # Changed since.
             first = base.params if experiment.lora else starting_params(experiment)
             before = evaluate(experiment, first, "evaluation before")
-        state, done = found.state, found.iteration
-        return Begun(base, state, done, stream, control, best, stop, nonfinite, before)
+        state, done, told = found.state, found.iteration, found.host.get("ahead", [])
+        arrays = saved.ahead(done, ahead.abstract(experiment, told)) if told else []
+        waiting = ahead.of_host(experiment, told, arrays)
+        return Begun(base, state, done, stream, control, best, stop, nonfinite, before, waiting)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     if experiment.lora is None:
         # Donated: nothing but the state is kept on the devices.
@@ -258,7 +263,7 @@ def train(
     record = directory / identity.NEWEST
     with Checkpoints(directory / "checkpoints", keep=keep, record=record) as saved:
         begun = begin(experiment, saved)
-        base, state, done, stream, control, best, stop, nonfinite, before = begun
+        base, state, done, stream, control, best, stop, nonfinite, before, waiting = begun
         if stop.reached and primary:
             print(f"{directory} stopped early after iteration {done}: {stop}")
         if done == experiment.iterations or stop.reached:
@@ -284,22 +289,29 @@ def train(
                 interrupts.hold()
                 watch.rollouts(iteration, rollouts)
 
-            def save(iteration: int, host: dict[str, Any]) -> None:
+            def save(iteration: int, host: dict[str, Any], waiting: tuple[Drawn, ...]) -> None:
                 lock.check(directory)
                 writer.flush()
-                saved.save(iteration, state, host, best.iteration)
+                arrays = ahead.to_arrays(experiment, waiting)
+                host = host | ({"ahead": ahead.to_host(waiting, arrays)} if waiting else {})
+                saved.save(iteration, state, host, best.iteration, arrays)
 
             updates = functools.partial(nonfinite.observe, directory)
             keeper = Keeper(experiment, directory, done, progress.print)
             trainer = Trainer(experiment, reference, watch=drawn, updates=updates, keeper=keeper)
+            trainer.ahead = waiting
             if done == 0:
                 stop.observe(0, watch.start(before))
             for iteration in range(done, experiment.iterations):
-                undrawn = stream.get_state()
+                undrawn, waiting = stream.get_state(), trainer.ahead
 
-                def rescue(iteration: int = iteration, undrawn: Any = undrawn) -> None:
+                def rescue(
+                    iteration: int = iteration,
+                    undrawn: Any = undrawn,
+                    waiting: tuple[Drawn, ...] = waiting,
+                ) -> None:
                     if saved.latest() != iteration and iteration > 0:
-                        save(iteration, begun.to_host(experiment) | {"stream": undrawn})
+                        save(iteration, begun.to_host(experiment) | {"stream": undrawn}, waiting)
 
                 try:
                     interrupts.abandon(rescue)
@@ -339,7 +351,7 @@ def train(
                 wrong = unpaid.observe(iteration, scalars) or nonfinite.problem
                 if last or stopping or ending or due or interrupted or improved or wrong:
                     interrupts.in_time()
-                    save(iteration + 1, begun.to_host(experiment))
+                    save(iteration + 1, begun.to_host(experiment), trainer.ahead)
                 if stopping:
                     progress.print(f"stops early after iteration {iteration + 1}: {stop}")
                     break

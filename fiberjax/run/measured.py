@@ -54,13 +54,25 @@ def mismatch_metrics(
       mask: bool[R, C], the real tokens.
     """
     gap = np.where(mask, np.abs(log_prob - sampler_log_prob), 0.0)
-    largest, total, tokens = (
-        mesh.gather(device_mesh, of) for of in (gap.max(axis=1), gap.sum(axis=1), mask.sum(axis=1))
+    # Of the behaviour's ratios, over the largest: no sum is infinite.
+    log_ratio = np.where(mask, log_prob - sampler_log_prob, -np.inf).astype(np.float64)
+    top = mesh.gather(device_mesh, log_ratio.max(axis=1)).max()
+    ratio = np.exp(log_ratio - top) if np.isfinite(top) else np.zeros_like(log_ratio)
+    largest, total, tokens, ratios, squares = (
+        mesh.gather(device_mesh, of)
+        for of in (
+            *(gap.max(axis=1), gap.sum(axis=1), mask.sum(axis=1)),
+            *(ratio.sum(axis=1), (ratio**2).sum(axis=1)),
+        )
     )
-    return {
+    scalars = {
         "mismatch/log_prob_abs_max": float(largest.max()),
         "mismatch/log_prob_abs_mean": float(total.sum() / tokens.sum()),
     }
+    if squares.sum() > 0:
+        effective = float(ratios.sum() ** 2 / (squares.sum() * tokens.sum()))
+        scalars["mismatch/effective_sample_size"] = effective
+    return scalars
 
 
 def turn_metrics(device_mesh: Mesh, drawn: Sequence[Rollouts]) -> dict[str, float]:

@@ -92,11 +92,15 @@ METRICS: Mapping[str, Metric] = {
     "mismatch/log_prob_abs_mean": Metric(
         "nats", "|sampler - trainer| log-probability before truncation, mean"
     ),
+    "mismatch/effective_sample_size": Metric(
+        "fraction", "effective sample size of the trainer's old policy over the sampler, by tokens"
+    ),
     "turns/mean": Metric("turns", "turns of the policy in an episode"),
     "turns/replied": Metric("fraction", "episodes in which the environment replied"),
     "turns/replies_cut": Metric(
         "fraction", "replies that the window or the vocabulary did not hold whole"
     ),
+    "rollout/lag": Metric("iterations", "finished since the policy that sampled the rollouts"),
     "rollout/kept_mass/mean": Metric("probability", "mass kept by top-k and top-p, mean"),
     "rollout/kept_mass/min": Metric("probability", "mass kept by top-k and top-p, smallest"),
     "rollout/wasted_steps": Metric(

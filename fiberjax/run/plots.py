@@ -187,6 +187,8 @@ NOT_DRAWN: Mapping[str, str] = {
     "turns/mean": "seen in turns/replied",
     "turns/replies_cut": "0 where config.turns.reply is wide enough",
     "rollout/wasted_steps": "of the sampler's loop, not of the policy",
+    "rollout/lag": "set by rollout.lag",
+    "mismatch/effective_sample_size": "1 where the sampler is the trainer's policy",
     "rollout/kept_mass/mean": "set by top_k and top_p; 1 without them",
     "rollout/kept_mass/min": "set by top_k and top_p; 1 without them",
     "gate/channel/<level>/<sign>": "nats to set budgets by: read for a level, not followed",

@@ -55,7 +55,7 @@ class Policy:
         """
         rows, mask, places = rows_of(kept, self.experiment)
         temperature = self.experiment.knobs.temperature
-        found = self._log_probs(self.params, rows, mask, temperature)
+        found, _ = self._log_probs(self.params, rows, mask, temperature)()
         columns = kept.mask.shape[1]
         return np.where(kept.mask, found[places, :columns], np.float32(0))
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from fiberjax import mismatch, seeds
 from fiberjax.experiment import Experiment
-from fiberjax.parallel import mesh
+from fiberjax.parallel import mesh, shardings
+from fiberjax.run.ahead import Drawn
 from fiberjax.run.keeping import Keeper, Trained
 from fiberjax.run.measured import (
     Paid,
@@ -22,7 +23,7 @@ from fiberjax.run.measured import (
     turn_metrics,
 )
 from fiberjax.run.nonfinite import Made
-from fiberjax.tasks import PromptStream
+from fiberjax.tasks import PromptBatch, PromptStream
 from fiberjax.tasks.curriculum import pass_rate_shares
 from fiberjax.tasks.rewards import shaping
 from fiberjax.train import resample
@@ -39,7 +40,7 @@ class Collected(NamedTuple):
 
     Attributes:
       batches: the optimizer batches that hold a group; their old log-probabilities are those of the
-        policy that sampled.
+        policy that is about to learn, which sampled them where there is no lag.
       prompts: int[groups] of each of them, its prompts on all processes.
       minibatches: of each of them, its number among all.
       completions: that were sampled.
@@ -57,8 +58,27 @@ class Collected(NamedTuple):
     trained: Trained | None = None
 
 
+class Scored(NamedTuple):
+    """What is being computed of the completions that an iteration trains on, on the devices.
+
+    Attributes:
+      own: waits for the log-probabilities of the policy that is about to learn, float32[R, C],
+        nats; and for its routes, where they are replayed. See `forward.make_log_probs`.
+      reference: waits for those of the reference policy; None without a KL term.
+    """
+
+    own: Callable[[], Any]
+    reference: Callable[[], Any] | None
+
+
 class Trainer:
-    """One iteration after the other: rollouts, then epochs × minibatches updates on them."""
+    """One iteration after the other: rollouts, then epochs × minibatches updates on them.
+
+    Attributes:
+      experiment: what is run.
+      ahead: what waits to be trained on, sampled and rewarded, in the order of iterations; at most
+        `config.rollout.lag` batches between two iterations.
+    """
 
     def __init__(
         self,
@@ -84,7 +104,8 @@ class Trainer:
         self._updates = updates
         self._keeper = keeper
         self._reference = reference
-        self._sampler = experiment.sampler(experiment.train)
+        self.ahead: tuple[Drawn, ...] = ()
+        self._sampler = experiment.training_sampler()
         self._step: Step = make_step(
             experiment.policy,
             experiment.mesh,
@@ -128,7 +149,8 @@ class Trainer:
         other = copy.copy(self)
         other.experiment, other._reference = experiment, reference
         other._watch = other._updates = other._keeper = None
-        other._sampler = experiment.sampler(experiment.train, logit_noise=logit_noise)
+        other.ahead = ()
+        other._sampler = experiment.training_sampler(logit_noise=logit_noise)
         other._learning_rate = jax.jit(jax.vmap(experiment.schedule))
         return other
 
@@ -137,17 +159,45 @@ class Trainer:
     ) -> tuple[TrainState, dict[str, float]]:
         """Runs one iteration; the new state, and its metrics as numbers.
 
+        Under `config.rollout.lag` it trains on what waits longest in `ahead`, and samples the batch
+        that many iterations on: that one is dispatched before the updates, and its completions are
+        decoded and rewarded while these run.
+
         Args:
           state: donated.
           stream: gives the prompts and learns their pass rates.
           iteration: counted from 0; decides every random draw.
           factor: of the gate's budgets; see `run.budget_control`.
         """
-        collected = self.collect(state.params, stream, iteration)
-        return self.update(state, collected, iteration, factor, fresh=True)
+        began = time.monotonic()
+        lag, iterations = self.experiment.rollout.lag, self.experiment.iterations
+        params = self.experiment.whole(state.params, self._reference)
+        last = max(iteration, min(iteration + lag, iterations - 1))
+        missing = list(range(iteration + len(self.ahead), last + 1))
+        # Sampling that reads the parameters again must be over before the updates donate them.
+        at_once = (self._several and not self._apart) or last == iteration
+        late = missing.pop() if missing and not at_once else None
+        scored = None
+        for number in missing:
+            draw = self._draw(params, stream, number, version=iteration, score=lag == 0)
+            drawn, scored = draw()
+            self.ahead = (*self.ahead, drawn)
+        drawn, begun = self.ahead[0], None
+        if late is not None:
+            scored = self._score(params, drawn.rollouts, drawn.present)
+            begun = self._draw(params, stream, late, version=iteration, score=False)
+        collected = self._prepared(params, drawn, scored)
+        self.ahead = self.ahead[1:]
+
+        def meanwhile() -> None:
+            if begun is not None:
+                self.ahead = (*self.ahead, begun()[0])
+
+        collected = collected._replace(seconds=time.monotonic() - began)
+        return self.update(state, collected, iteration, factor, meanwhile, fresh=True)
 
     def collect(self, params: Any, stream: PromptStream, iteration: int) -> Collected:
-        """The rollouts that an iteration trains on; see `iterate`.
+        """The rollouts that an iteration trains on, sampled now; see `iterate`.
 
         Args:
           params: what is trained of the policy that samples.
@@ -155,11 +205,131 @@ class Trainer:
           iteration: that will train on them; decides every random draw.
         """
         began = time.monotonic()
-        target = stream.target
         params = self.experiment.whole(params, self._reference)
-        drawn, paid = self._draw(params, stream, iteration)
+        drawn, scored = self._draw(params, stream, iteration, version=iteration, score=True)()
+        collected = self._prepared(params, drawn, scored)
+        return collected._replace(seconds=time.monotonic() - began)
+
+    def _prepared(self, params: Any, drawn: Drawn, scored: Scored | None) -> Collected:
+        """The optimizer batches of what was drawn, under the policy that is about to learn.
+
+        Args:
+          params: of that policy.
+          drawn: by it or by an earlier one.
+          scored: of `_score`; None scores now.
+        """
+        iteration, credited, present = drawn.iteration, drawn.credit, drawn.present
         if self._watch is not None:
-            self._watch(iteration + 1, drawn[0])
+            self._watch(iteration + 1, drawn.first)
+        if self.experiment.rollout.shuffle_rewards:
+            credited = credited.copy()
+            credited[present] = shuffled(credited[present], self.experiment.seed, iteration)
+        made = self._batches(params, drawn.rollouts, credited, present, scored)
+        keeping = self._keeper is not None and self._keeper.due(iteration + 1)
+        trained = None
+        if keeping and made.trained is not None:
+            trained = made.trained._replace(version=drawn.version)
+        return made._replace(
+            completions=drawn.completions,
+            metrics=dict(drawn.metrics) | {"rollout/lag": iteration - drawn.version} | made.metrics,
+            trained=trained,
+        )
+
+    def _draw(
+        self, params: Any, stream: PromptStream, iteration: int, *, version: int, score: bool
+    ) -> Callable[[], tuple[Drawn, Scored | None]]:
+        """Begins to sample what an iteration trains on.
+
+        One batch of prompts; under `config.rollout.resample` one after the other, until groups
+        enough have rewards that differ.
+
+        Args:
+          params: of the policy.
+          stream: gives the prompts and learns their pass rates.
+          iteration: that trains on it, counted from 0; decides every random draw.
+          version: iterations finished by the policy.
+          score: whether its log-probabilities are begun before rewards are computed.
+
+        Returns:
+          What waits for the draws and the rewards; gives the batch, and what was begun of its
+          scores.
+        """
+        options, target = self.experiment.rollout, stream.target
+        score = score and options.resample <= 1 and self.experiment.rewards.truncated != "mask"
+        read = self._sampler.read(self._pushed(params))
+        prompts = next(stream)
+
+        def begin(prompts: PromptBatch, batch: int) -> Callable[[], Rollouts]:
+            return self._sampler.begin(
+                read,
+                prompts,
+                samples=options.samples,
+                stream=seeds.TRAINING,
+                step=iteration,
+                batch=batch,
+            )
+
+        first = begin(prompts, 0)
+        if not self._several:
+            read = None  # Not held while the updates run.
+
+        def finish() -> tuple[Drawn, Scored | None]:
+            asked, tried, waits = prompts, np.zeros(0, np.int64), first
+            drawn: list[Rollouts] = []
+            parts: list[Paid] = []
+            scored = None
+            while True:
+                unpaid = waits()
+                if score:
+                    scored = self._score(params, unpaid, np.ones(0, bool))
+                drawn.append(self._sampler.pay(unpaid))
+                parts.append(self._paid(drawn[-1]))
+                index = mesh.gather(self.experiment.mesh, asked.prompt_index)
+                stream.observe(index, parts[-1].reward.reshape(-1, options.samples))
+                tried = np.concatenate([tried, index])
+                paid = Paid(*map(np.concatenate, zip(*parts, strict=True)))
+                found = resample.differ(paid.credit, options.samples, paid.counted).sum()
+                if len(drawn) >= options.resample or found >= options.prompts:
+                    break
+                asked = stream.further(len(drawn), tried)
+                waits = begin(asked, len(drawn))
+            metrics = self._measured(drawn, paid, target, stream)
+            rollouts, credited, present = drawn[0], paid.credit, paid.counted
+            if options.resample > 1:
+                rollouts, credited, present, kept = self._kept(drawn, paid)
+                metrics |= kept
+            completions = len(paid.reward)
+            return (
+                Drawn(
+                    iteration, version, rollouts, drawn[0], credited, present, completions, metrics
+                ),
+                scored,
+            )
+
+        return finish
+
+    @property
+    def _apart(self) -> bool:
+        """Whether devices of its own sample."""
+        return self.experiment.sampling_mesh != self.experiment.mesh
+
+    @property
+    def _several(self) -> bool:
+        """Whether sampling reads the parameters again after the first draw."""
+        several_turns = self.experiment.turns.environment is not None
+        return self.experiment.rollout.resample > 1 or several_turns
+
+    def _pushed(self, params: Any) -> Any:
+        """Parameters where the sampler's devices hold them."""
+        if not self._apart:
+            return params
+        where = shardings.sampling_shardings(self.experiment.sampling_mesh, params)
+        return jax.device_put(params, where)
+
+    def _measured(
+        self, drawn: list[Rollouts], paid: Paid, target: float, stream: PromptStream
+    ) -> dict[str, float]:
+        """The metrics of what was drawn, by name; all processes take part."""
         names = self.experiment.domain_names
         metrics = rollout_metrics(self.experiment.mesh, drawn, paid, names)
         metrics |= credit_metrics(self.experiment.rewards, paid)
@@ -167,54 +337,7 @@ class Trainer:
             metrics |= turn_metrics(self.experiment.mesh, drawn)
         metrics["curriculum/target"] = target
         shares = pass_rate_shares(stream.pass_rate)
-        metrics |= {f"curriculum/share/{name}": share for name, share in shares.items()}
-        rollouts, credited, present = drawn[0], paid.credit, paid.counted
-        if self.experiment.rollout.resample > 1:
-            rollouts, credited, present, kept = self._kept(drawn, paid)
-            metrics |= kept
-        if self.experiment.rollout.shuffle_rewards:
-            credited = credited.copy()
-            credited[present] = shuffled(credited[present], self.experiment.seed, iteration)
-        made = self._batches(params, rollouts, credited, present)
-        keeping = self._keeper is not None and self._keeper.due(iteration + 1)
-        return made._replace(
-            completions=len(paid.reward),
-            metrics=metrics | made.metrics,
-            seconds=time.monotonic() - began,
-            trained=made.trained if keeping else None,
-        )
-
-    def _draw(
-        self, params: Any, stream: PromptStream, iteration: int
-    ) -> tuple[list[Rollouts], Paid]:
-        """The rollouts of an iteration, a batch of prompts after the other, and what all are paid.
-
-        One batch; under `config.rollout.resample` more, until groups enough have rewards that
-        differ.
-        """
-        options, params = self.experiment.rollout, self._sampler.read(params)
-        prompts, tried = next(stream), np.zeros(0, np.int64)
-        drawn: list[Rollouts] = []
-        parts: list[Paid] = []
-        while True:
-            rollouts = self._sampler(
-                params,
-                prompts,
-                samples=options.samples,
-                stream=seeds.TRAINING,
-                step=iteration,
-                batch=len(drawn),
-            )
-            drawn.append(rollouts)
-            parts.append(self._paid(rollouts))
-            index = mesh.gather(self.experiment.mesh, prompts.prompt_index)
-            stream.observe(index, parts[-1].reward.reshape(-1, options.samples))
-            tried = np.concatenate([tried, index])
-            paid = Paid(*map(np.concatenate, zip(*parts, strict=True)))
-            found = resample.differ(paid.credit, options.samples, paid.counted).sum()
-            if len(drawn) >= options.resample or found >= options.prompts:
-                return drawn, paid
-            prompts = stream.further(len(drawn), tried)
+        return metrics | {f"curriculum/share/{name}": share for name, share in shares.items()}
 
     def _paid(self, rollouts: Rollouts) -> Paid:
         """What the completions of a batch are paid, those of all processes."""
@@ -270,6 +393,7 @@ class Trainer:
         collected: Collected,
         iteration: int,
         factor: float = 1.0,
+        meanwhile: Callable[[], None] | None = None,
         *,
         fresh: bool = False,
     ) -> tuple[TrainState, dict[str, float]]:
@@ -280,8 +404,9 @@ class Trainer:
           collected: from `collect`, by this policy or an earlier one.
           iteration: counted from 0; decides the order of the updates.
           factor: of the gate's budgets; see `run.budget_control`.
-          fresh: whether it is by this very policy, whose log-probabilities the first update then
-            need not compute.
+          meanwhile: is called while the devices update.
+          fresh: whether it is scored by this very policy, whose log-probabilities the first update
+            then need not compute.
         """
         began = time.monotonic()
         knobs = self.experiment.knobs
@@ -307,6 +432,8 @@ class Trainer:
                     step_metrics |= self._diagnose(result[2], batches[j], knobs)
                 pending.append(step_metrics)
                 order_of.append(j)
+        if meanwhile is not None:
+            meanwhile()
         read = jax.device_get(pending)
         terms = [_not_finite(step) for step in read]
         scalars = joined([step for step, of in zip(read, terms, strict=True) if not of])
@@ -345,39 +472,67 @@ class Trainer:
         }
         return state, scalars
 
-    def _scored(self, params: Any, rows: Any, mask: np.ndarray) -> tuple[np.ndarray, Any]:
-        """This process's log-probabilities of completions, and the routes, if they are replayed."""
-        scored = self._log_probs(params, rows, mask, self.experiment.knobs.temperature)
-        return scored if self.experiment.training.router_replay else (scored, None)
+    def _score(self, params: Any, rollouts: Rollouts, present: np.ndarray) -> Scored:
+        """Begins the log-probabilities of completions; waits for nothing.
+
+        Args:
+          params: of the policy that is about to learn.
+          rollouts: this process's rows.
+          present: bool[R] of all processes, the rows that hold a completion that counts; read where
+            others are left out.
+        """
+        rollouts = self._counted(rollouts, present)
+        rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
+        mask, temperature = rollouts.mask, self.experiment.knobs.temperature
+        own, reference = self._log_probs(params, rows, mask, temperature), None
+        if self.experiment.training.kl_coefficient > 0:
+            reference = self._log_probs(self._reference, rows, mask, temperature)
+        return Scored(own, reference)
+
+    def _counted(self, rollouts: Rollouts, present: np.ndarray) -> Rollouts:
+        """The rollouts as the loss sees them; rows that it leaves out hold nothing."""
+        if self.experiment.rewards.truncated == "mask":
+            return without(rollouts, np.logical_not(self._share(present)))
+        return rollouts
+
+    def _share(self, of: np.ndarray) -> np.ndarray:
+        """This process's rows of those of all."""
+        index, count = mesh.process_share(self.experiment.mesh, len(of))
+        return of[index * len(of) // count : (index + 1) * len(of) // count]
 
     def _batches(
-        self, params: Any, rollouts: Rollouts, rewards: np.ndarray, present: np.ndarray
+        self,
+        params: Any,
+        rollouts: Rollouts,
+        rewards: np.ndarray,
+        present: np.ndarray,
+        scored: Scored | None = None,
     ) -> Collected:
         """The optimizer batches of the rollouts, and the sampler's disagreement as metrics.
 
         Args:
-          params: of the policy that sampled.
+          params: of the policy that is about to learn.
           rollouts: this process's rows.
           rewards: float32[R] of all processes.
           present: bool[R] of all processes, the rows that hold a completion that counts.
+          scored: of `_score`; None scores now.
         """
         if not present.any():
             return Collected([], [], [], 0, {}, 0.0)
         training = self.experiment.training
-        index, count = mesh.process_share(self.experiment.mesh, len(rewards))
-        share = slice(index * len(rewards) // count, (index + 1) * len(rewards) // count)
+        if scored is None:
+            scored = self._score(params, rollouts, present)
         whole = rollouts
-        if self.experiment.rewards.truncated == "mask":
-            rollouts = without(rollouts, np.logical_not(present[share]))
-        rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
-        old, routes = self._scored(params, rows, rollouts.mask)
+        rollouts = self._counted(rollouts, present)
+        old, routes = scored.own()
         reference = np.zeros_like(old)
-        if training.kl_coefficient > 0:
-            reference, _ = self._scored(self._reference, rows, rollouts.mask)
+        if scored.reference is not None:
+            reference, _ = scored.reference()
         # Before truncation, as the trainer's are: what truncation left out is no disagreement.
         sampler = rollouts.sampler_log_prob + rollouts.log_kept
         weight = np.ones_like(old)
-        if training.mismatch != "none":
+        corrected = training.mismatch in mismatch.CORRECTIONS
+        if corrected:
             correct = mismatch.CORRECTIONS[training.mismatch]
             floor, cap = training.mismatch_floor, training.mismatch_cap
             weight = np.asarray(correct(old, sampler, rollouts.mask, floor=floor, cap=cap))
@@ -387,7 +542,7 @@ class Trainer:
         batches = make_batches(
             self.experiment.mesh,
             rollouts,
-            advantage=advantage[share],
+            advantage=self._share(advantage),
             old_log_prob=sampler if training.edge == "direct" else old,
             reference_log_prob=reference,
             sample_weight=weight,
@@ -410,7 +565,7 @@ class Trainer:
             old,
             sampler,
             reference if training.kl_coefficient > 0 else None,
-            weight if training.mismatch != "none" else None,
+            weight if corrected else None,
         )
         return Collected(
             [batches[j] for j in filled],

@@ -100,7 +100,7 @@ def make_log_probs(
     *,
     packed: bool = False,
     routes: bool = False,
-) -> Callable[[Any, Rows, Any, Any], Any]:
+) -> Callable[[Any, Rows, Any, Any], Callable[[], tuple[Any, Any]]]:
     """Compiles the policy's own log-probabilities of whole rollouts.
 
     Args:
@@ -112,9 +112,10 @@ def make_log_probs(
       routes: whether to tell which experts each token was sent to; of a mixture alone.
 
     Returns:
-      `(params, rows, mask, temperature)` -> float32[R, C], nats: of the completions, the last C
-      columns, whose shape the mask has; anything where no token is. With `routes`, a pair with
-      these, integer[R, P + C, L, k]. All are this process's, on the host, one trajectory a row.
+      `(params, rows, mask, temperature) -> wait`, which begins them. `wait()` gives float32[R, C],
+      nats: of the completions, the last C columns, whose shape the mask has, and anything where no
+      token is; and integer[R, P + C, L, k] with `routes`, else None. All are this process's, on the
+      host, one trajectory a row.
     """
 
     @functools.partial(
@@ -139,12 +140,18 @@ def make_log_probs(
             parts = max(1, parts * fewer.rows // fewer.unpacked)
             rows, window = packing.pack_rows(rows, fewer), fewer.targets
         placed = mesh.place(device_mesh, rows, mesh.ROWS)
-        found = log_probs(params, placed, temperature, window, parts)
-        log_prob, *taken = map(mesh.local_values, found if routes else (found,))
-        if fewer is not None:
-            log_prob = fewer.unpack_completions(log_prob)
-            taken = [fewer.unpack(of) for of in taken]
-        return (log_prob, *taken) if routes else log_prob
+        begun = log_probs(params, placed, temperature, window, parts)
+
+        def wait() -> tuple[Any, Any]:
+            log_prob, taken = begun if routes else (begun, None)
+            log_prob = mesh.local_values(log_prob)
+            taken = None if taken is None else mesh.local_values(taken)
+            if fewer is not None:
+                log_prob = fewer.unpack_completions(log_prob)
+                taken = None if taken is None else fewer.unpack(taken)
+            return log_prob, taken
+
+        return wait
 
     return of_rollouts
 

@@ -136,7 +136,7 @@ class Sampler:
         step: int,
         batch: int = 0,
     ) -> Rollouts:
-        """Draws `samples` completions of each prompt of this process.
+        """Draws `samples` completions of each prompt of this process, and pays them.
 
         The draw of a row depends on (seed, stream, step, its place in the global batch) alone.
 
@@ -148,6 +148,28 @@ class Sampler:
           step: which call of that stream.
           batch: which batch of that step; its places follow those of the batch before.
         """
+        drawn = self.begin(params, prompts, samples=samples, stream=stream, step=step, batch=batch)
+        return self.pay(drawn())
+
+    def begin(
+        self,
+        params: Any,
+        prompts: PromptBatch,
+        *,
+        samples: int,
+        stream: int,
+        step: int,
+        batch: int = 0,
+    ) -> Callable[[], Rollouts]:
+        """Begins a call, and waits for nothing that the compiled loop does.
+
+        Arguments as a call's. Where an episode has one turn, `params` may be donated as soon as
+        this returns.
+
+        Returns:
+          What waits for the draws and gives the rollouts, not paid yet (`pay`): their rewards are
+          NaN. An engine is asked only then.
+        """
         tokens = np.repeat(prompts.tokens, samples, axis=0)
         prompt_mask = np.repeat(prompts.mask, samples, axis=0)
         shards = mesh.local_shards(self.mesh)
@@ -156,46 +178,72 @@ class Sampler:
         place += batch * per_shard * mesh.row_shards(self.mesh)
         size = rows_at_a_time(per_shard, 0 if self.slots else self.max_rows)
 
+        def keys(turn: int) -> Callable[[jax.Array], jax.Array]:
+            return functools.partial(seeds.row_keys, self.seed, seeds.of_turn(stream, turn), step)
+
+        # What later turns read; of one turn, nothing holds the parameters on the devices.
+        several = params if self.turns.environment is not None else None
+        first: list[Samples] = []
+        if self.engine is None:
+            first = self._dispatched(params, tokens, prompt_mask, place, keys(0), size, whole=True)
+
         def draw(of: np.ndarray, real: np.ndarray, rows: np.ndarray, turn: int) -> Samples | None:
-            keys = functools.partial(seeds.row_keys, self.seed, seeds.of_turn(stream, turn), step)
             if self.engine is not None:
-                return self._asked(self.engine, of, real, keys(place[rows]))
-            return self._drawn(params, of, real, place[rows], keys, size, whole=turn == 0)
+                return self._asked(self.engine, of, real, keys(turn)(place[rows]))
+            parts = first
+            if turn > 0:
+                parts = self._dispatched(
+                    several, of, real, place[rows], keys(turn), size, whole=False
+                )
+            return self._read(parts, len(rows))
 
-        examples: list[Example] = []
-        if self.turns.environment is not None:
-            known = Examples(self.domains)
-            examples = [known[i] for i in np.repeat(prompts.prompt_index, samples)]
-        played = play(
-            draw,
-            self.turns,
-            self.vocabulary,
-            examples,
-            tokens,
-            prompt_mask,
-            self.max_new_tokens,
-        )
-        texts = texts_of(self.turns, self.vocabulary, played.tokens, played.mask, played.turn)
-        rewards = reward_completions(self.domains, prompts, texts)
-        real = np.concatenate([prompt_mask, played.real], axis=1)
-        return Rollouts(
-            tokens=np.concatenate([tokens, played.tokens], axis=1),
-            positions=positions_of(real),
-            segment_ids=real.astype(np.int32),
-            mask=played.mask,
-            turn=played.turn,
-            finished=played.finished,
-            sampler_log_prob=played.log_prob,
-            log_kept=played.log_kept,
-            reward=rewards.reward.reshape(-1),
-            replies_cut=played.cut,
-            prompts=prompts,
+        def finish() -> Rollouts:
+            examples: list[Example] = []
+            if self.turns.environment is not None:
+                known = Examples(self.domains)
+                examples = [known[i] for i in np.repeat(prompts.prompt_index, samples)]
+            played = play(
+                draw,
+                self.turns,
+                self.vocabulary,
+                examples,
+                tokens,
+                prompt_mask,
+                self.max_new_tokens,
+            )
+            real = np.concatenate([prompt_mask, played.real], axis=1)
+            return Rollouts(
+                tokens=np.concatenate([tokens, played.tokens], axis=1),
+                positions=positions_of(real),
+                segment_ids=real.astype(np.int32),
+                mask=played.mask,
+                turn=played.turn,
+                finished=played.finished,
+                sampler_log_prob=played.log_prob,
+                log_kept=played.log_kept,
+                reward=np.full(len(tokens), np.nan, np.float32),
+                replies_cut=played.cut,
+                prompts=prompts,
+                texts=[],
+                held=None if self.engine is not None else played.held,
+            )
+
+        return finish
+
+    def pay(self, rollouts: Rollouts) -> Rollouts:
+        """The rollouts of `begin` with what verifiers read of them, and their rewards."""
+        width = rollouts.prompts.tokens.shape[1]
+        tokens = rollouts.tokens[:, width:]
+        texts = texts_of(self.turns, self.vocabulary, tokens, rollouts.mask, rollouts.turn)
+        rewards = reward_completions(self.domains, rollouts.prompts, texts)
+        return dataclasses.replace(
+            rollouts,
             texts=texts,
+            reward=rewards.reward.reshape(-1),
             failed=rewards.failed.reshape(-1),
-            held=None if self.engine is not None else played.held,
         )
 
-    def _drawn(
+    def _dispatched(
         self,
         params: Any,
         tokens: np.ndarray,
@@ -205,8 +253,8 @@ class Sampler:
         size: int,
         *,
         whole: bool,
-    ) -> Samples | None:
-        """One turn of some of this process's rows, on the host; all processes take part.
+    ) -> list[Samples]:
+        """One turn of some of this process's rows, on the devices; all processes take part.
 
         Args:
           params: of `read`.
@@ -218,7 +266,7 @@ class Sampler:
           whole: whether every process has as many rows as any other.
 
         Returns:
-          None where no process has a row.
+          Parts for `_read`, in their order; none where no process has a row.
         """
         held = size * len(mesh.local_shards(self.mesh))
         num_parts = -(-len(tokens) // held)
@@ -226,9 +274,8 @@ class Sampler:
             parts = np.full(len(mesh.local_shards(self.mesh)), num_parts)
             num_parts = int(mesh.gather(self.mesh, parts).max())
         if num_parts == 0:
-            return None
-        count = len(tokens)
-        if count == 0:  # Others have rows left: any will do.
+            return []
+        if len(tokens) == 0:  # Others have rows left: any will do.
             tokens, place = np.zeros((1, tokens.shape[1]), np.int32), np.zeros(1, place.dtype)
             prompt_mask = np.ones(tokens.shape, bool)
         # One static shape: the last part is filled up with the first rows again.
@@ -241,6 +288,12 @@ class Sampler:
                 mesh.ROWS,
             )
             pending.append(self.draw(params, rows, mask, keys(places)))
+        return pending
+
+    def _read(self, pending: list[Samples], count: int) -> Samples | None:
+        """The first `count` rows of what was dispatched, on the host; None of no part."""
+        if not pending:
+            return None
         drawn = jax.tree.map(
             lambda *parts: np.concatenate(list(map(mesh.local_values, parts)))[:count], *pending
         )

@@ -80,7 +80,10 @@ CASES = {
     ),
     "sampler and trainer disagree": (
         ({"mismatch/log_prob_abs_mean": [0.001, 0.03, 0.05, 0.04]}, 2),
-        [{"mismatch/log_prob_abs_mean": [0.9, 0.008, 0.01, 0.01]}],
+        [
+            {"mismatch/log_prob_abs_mean": [0.9, 0.008, 0.01, 0.01]},
+            {"mismatch/log_prob_abs_mean": [0.001, 0.03, 0.05, 0.04], "rollout/lag": [0, 1, 1, 1]},
+        ],
     ),
     "many responses are cut off": (
         ({"response_length/clip_ratio": [0.0, 0.4, 0.3, 0.3]}, 2),

@@ -212,6 +212,20 @@ def test_checkpoint_of_several_processes_resumes_elsewhere(tmp_path, several, de
     assert_same_run(workdir, several)
 
 
+@pytest.mark.long
+@pytest.mark.slow
+def test_what_waits_is_that_of_one_process_and_is_resumed_by_one(tmp_path):
+    lag = ("--config.rollout.lag=1", "--config.training.mismatch=truncate")
+    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    finish(start(one, 1, 8, *lag))
+    finish(start(two, 2, 4, *lag))
+    assert [row["rollout/lag"] for row in metrics(two)] == [0, 1]
+    assert_same_run(two, one)
+    shutil.rmtree(two / "checkpoints" / "2")
+    finish(start(two, 1, 8, *lag))
+    assert_same_run(two, one)
+
+
 def wait_for_iterations(started: list[subprocess.Popen], workdir: Path) -> None:
     """Until two iterations have ended; fails with what was printed where a run ends before."""
     metrics_file = workdir / "metrics.jsonl"

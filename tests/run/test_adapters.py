@@ -103,7 +103,7 @@ def test_a_run_trains_and_keeps_adapters_alone(config, one_device, tmp_path, mon
     trainer = Trainer(whole, start)
     for rollouts, found in references:
         rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
-        expected = np.asarray(trainer._log_probs(start, rows, rollouts.mask, np.float32(1)))
+        expected, _ = trainer._log_probs(start, rows, rollouts.mask, np.float32(1))()
         found, expected = (sorted(table.tolist()) for table in (np.concatenate(found), expected))
         assert found == expected
     kept = ocp.StandardCheckpointer().metadata(tmp_path / "whole" / "checkpoints" / "2" / "state")
@@ -287,10 +287,10 @@ def test_adapters_learn(make_config, one_device):
     sampler, shares = trainer._sampler, []
 
     class Rewarding:
-        read = staticmethod(sampler.read)
+        read, begin = staticmethod(sampler.read), staticmethod(sampler.begin)
 
-        def __call__(self, *arguments, **options):
-            rollouts = sampler(*arguments, **options)
+        def pay(self, drawn):
+            rollouts = sampler.pay(drawn)
             said = (rollouts.tokens[:, -rollouts.mask.shape[1] :] == 7) & rollouts.mask
             reward = said.sum(axis=1) / rollouts.mask.sum(axis=1)
             shares.append(reward.mean())

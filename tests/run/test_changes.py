@@ -50,6 +50,7 @@ def test_every_option_has_its_class(config):
     assert by_kind["logged"] == {
         *("optimizer.learning_rate", "rollout.resample", "rollout.max_rows", "rollout.slots"),
         *("rollout.engine", "server.dtype", "training.nonfinite"),
+        *("rollout.lag", "rollout.devices"),
         *(f"rewards.{name}" for name in ("seconds", "megabytes", "failed", "truncated")),
         *("rewards.overlong_cache", "rewards.overlong_from"),
         *("gate.epsilon", "gate.weight_cap"),
@@ -70,15 +71,17 @@ def test_a_budget_is_a_number_and_the_rest_of_a_gate_is_not(config):
 
 
 def test_iterations_change_where_no_past_update_depends_on_them(config):
-    def classed(schedule, start, end, control="none"):
+    def classed(schedule, start, end, control="none", lag=0):
         changed = copy.deepcopy(config)
         changed["optimizer"]["schedule"] = schedule
         changed["curriculum"] |= {"start": start, "end": end}
         changed["budget_control"]["kind"] = control
+        changed["rollout"]["lag"] = lag
         return kind(changed, "iterations", 30, 60)
 
     assert classed("constant", 0.5, 0.5) == classed("constant", 0.5, 0.5, "kl") == "free"
     assert classed("constant", 0.8, 0.2) == classed("constant", 0.5, 0.5, "anneal") == "logged"
+    assert classed("constant", 0.5, 0.5, lag=1) == "logged"
     assert classed("linear", 0.5, 0.5) == classed("cosine", 0.8, 0.2) == "fixed"
 
 

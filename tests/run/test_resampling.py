@@ -45,13 +45,13 @@ def begin(build):
 @pytest.fixture
 def drawn(monkeypatch):
     """All rollouts that are drawn, as they come."""
-    seen, draw = [], Sampler.__call__
+    seen, pay = [], Sampler.pay
 
-    def watched(self, *arguments, **options):
-        seen.append(draw(self, *arguments, **options))
+    def watched(self, rollouts):
+        seen.append(pay(self, rollouts))
         return seen[-1]
 
-    monkeypatch.setattr(Sampler, "__call__", watched)
+    monkeypatch.setattr(Sampler, "pay", watched)
     return seen
 
 

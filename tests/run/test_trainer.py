@@ -279,13 +279,13 @@ def test_one_temperature_is_sampled_and_scored_with(build):
 def test_every_phase_draws_from_a_stream_of_its_own(build, monkeypatch):
     built = build(curriculum__profile_samples=1, warm_start__steps=0)
     trainer, state = trainer_of(built)
-    stream, seen, draw = built.prompt_stream(), [], Sampler.__call__
+    stream, seen, draw = built.prompt_stream(), [], Sampler.begin
 
     def watched(self, *arguments, stream, step, **options):
         seen.append((stream, step))
         return draw(self, *arguments, stream=stream, step=step, **options)
 
-    monkeypatch.setattr(Sampler, "__call__", watched)
+    monkeypatch.setattr(Sampler, "begin", watched)
     evaluation.evaluate(built, state.params, "held out")
     evaluation.profile(built, state.params, stream)
     for iteration in range(2):
@@ -338,10 +338,10 @@ def test_the_curriculum_learns_the_true_pass_rates(build):
     sampler, drawn = trainer._sampler, []
 
     class Watched:
-        read = staticmethod(sampler.read)
+        read, begin = staticmethod(sampler.read), staticmethod(sampler.begin)
 
-        def __call__(self, *arguments, **options):
-            drawn.append(sampler(*arguments, **options))
+        def pay(self, rollouts):
+            drawn.append(sampler.pay(rollouts))
             return drawn[-1]
 
     trainer._sampler = Watched()

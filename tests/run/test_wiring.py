@@ -323,10 +323,10 @@ def test_an_iteration_is_the_one_written_out(
     class Disagreeing:
         """The sampler, with rewards to learn from and numbers that are not the trainer's."""
 
-        read = staticmethod(sampler.read)
+        read, begin = staticmethod(sampler.read), staticmethod(sampler.begin)
 
-        def __call__(self, *arguments, **options):
-            rollouts = sampler(*arguments, **options)
+        def pay(self, drawn):
+            rollouts = sampler.pay(drawn)
             noise = rng.normal(scale=0.2, size=rollouts.mask.shape)
             given.append(
                 dataclasses.replace(

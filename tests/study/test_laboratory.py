@@ -116,9 +116,9 @@ def test_stale_batches_keep_the_log_probabilities_of_the_policy_that_sampled(
     moved = 0.0
     for iteration, (batch, *_) in enumerate(batches):
         rows, mask = (batch.tokens, batch.positions, batch.segment_ids), batch.layout.mask
-        sampled = log_probs(params[max(0, iteration - 2)], rows, mask, np.float32(1.0))
+        sampled = log_probs(params[max(0, iteration - 2)], rows, mask, np.float32(1.0))()[0]
         np.testing.assert_allclose(sampled[mask], batch.old_log_prob[mask], atol=1e-5)
-        now = log_probs(params[iteration], rows, mask, np.float32(1.0))
+        now = log_probs(params[iteration], rows, mask, np.float32(1.0))()[0]
         moved = np.abs(np.asarray(now)[mask] - batch.old_log_prob[mask]).max()
     assert moved > 1e-2
 

@@ -187,7 +187,7 @@ def test_packed_rows_are_scored_alike(parts, devices):
     params = init(CONFIG, jax.random.key(0))
     told = (params, batch.rows, batch.layout.mask, np.float32(0.7))
     plain, packed = (
-        make_log_probs(CONFIG, device_mesh, 4, parts, packed=packed)(*told)
+        make_log_probs(CONFIG, device_mesh, 4, parts, packed=packed)(*told)()[0]
         for packed in (False, True)
     )
     mask = batch.layout.mask

@@ -42,7 +42,7 @@ def build(make_config, one_device):
 def trainer_log_prob(built, params, rollouts, micro_batches=1):
     log_probs = make_log_probs(built.policy, built.mesh, built.training.chunk, micro_batches)
     rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
-    return np.asarray(log_probs(params, rows, rollouts.mask, built.knobs.temperature))
+    return log_probs(params, rows, rollouts.mask, built.knobs.temperature)()[0]
 
 
 def cut(built, rollouts, minibatches, states=False, **overrides):

@@ -75,10 +75,10 @@ def test_the_score_pass_tells_the_routes():
     device_mesh = mesh.make_mesh(dict.fromkeys(mesh.AXES, 1), jax.devices()[:1])
     given = (device_mesh, 4, 2)
     rows, told = batch.rows, (batch.layout.mask, np.float32(1.0))
-    log_prob, routes = make_log_probs(MIXTURE, *given, routes=True)(params, rows, *told)
+    log_prob, routes = make_log_probs(MIXTURE, *given, routes=True)(params, rows, *told)()
     np.testing.assert_array_equal(routes, bind(MIXTURE, params).routed(*rows[:3])[1])
     mask = np.asarray(batch.layout.mask)
-    again = make_log_probs(MIXTURE, *given)(params, rows._replace(routes=routes), *told)
+    again, _ = make_log_probs(MIXTURE, *given)(params, rows._replace(routes=routes), *told)()
     np.testing.assert_allclose(again[mask], log_prob[mask], atol=1e-5)
 
 

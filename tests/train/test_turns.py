@@ -156,7 +156,7 @@ def test_sampler_and_trainer_agree_on_every_turn(drawn):
     np.testing.assert_array_equal(replies.sum(axis=1), 4 * turns)
     log_probs = make_log_probs(built.policy, built.mesh, built.training.chunk, 1)
     rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
-    old = np.asarray(log_probs(params, rows, rollouts.mask, built.knobs.temperature))
+    old, _ = log_probs(params, rows, rollouts.mask, built.knobs.temperature)()
     gap = np.abs(old - rollouts.sampler_log_prob)
     assert gap[rollouts.mask].max() < 1e-4
     assert rollouts.sampler_log_prob[rollouts.mask].mean() < -1
