@@ -15,7 +15,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import gc
-import types
 from unittest import mock
 
 import jax
@@ -52,10 +51,7 @@ def _programs_of_one_module():
 def _plots(request, monkeypatch):
     """Runs of this process draw plots, which have their own tests, only where marked `drawn`."""
     if request.node.get_closest_marker("drawn") is None:
-        nothing = types.SimpleNamespace(
-            plot_run=lambda *arguments: (), plot_evaluation=lambda *arguments: None
-        )
-        monkeypatch.setattr(loop, "plots", nothing)
+        monkeypatch.setattr(loop, "draw", lambda *arguments: None)
 
 
 @pytest.fixture
