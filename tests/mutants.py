@@ -30,6 +30,7 @@ import faults_of_replays
 import faults_of_reports
 import faults_of_rewards
 import faults_of_soundness
+import faults_of_starting
 import faults_of_turns
 import faults_of_watching
 import faults_of_wiring
@@ -54,6 +55,7 @@ MUTANTS = (
     *faults_of_looking.FAULTS,
     *faults_of_replays.FAULTS,
     *faults_of_buckets.FAULTS,
+    *faults_of_starting.FAULTS,
 )
 
 

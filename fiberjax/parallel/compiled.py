@@ -20,6 +20,8 @@ from pathlib import Path
 
 import jax
 
+from fiberjax import storage
+
 SECONDS = 0.1
 """What compiles faster is not kept: to find a program takes a few milliseconds too."""
 
@@ -42,7 +44,7 @@ def keep() -> Path | None:
     if jax.config.values["jax_compilation_cache_dir"] is not None or jax.process_count() > 1:
         return None
     try:
-        folder = _folder()
+        folder = storage.user_cache() / "compiled" / _processor()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Programs are executed: nobody else may have put any here.
         if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
@@ -57,11 +59,6 @@ def keep() -> Path | None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
     return folder
-
-
-def _folder() -> Path:
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "fiberjax" / "compiled" / _processor()
 
 
 def _processor() -> str:
