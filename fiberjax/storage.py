@@ -251,7 +251,7 @@ def _copied(text: str) -> Path:
             making.rename(folder)
         except OSError as error:
             if not folder.is_dir():  # No other process was first.
-                raise ValueError(f"{text!r} cannot be copied to {cache}: {error}") from None
+                raise ValueError(f"{text!r} cannot be copied to {folder.parent}: {error}") from None
         finally:
             shutil.rmtree(making, ignore_errors=True)
     _origins[folder / source.name] = text
