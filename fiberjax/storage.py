@@ -204,7 +204,8 @@ def local(path: str | os.PathLike[str]) -> Path:
     """A path to read from by what reads disks alone: itself, or a copy of what is in a bucket.
 
     A file, a folder with all below it, or a pattern, of whose fixed part all is copied. Copies lie
-    in the `user_cache`, under a digest of what the bucket lists, and are made once a machine. A process asks the bucket once.
+    in the `user_cache`, under a digest of what the bucket lists, and are made once a machine. A
+    process asks the bucket once.
 
     Raises:
       ValueError: it is in a bucket that has no such object, or cannot be reached.
