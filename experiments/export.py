@@ -63,9 +63,10 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.ERROR)  # Checkpoints tell a lot.
     import jax
 
-    from fiberjax.parallel import distributed
+    from fiberjax.parallel import compiled, distributed
 
     distributed.leave_out_absent_tpus()
+    compiled.keep()
     from fiberjax import experiment, storage
     from fiberjax.run import identity, loop, policies, publish
 

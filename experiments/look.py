@@ -30,9 +30,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"expected one run folder; got {argv[1:]}")
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Checkpoints tell a lot.
-    from fiberjax.parallel import distributed
+    from fiberjax.parallel import compiled, distributed
 
     distributed.leave_out_absent_tpus()
+    compiled.keep()
     from fiberjax import disk
     from fiberjax.analysis import look, objectives
 

@@ -68,9 +68,10 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.ERROR)  # Data sets and checkpoints tell a lot.
     if not (OBJECTIVES.value or SWEEP.value or UNFOLD.value or CHECK.value):
         raise app.UsageError("expected --objectives, --sweep, --unfold or --check")
-    from fiberjax.parallel import distributed
+    from fiberjax.parallel import compiled, distributed
 
     distributed.leave_out_absent_tpus()
+    compiled.keep()
     try:
         run(argv[1])
     except (OSError, ValueError) as error:

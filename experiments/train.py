@@ -57,7 +57,10 @@ def main(argv: list[str]) -> None:
         DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     ):
         from fiberjax import disk
+        from fiberjax.parallel import compiled
         from fiberjax.run import interrupts
+
+        compiled.keep()
 
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)

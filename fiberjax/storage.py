@@ -191,12 +191,21 @@ class Growing:
 _origins: dict[Path, str] = {}  # What copies are of.
 
 
+def user_cache() -> Path:
+    """Where what can be made again is kept for this user: in `$XDG_CACHE_HOME`, or in `~/.cache`.
+
+    Raises:
+      RuntimeError: there is no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiberjax"
+
+
 def local(path: str | os.PathLike[str]) -> Path:
     """A path to read from by what reads disks alone: itself, or a copy of what is in a bucket.
 
     A file, a folder with all below it, or a pattern, of whose fixed part all is copied. Copies lie
-    in `fiberjax/` of `$XDG_CACHE_HOME`, or of `~/.cache`, under a digest of what the bucket lists,
-    and are made once a machine. A process asks the bucket once.
+    in the `user_cache`, under a digest of what the bucket lists, and are made once a machine. A
+    process asks the bucket once.
 
     Raises:
       ValueError: it is in a bucket that has no such object, or cannot be reached.
@@ -232,8 +241,7 @@ def _copied(text: str) -> Path:
     if not found:
         raise ValueError(f"{text!r}: no such file or folder")
     listed = json.dumps([text, [(str(path), of.size, of.crc32c) for path, of in found.items()]])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiberjax"
-    folder = cache / hashlib.sha256(listed.encode()).hexdigest()[:16]
+    folder = user_cache() / hashlib.sha256(listed.encode()).hexdigest()[:16]
     if not folder.is_dir():
         making = folder.with_name(f"{folder.name}.making-{secrets.token_hex(4)}")
         try:
@@ -244,7 +252,7 @@ def _copied(text: str) -> Path:
             making.rename(folder)
         except OSError as error:
             if not folder.is_dir():  # No other process was first.
-                raise ValueError(f"{text!r} cannot be copied to {cache}: {error}") from None
+                raise ValueError(f"{text!r} cannot be copied to {folder.parent}: {error}") from None
         finally:
             shutil.rmtree(making, ignore_errors=True)
     _origins[folder / source.name] = text

@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
+import quick
+
 # Before jax starts: eight virtual CPU devices, on which meshes of every shape are tested; no search
 # for a TPU; programs compiled once, and quickly: nearly all of a test's time is compilation.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ.setdefault("XLA_FLAGS", quick.EIGHT_DEVICES)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
@@ -15,7 +15,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import gc
-import types
 from unittest import mock
 
 import jax
@@ -25,6 +24,11 @@ from bucket import Bucket
 
 from fiberjax import experiment
 from fiberjax.run import loop
+
+# What is imported stays: it is not gone through again and again for garbage, of which the traces of
+# programs leave much.
+gc.freeze()
+gc.set_threshold(20_000)
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +56,7 @@ def _programs_of_one_module():
 def _plots(request, monkeypatch):
     """Runs of this process draw plots, which have their own tests, only where marked `drawn`."""
     if request.node.get_closest_marker("drawn") is None:
-        nothing = types.SimpleNamespace(
-            plot_run=lambda *arguments: (), plot_evaluation=lambda *arguments: None
-        )
-        monkeypatch.setattr(loop, "plots", nothing)
+        monkeypatch.setattr(loop, "draw", lambda *arguments: None)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ import faults_of_replays
 import faults_of_reports
 import faults_of_rewards
 import faults_of_soundness
+import faults_of_starting
 import faults_of_turns
 import faults_of_watching
 import faults_of_wiring
@@ -58,6 +59,7 @@ MUTANTS = (
     *faults_of_buckets.FAULTS,
     *faults_of_lag.FAULTS,
     *faults_of_passes.FAULTS,
+    *faults_of_starting.FAULTS,
 )
 
 

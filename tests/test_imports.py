@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -92,3 +94,11 @@ def test_the_composition_root_is_read_by_runs_plans_and_analysis_alone(graph):
 def test_a_wrong_import_would_be_seen(graph):
     wrong = {**graph, "fiberjax.train.rollout": {"fiberjax.run.loop"}}
     assert list(points_back(wrong)) == ["fiberjax.train.rollout -> fiberjax.run.loop"]
+
+
+def test_a_start_waits_for_nothing_that_plots_or_tpus_alone_need():
+    slow = ("matplotlib", "jax.experimental.pallas", "scipy.special")
+    code = "import sys, fiberjax.experiment, fiberjax.run.loop\n"
+    code += f"print([name for name in {slow} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

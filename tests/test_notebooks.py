@@ -9,6 +9,7 @@ import sys
 
 import nbformat
 import pytest
+import quick
 
 ROOT = pathlib.Path(__file__).parents[1]
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -90,7 +91,7 @@ OF_A_RUN = ("first_steps", "my_run", "my_log_probs")
 
 @pytest.fixture
 def one_device(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", quick.FLAGS)
 
 
 @pytest.mark.slow

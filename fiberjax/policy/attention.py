@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental.pallas.ops.tpu import splash_attention
 
 from fiberjax.policy.config import TransformerConfig
 
@@ -151,6 +150,9 @@ def splash(
       window: tokens that a token sees, itself included; None for all; static.
       interpret: run the kernel without a TPU, for tests; static.
     """
+    # What runs on no TPU never needs it, and every start would wait for it.
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
     length, heads, head_dim = query.shape[1:]
     padding = -length % _LANES
     columns = length + padding

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
-from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
 from fiberjax.policy.activation import activate
 from fiberjax.policy.config import TransformerConfig
@@ -193,6 +192,9 @@ def outer(rows: Array, gradient: Array, sizes: Array) -> Array:
 
 def outer_tpu(rows: Array, gradient: Array, sizes: Array, *, interpret: bool = False) -> Array:
     """What `outer` computes, by JAX's own kernel; `interpret` runs it without a TPU."""
+    # What runs on no TPU never needs it, and every start would wait for it.
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
     padding = ((0, -len(rows) % _TILE), (0, 0))
     rows, gradient = jnp.pad(rows, padding), jnp.pad(gradient, padding)
     tiling = (_TILE, _TILE, _TILE)

@@ -18,7 +18,7 @@ from fiberjax import disk, storage
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
 from fiberjax.policy import lora
-from fiberjax.run import ahead, evaluation, identity, lock, plots, provenance, rollouts, writers
+from fiberjax.run import ahead, evaluation, identity, lock, provenance, rollouts, writers
 from fiberjax.run.ahead import Drawn
 from fiberjax.run.base import Base, make_base
 from fiberjax.run.best import Best, EarlyStop
@@ -388,10 +388,18 @@ def report(directory: Path, table: EvaluationTable) -> None:
     """Writes the evaluation table and the plots, and prints the table."""
     storage.write(directory / "evaluation.json", table.to_json())
     storage.write(directory / "evaluation.md", table.to_markdown())
-    plots.plot_run(directory / "metrics.jsonl", directory / "plots")
-    plots.plot_evaluation(table, directory / "plots" / "evaluation.png")
+    draw(directory, table)
     table.print()
     print(f"everything is in {directory}")
+
+
+def draw(directory: Path, table: EvaluationTable) -> None:
+    """Draws the metrics and the evaluation into `plots/`."""
+    # With what it draws by, the slowest import of a run, and needed at its end alone.
+    from fiberjax.run import plots
+
+    plots.plot_run(directory / "metrics.jsonl", directory / "plots")
+    plots.plot_evaluation(table, directory / "plots" / "evaluation.png")
 
 
 def barrier(name: str) -> None:

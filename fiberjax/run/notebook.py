@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from fiberjax import experiment, model_folder, storage
 from fiberjax.experiment import Experiment, LoadData
+from fiberjax.parallel import compiled
 from fiberjax.run import identity, loop, metrics
 from fiberjax.run.evaluation import EvaluationTable
 
@@ -68,6 +69,7 @@ def run_experiment(
     """
     if not isinstance(config, ConfigDict):
         config = load_config(config)
+    compiled.keep()
     config = identity.settle(storage.place(workdir), model_folder.with_folder(config))
     built = experiment.from_config(config, devices, load_data)
     table = loop.run(built, storage.place(workdir), config.to_json_best_effort())

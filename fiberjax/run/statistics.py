@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 _Z = 1.959963984540054  # The 97.5 % point of the normal distribution.
 
@@ -140,6 +139,9 @@ def real_interval(values: np.ndarray) -> Interval:
     References:
       Student, The Probable Error of a Mean (1908).
     """
+    # Few runs have rewards beyond [0, 1], and every start would wait for it.
+    from scipy import special
+
     x = _values(values)
     mean = float(x.mean())
     if x.size == 1:

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import quick
 from ml_collections import ConfigDict
 
 import fiberjax as fj
@@ -28,7 +29,6 @@ ROOT = Path(__file__).parents[2]
 # The first run trains it, the others read it, on whatever processes they are.
 _folder = tempfile.TemporaryDirectory()
 WARM_STARTS = _folder.name
-QUICK = "--xla_backend_optimization_level=0"  # As in the rest of the suite.
 # What a run is compared by: not its speed, nor differences of almost equal numbers.
 SKIPPED = ("timing/", "perf/", "mismatch/")
 
@@ -71,7 +71,7 @@ def start(
         environment = dict(os.environ) | {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {quick.FLAGS}",
         }
         started.append(
             subprocess.Popen(
