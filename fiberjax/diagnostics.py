@@ -93,7 +93,7 @@ def level_metrics(
     metrics |= _quadrant_metrics(changed, drift, credit)
     state = gate.inspect(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
     if state is None:
-        tower = bundle.tower(layout.blocks(drift), layout, variant="published")
+        tower = bundle.tower(drift, layout, variant="published")
         return metrics | channel_metrics(tower, layout)
     return metrics | channel_metrics(state.tower, state.layout) | hierarchy_metrics(state)
 

@@ -85,7 +85,7 @@ class Layout:
         """Sums token values over each finest cell; returns `[S_1]`. Values must be masked."""
         values = self.blocks(values)
         if self.cell_id is not None and values.shape != self.cell_id.shape:
-            values = jnp.sum(values, axis=-1)
+            (values,) = segments.row_sums(values)
         return segments.segment_sum(
             values, self.cell_id, self.sizes[0].shape[0], axis_name=self.axis_names[0]
         )
@@ -104,8 +104,7 @@ class Layout:
         values = segments.spread(table, self.cell_id)
         if self.cell_id is None or self.cell_id.shape == self.mask.shape:
             return values
-        shape = self.blocks(self.mask).shape
-        return jnp.broadcast_to(values[..., None], shape).reshape(self.mask.shape)
+        return segments.widen(values, self.mask.shape)
 
     def lift(self, table: jax.Array, k: int) -> jax.Array:
         """Reads the table of level `k + 1` at each cell of level `k`; returns `[S_k]`."""
