@@ -129,6 +129,24 @@ class Layout:
             table = self.lift(table, k)
         return self.lift_tokens(table)
 
+    def tokens_at_hand(self) -> jax.Array:
+        """Number of this device's tokens in each finest cell; int32[S_1]."""
+        if not self.axis_names[0]:
+            return self.sizes[0]
+        local = dataclasses.replace(self, axis_names=((),) * len(self.levels))
+        return local.pushforward_tokens(self.mask.astype(jnp.int32))
+
+    def shares(self, level: str) -> jax.Array:
+        """What the tokens at hand of each finest cell are of its cell in a level; float32[S_1].
+
+        Added over finest cells and devices they count every used cell once.
+        """
+        tokens = self.tokens_of(level)
+        for k in reversed(range(self.index(level))):
+            tokens = self.lift(tokens, k)
+        at_hand = self.tokens_at_hand()
+        return segments.safe_divide(at_hand.astype(jnp.float32), tokens.astype(jnp.float32))
+
     def select(self, levels: Sequence[str]) -> "Layout":
         """The layout with some of its levels only, parents and sizes composed over the others.
 

@@ -20,6 +20,8 @@ Values are moved over the tokens as few times as a compiler allows, and three of
   therefore made whole before many read them (`_kept`).
 * A TPU has no fast scatter or gather. There a table of up to `LARGEST_COMPARED` segments is read
   and summed by comparing ids with all of its numbers, in one pass over the tokens.
+
+Of fewer than `FEW` elements all of this is left out: nothing would be saved but compiling.
 """
 
 import functools
@@ -38,7 +40,10 @@ Elements = tuple[jax.Array, ...]
 LANES = 32
 """Elements of a row that a CPU adds side by side."""
 
-LARGEST_COMPARED = 8192
+FEW = 256
+"""Elements. Fewer are moved in the plainest form on every platform."""
+
+LARGEST_COMPARED = 16384
 """Segments of a table that a TPU compares ids with; larger tables are scattered and gathered."""
 
 
@@ -157,7 +162,9 @@ def widen(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
       values: float[...] or int[...], one value a block of neighbouring elements.
       shape: static, of the elements, a multiple of as many as there are values.
     """
-    return jnp.broadcast_to(values[..., None], (*values.shape, _block(values, shape))).reshape(shape)
+    return jnp.broadcast_to(values[..., None], (*values.shape, _block(values, shape))).reshape(
+        shape
+    )
 
 
 def row_sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -169,7 +176,7 @@ def row_sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     Returns:
       For each array its sums, of its dtype; linear, and differentiable in both modes.
     """
-    if not jnp.issubdtype(arrays[0].dtype, jnp.floating):
+    if arrays[0].size < FEW or not jnp.issubdtype(arrays[0].dtype, jnp.floating):
         return _row_sums_alone(*arrays)
     return _row_sums(*arrays)
 
@@ -220,7 +227,7 @@ def _by_platform(
 ) -> jax.Array:
     """One of two forms of the same map: comparisons on a TPU while they are few, else the other."""
     moved = functools.partial(moved, num_segments)
-    if num_segments > LARGEST_COMPARED:
+    if ids.size < FEW or num_segments > LARGEST_COMPARED:
         return moved(values, ids)
     compared = functools.partial(compared, num_segments)
     return lax.platform_dependent(values, ids, tpu=compared, default=moved)
@@ -242,7 +249,7 @@ def _compared_sum(num_segments: int, values: jax.Array, ids: jax.Array) -> jax.A
 
 def _gathered(num_segments: int, table: jax.Array, ids: jax.Array) -> jax.Array:
     """The entry of each id, `[*ids.shape, ...]` of a table `[S, ...]`; 0 for those outside."""
-    if ids.size > num_segments:
+    if ids.size >= max(FEW, num_segments):
         table = _kept(table)
     return table.at[ids].get(mode="fill", fill_value=0)
 
