@@ -8,13 +8,15 @@ Side by side, in one run: our gate in rows, packed (in blocks of 16 tokens of on
 scattered (any token of any trajectory); the plain form, the definition with a gather and a scatter
 for every term; the same in eager PyTorch; and one fused pass over the same bytes (read log ratio,
 advantage and id, write the gradient), the physical limit. PyTorch is no dependency of fiberjax: it
-runs, with `uv`, in an environment of its own. `--tpu` adds the bytes accessed and the temporaries
-of the program compiled for a TPU, which needs libtpu but no TPU.
+runs, with `uv`, in an environment of its own. `--gate` measures the coefficients of a preset in
+place of the bare hierarchy. `--tpu` adds the bytes that programs compiled for TPUs move through
+HBM, those that XLA's model charges, and their temporaries; it needs libtpu but no TPU.
 
 Prints a table and saves `gates.json` and `gates.png` in the folder `--output`.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -31,11 +33,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import fiberjax
 from fiberjax.analysis import style
 from fiberjax.gates.aggregate import clip, rollback
 from fiberjax.gates.hierarchy import Hierarchy, fgh
 from fiberjax.layout import make_layout
 from fiberjax.parallel import distributed
+from fiberjax.plans.costs import hbm_bytes
+from fiberjax.plans.hlo import parse
 from fiberjax.run.plots import COLOURS, DASHES
 
 LEVELS = ("trajectory", "group", "domain")
@@ -86,8 +91,14 @@ def plain(log_ratio, layout, budgets):
     return jnp.exp(log_weight + fiber)
 
 
-def gradient(form: str):
-    """`(log_ratio, advantage, layout) -> gradient` of the token-summed surrogate."""
+def gradient(form: str, preset: str | None = None):
+    """`(log_ratio, advantage, layout) -> gradient` of the token-summed surrogate.
+
+    Of a preset: the coefficients, of the trajectory-weighted one.
+    """
+    if form == "ours" and preset is not None:
+        gate = fiberjax.gate(preset)
+        return jax.jit(functools.partial(fiberjax.coefficients, gate))
 
     def total(log_ratio, advantage, layout):
         budgets = {level: BUDGETS[level] for level in layout.levels}
@@ -137,41 +148,49 @@ def layouts(p: dict[str, np.ndarray], depth: int) -> dict[str, tuple]:
     return jax.tree.map(jnp.asarray, built)
 
 
-def measure(log2: int, depth: int, repeats: int) -> dict[str, float]:
+def measure(log2: int, depth: int, repeats: int, preset: str | None) -> dict[str, float]:
     """Milliseconds of each form."""
     p = problem(log2)
     built = layouts(p, depth)
     ours = ("rows", "packed", "scattered")
-    times = {name: seconds(gradient("ours"), *built[name], repeats=repeats) for name in ours}
+    times = {
+        name: seconds(gradient("ours", preset), *built[name], repeats=repeats) for name in ours
+    }
     times["plain"] = seconds(gradient("plain"), *built["flat"], repeats=repeats)
     ids = jnp.asarray(p["trajectory"])
     times["limit"] = seconds(one_pass, *built["packed"][:2], ids, repeats=repeats)
     return {name: 1e3 * value for name, value in times.items()}
 
 
-def tpu_cost(log2: int, depth: int) -> dict[str, dict[str, float]]:
-    """Bytes accessed and temporaries, in bytes a token, of the program compiled for a TPU v5e."""
+def tpu_cost(log2: int, depth: int, preset: str | None) -> dict[str, dict[str, float]]:
+    """What programs compiled for a TPU v5e and v6e cost by form, in bytes a token."""
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
-    device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
-
-    def abstract(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device))
-
-    costs = {}
+    costs: dict[str, dict[str, float]] = {}
     built = layouts(problem(log2), depth)
-    for name, form, args in (
-        ("rows", "ours", built["rows"]),
-        ("packed", "ours", built["packed"]),
-        ("scattered", "ours", built["flat"]),
-        ("plain", "plain", built["flat"]),
-    ):
-        compiled = gradient(form).lower(*jax.tree.map(abstract, args)).compile()
-        costs[name] = {
-            "bytes": compiled.cost_analysis()["bytes accessed"] / 2**log2,
-            "temporaries": compiled.memory_analysis().temp_size_in_bytes / 2**log2,
-        }
+    for chip in ("v5e", "v6e"):
+        found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:2x2")
+        sharding = SingleDeviceSharding(found.devices[0])
+        for name, form in (
+            ("rows", "ours"),
+            ("packed", "ours"),
+            ("flat", "ours"),
+            ("flat", "plain"),
+        ):
+            abstract = jax.tree.map(
+                lambda x, sharding=sharding: jax.ShapeDtypeStruct(
+                    x.shape, x.dtype, sharding=sharding
+                ),
+                built[name],
+            )
+            compiled = gradient(form, preset).lower(*abstract).compile()
+            shown = {"ours": {"flat": "scattered"}.get(name, name), "plain": "plain"}[form]
+            costs[f"{chip} {shown}"] = {
+                "hbm": hbm_bytes(parse(compiled.as_text())) / 2**log2,
+                "model": compiled.cost_analysis()["bytes accessed"] / 2**log2,
+                "temporaries": compiled.memory_analysis().temp_size_in_bytes / 2**log2,
+            }
     return costs
 
 
@@ -274,16 +293,23 @@ def main() -> None:
     parser.add_argument("--max-log2", type=int, default=22)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--gate", help="a preset of four levels; the bare hierarchy by default")
     parser.add_argument("--tpu", action="store_true")
+    parser.add_argument("--tpu-log2", type=int, default=20)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
     options = parser.parse_args()
     sizes = range(options.min_log2, options.max_log2 + 1, 2)
     # Levels as a user counts them, tokens included: two is FiberPO, four is FiberPO-Domain.
-    cases = [(log2, depth) for log2 in sizes for depth in (1, 2, 3)]
+    depths = (1, 2, 3) if options.gate is None else (3,)
+    cases = [(log2, depth) for log2 in sizes for depth in depths]
     torch = torch_times(cases, options.repeats) if options.torch else [None] * len(cases)
     rows = []
     for (log2, depth), torch_time in zip(cases, torch, strict=True):
-        row = {"log2": log2, "levels": depth + 1, **measure(log2, depth, options.repeats)}
+        row = {
+            "log2": log2,
+            "levels": depth + 1,
+            **measure(log2, depth, options.repeats, options.gate),
+        }
         if torch_time is not None:
             row["torch"] = torch_time
         rows.append(row)
@@ -295,7 +321,8 @@ def main() -> None:
     result = {"device": jax.devices()[0].device_kind, "milliseconds": rows}
     if options.tpu:
         result["tpu_bytes_per_token"] = {
-            f"{depth + 1} levels": tpu_cost(20, depth) for depth in (1, 2, 3)
+            f"{depth + 1} levels": tpu_cost(options.tpu_log2, depth, options.gate)
+            for depth in depths
         }
         print(json.dumps(result["tpu_bytes_per_token"], indent=1))
     options.output.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,6 @@ hand; inside `shard_map` the training step joins the shards with `objective.add_
 once, however their tokens are spread: each token adds its share of a cell.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -93,7 +91,7 @@ def level_metrics(
     metrics |= _quadrant_metrics(changed, drift, credit)
     state = gate.inspect(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
     if state is None:
-        tower = bundle.tower(layout.blocks(drift), layout, variant="published")
+        tower = bundle.tower(drift, layout, variant="published")
         return metrics | channel_metrics(tower, layout)
     return metrics | channel_metrics(state.tower, state.layout) | hierarchy_metrics(state)
 
@@ -169,7 +167,7 @@ def effective_sample_sizes(log_ratio: jax.Array, layout: Layout) -> dict[str, Re
         elif k > 0:
             weight = jnp.where(layout.sizes[k - 1] > 0, weight, 0)
             weight = segments.safe_divide(layout.pushforward(weight, k - 1), layout.sizes[k])
-        of, share = _on_finest(weight, layout, level), _shares(layout, level)
+        of, share = _on_finest(weight, layout, level), layout.shares(level)
         parts = (jnp.sum(share * of), jnp.sum(share * of**2), jnp.sum(share))
         metrics[f"{name}/{level}"] = Effective(*parts)
     return metrics
@@ -189,7 +187,7 @@ def channel_metrics(tower: bundle.Tower, layout: Layout) -> dict[str, Reduction]
     """
     metrics: dict[str, Reduction] = {}
     for k, level in enumerate(layout.levels):
-        share = _shares(layout, level)
+        share = layout.shares(level)
         for c, sign in ((PLUS, "plus"), (MINUS, "minus")):
             name, table = f"gate/channel/{level}/{sign}", tower.drift[k][:, c]
             metrics[name] = _cell_mean(table, layout, level)
@@ -292,7 +290,7 @@ def _quadrant_metrics(
 
 def _cell_mean(table: jax.Array, layout: Layout, level: str) -> Mean:
     """The mean over the used cells of a level."""
-    share = _shares(layout, level)
+    share = layout.shares(level)
     values = _on_finest(table.astype(jnp.float32), layout, level)
     return Mean(jnp.sum(share * values), jnp.sum(share))
 
@@ -302,19 +300,6 @@ def _on_finest(table: jax.Array, layout: Layout, level: str) -> jax.Array:
     for k in reversed(range(layout.index(level))):
         table = layout.lift(table, k)
     return table
-
-
-def _shares(layout: Layout, level: str) -> jax.Array:
-    """What the tokens at hand of each finest cell are of its cell in a level; float32[S_1].
-
-    Added over finest cells and devices they count every used cell once.
-    """
-    at_hand = layout.sizes[0]
-    if layout.axis_names[0]:
-        local = dataclasses.replace(layout, axis_names=((),) * len(layout.levels))
-        at_hand = local.pushforward_tokens(layout.mask.astype(jnp.int32))
-    tokens = _on_finest(layout.tokens_of(level), layout, level)
-    return segments.safe_divide(at_hand.astype(jnp.float32), tokens.astype(jnp.float32))
 
 
 def _weight(log_weight: jax.Array) -> jax.Array:

@@ -85,7 +85,7 @@ class Layout:
         """Sums token values over each finest cell; returns `[S_1]`. Values must be masked."""
         values = self.blocks(values)
         if self.cell_id is not None and values.shape != self.cell_id.shape:
-            values = jnp.sum(values, axis=-1)
+            (values,) = segments.row_sums(values)
         return segments.segment_sum(
             values, self.cell_id, self.sizes[0].shape[0], axis_name=self.axis_names[0]
         )
@@ -104,8 +104,7 @@ class Layout:
         values = segments.spread(table, self.cell_id)
         if self.cell_id is None or self.cell_id.shape == self.mask.shape:
             return values
-        shape = self.blocks(self.mask).shape
-        return jnp.broadcast_to(values[..., None], shape).reshape(self.mask.shape)
+        return segments.widen(values, self.mask.shape)
 
     def lift(self, table: jax.Array, k: int) -> jax.Array:
         """Reads the table of level `k + 1` at each cell of level `k`; returns `[S_k]`."""
@@ -129,6 +128,24 @@ class Layout:
         for k in reversed(range(self.index(level))):
             table = self.lift(table, k)
         return self.lift_tokens(table)
+
+    def tokens_at_hand(self) -> jax.Array:
+        """Number of this device's tokens in each finest cell; int32[S_1]."""
+        if not self.axis_names[0]:
+            return self.sizes[0]
+        local = dataclasses.replace(self, axis_names=((),) * len(self.levels))
+        return local.pushforward_tokens(self.mask.astype(jnp.int32))
+
+    def shares(self, level: str) -> jax.Array:
+        """What the tokens at hand of each finest cell are of its cell in a level; float32[S_1].
+
+        Added over finest cells and devices they count every used cell once.
+        """
+        tokens = self.tokens_of(level)
+        for k in reversed(range(self.index(level))):
+            tokens = self.lift(tokens, k)
+        at_hand = self.tokens_at_hand()
+        return segments.safe_divide(at_hand.astype(jnp.float32), tokens.astype(jnp.float32))
 
     def select(self, levels: Sequence[str]) -> "Layout":
         """The layout with some of its levels only, parents and sizes composed over the others.

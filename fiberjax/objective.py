@@ -200,9 +200,11 @@ def mean(
     """
     assert_tokens({"values": values}, layout.mask)
     dtype = jnp.promote_types(values.dtype, jnp.float32)
-    weight, counting = token_weight(layout, weighting, constant_length=constant_length, dtype=dtype)
+    weight, _ = token_weight(layout, weighting, constant_length=constant_length, dtype=dtype)
     values = jnp.where(layout.mask, values.astype(dtype), 0)
-    return Mean(jnp.sum(weight * values), jnp.sum(counting))
+    # Tokens or trajectories are counted by cells, which are fewer than the tokens that count.
+    counted = layout.tokens_at_hand() if weighting == "token" else layout.shares(TRAJECTORY)
+    return Mean(jnp.sum(weight * values), jnp.sum(counted.astype(dtype)))
 
 
 def surrogate(

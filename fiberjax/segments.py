@@ -4,13 +4,24 @@ Every function takes `ids`, the segment of each element, in one of three forms:
 
 * an integer array of the values' shape; an id outside `[0, num_segments)` belongs to nothing: it is
   left out of sums and reads zero from tables, so padding points at `num_segments`;
-* an integer array with one axis fewer: the elements along the values' last axis, a block, are of
-  one segment. Blocks are reduced first, so that far fewer elements are scattered;
+* an integer array of fewer elements: each stands for a block of as many neighbouring values as
+  there are values to an id. Blocks are reduced first, so that far fewer elements are scattered;
 * `None`, the row layout: each row of `[S, T]` values is one segment. Plain reductions and
   broadcasts, several times faster than scatters.
 
 `axis_name` names the mesh axes over which a segment's elements are spread. Inside `jax.shard_map`
 the local sums are then added over those axes, so only a table of `[S]` numbers ever travels.
+
+Values are moved over the tokens as few times as a compiler allows, and three of them decide how:
+
+* XLA writes what it reduces on a CPU to memory first, unless several numbers are reduced at once:
+  rows are then read once, whatever is summed of them (`row_sums`).
+* On a CPU it also computes an entry of a small table again for each token that reads it. Tables are
+  therefore made whole before many read them (`_kept`).
+* A TPU has no fast scatter or gather. There a table of up to `LARGEST_COMPARED` segments is read
+  and summed by comparing ids with all of its numbers, in one pass over the tokens.
+
+Of fewer than `FEW` elements all of this is left out: nothing would be saved but compiling.
 """
 
 import functools
@@ -18,12 +29,22 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 AxisName = str | tuple[str, ...] | None
 
 Elements = tuple[jax.Array, ...]
 """What is combined along a segment: one or several arrays of one shape."""
+
+LANES = 32
+"""Elements of a row that a CPU adds side by side."""
+
+FEW = 256
+"""Elements. Fewer are moved in the plainest form on every platform."""
+
+LARGEST_COMPARED = 16384
+"""Segments of a table that a TPU compares ids with; larger tables are scattered and gathered."""
 
 
 def segment_sum(
@@ -47,10 +68,10 @@ def segment_sum(
       0 where its id belongs to nothing.
     """
     if ids is None:
-        table = jnp.sum(values, axis=-1)
+        (table,) = row_sums(values)
     else:
         values = values.reshape(ids.size, *values.shape[ids.ndim :])
-        table = jax.ops.segment_sum(values, ids.ravel(), num_segments)
+        table = _by_platform(_compared_sum, _scattered_sum, num_segments, values, ids.ravel())
     return lax.psum(table, axis_name) if axis_name else table
 
 
@@ -58,7 +79,7 @@ def spread(table: jax.Array, ids: jax.Array | None) -> jax.Array:
     """Gives every element, or block, its segment's value; returns the shape of `ids`.
 
     Args:
-      table: `[S]`, one value a segment.
+      table: `[S]`, one value a segment; further axes are kept.
       ids: int32[...], or None where a row is a segment: the result is then `[S, 1]`, which
         broadcasts against `[S, T]` values.
 
@@ -68,7 +89,8 @@ def spread(table: jax.Array, ids: jax.Array | None) -> jax.Array:
     """
     if ids is None:
         return jnp.expand_dims(table, 1)
-    return jnp.asarray(table).at[ids].get(mode="fill", fill_value=0)
+    table, ids = jnp.asarray(table), jnp.asarray(ids)
+    return _by_platform(_compared, _gathered, len(table), table, ids)
 
 
 def class_sum(
@@ -101,8 +123,10 @@ def class_sum(
         table = segment_sum(values, finer, num_segments * num_classes, axis_name=axis_name)
         return table.reshape(num_segments, num_classes)
     # Products, here and in `class_spread`: twice as fast as selects on a CPU.
-    sums = [jnp.sum((classes == c) * values, axis=-1) for c in range(num_classes)]
-    table = jnp.stack(sums, axis=-1)
+    parts = [(classes == c) * values for c in range(num_classes)]
+    if ids is not None:
+        parts = [part.reshape(*ids.shape, -1) for part in parts]
+    table = jnp.stack(row_sums(*parts), axis=-1)
     if ids is not None:
         return segment_sum(table, ids, num_segments, axis_name=axis_name)
     return lax.psum(table, axis_name) if axis_name else table
@@ -122,14 +146,130 @@ def class_spread(table: jax.Array, ids: jax.Array | None, classes: jax.Array) ->
       The values of the table's dtype; 0 where the id belongs to nothing.
     """
     num_classes = table.shape[-1]
-    if ids is not None and ids.shape == classes.shape:
-        return spread(table.reshape(-1), ids * num_classes + classes)
-    shared = table if ids is None else spread(table, ids)
+    if ids is not None:
+        return spread(table.reshape(-1), widen(ids, classes.shape) * num_classes + classes)
     # Unlike those of a gather, the gradients of these products are plain sums and never scatters.
-    value = (classes == 0) * shared[..., :1]
+    value = (classes == 0) * table[:, :1]
     for c in range(1, num_classes):
-        value += (classes == c) * shared[..., c : c + 1]
+        value += (classes == c) * table[:, c : c + 1]
     return value
+
+
+def widen(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Gives every element the value of its block; an array of the given shape.
+
+    Args:
+      values: float[...] or int[...], one value a block of neighbouring elements.
+      shape: static, of the elements, a multiple of as many as there are values.
+    """
+    return jnp.broadcast_to(values[..., None], (*values.shape, _block(values, shape))).reshape(
+        shape
+    )
+
+
+def row_sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Sums each of several arrays over its last axis, all in one pass; a tuple of `[...]`.
+
+    Args:
+      *arrays: float[..., T] or int[..., T], all of one shape and dtype.
+
+    Returns:
+      For each array its sums, of its dtype; linear, and differentiable in both modes.
+    """
+    if arrays[0].size < FEW or not jnp.issubdtype(arrays[0].dtype, jnp.floating):
+        return _row_sums_alone(*arrays)
+    return _row_sums(*arrays)
+
+
+@jax.custom_jvp
+def _row_sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """`row_sums` of numbers that have gradients."""
+    return lax.platform_dependent(*arrays, cpu=_row_sums_at_once, default=_row_sums_alone)
+
+
+@_row_sums.defjvp
+def _row_sums_jvp(primals: Elements, tangents: Elements) -> tuple[Elements, Elements]:
+    """Sums of the values, and of their tangents in a form that can be transposed."""
+    return _row_sums(*primals), _row_sums_alone(*tangents)
+
+
+def _row_sums_alone(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """`row_sums` as reductions of their own, which XLA joins where that pays."""
+    return tuple(jnp.sum(array, axis=-1) for array in arrays)
+
+
+def _row_sums_at_once(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """`row_sums` as one reduction of all arrays, `LANES` elements side by side."""
+
+    def add(left: Elements, right: Elements) -> Elements:
+        return tuple(a + b for a, b in zip(left, right, strict=True))
+
+    def reduce(arrays: Elements, axis: int) -> Elements:
+        return tuple(lax.reduce(arrays, tuple(np.zeros((), a.dtype) for a in arrays), add, (axis,)))
+
+    length, last = arrays[0].shape[-1], arrays[0].ndim - 1
+    lanes = LANES if length >= 2 * LANES else max(1, 2 ** (length.bit_length() // 2))
+    whole = length - length % lanes
+    split = tuple(a[..., :whole].reshape(*a.shape[:-1], -1, lanes) for a in arrays)
+    sums = reduce(reduce(split, last), last)
+    if whole < length:
+        rest = reduce(tuple(a[..., whole:] for a in arrays), last)
+        sums = tuple(s + r for s, r in zip(sums, rest, strict=True))
+    return sums
+
+
+def _by_platform(
+    compared: Callable[..., jax.Array],
+    moved: Callable[..., jax.Array],
+    num_segments: int,
+    values: jax.Array,
+    ids: jax.Array,
+) -> jax.Array:
+    """One of two forms of the same map: comparisons on a TPU while they are few, else the other."""
+    moved = functools.partial(moved, num_segments)
+    if ids.size < FEW or num_segments > LARGEST_COMPARED:
+        return moved(values, ids)
+    compared = functools.partial(compared, num_segments)
+    return lax.platform_dependent(values, ids, tpu=compared, default=moved)
+
+
+def _scattered_sum(num_segments: int, values: jax.Array, ids: jax.Array) -> jax.Array:
+    """`[S, ...]`, the sums of values `[N, ...]` by ids `[N]`."""
+    table = jax.ops.segment_sum(values, ids, num_segments)
+    # Its gradient is a gather, of cotangents that are to be kept: the transpose of this is a sum.
+    return jnp.broadcast_to(table, (2, *table.shape))[0]
+
+
+def _compared_sum(num_segments: int, values: jax.Array, ids: jax.Array) -> jax.Array:
+    """`_scattered_sum` without a scatter."""
+    mine = ids == jnp.arange(num_segments, dtype=ids.dtype)[:, None]
+    mine = mine.reshape(*mine.shape, *[1] * (values.ndim - 1))
+    return jnp.sum(jnp.where(mine, values, 0), axis=1, dtype=values.dtype)
+
+
+def _gathered(num_segments: int, table: jax.Array, ids: jax.Array) -> jax.Array:
+    """The entry of each id, `[*ids.shape, ...]` of a table `[S, ...]`; 0 for those outside."""
+    if ids.size >= max(FEW, num_segments):
+        table = _kept(table)
+    return table.at[ids].get(mode="fill", fill_value=0)
+
+
+def _compared(num_segments: int, table: jax.Array, ids: jax.Array) -> jax.Array:
+    """`_gathered` without a gather."""
+    mine = ids == jnp.arange(num_segments, dtype=ids.dtype).reshape(-1, *[1] * ids.ndim)
+    mine = mine.reshape(*mine.shape, *[1] * (table.ndim - 1))
+    entries = table.reshape(num_segments, *[1] * ids.ndim, *table.shape[1:])
+    return jnp.sum(jnp.where(mine, entries, 0), axis=0, dtype=table.dtype)
+
+
+def _kept(table: jax.Array) -> jax.Array:
+    """The table, of which XLA computes no entry twice: it never fuses a sum into what reads it."""
+    return jnp.sum(jnp.stack([table, jnp.zeros_like(table)]), axis=0, dtype=table.dtype)
+
+
+def _block(values: jax.Array, shape: tuple[int, ...]) -> int:
+    """How many elements of a shape stand to each value."""
+    return int(np.prod(shape)) // max(values.size, 1)
 
 
 def segment_max(values: jax.Array, ids: jax.Array, num_segments: int) -> jax.Array:

@@ -64,7 +64,7 @@ def tower(log_ratio: jax.Array, layout: Layout, *, variant: str, signs: str = "t
     """Pushes masked log ratios up all levels of the layout; a `Tower`.
 
     Args:
-      log_ratio: float[...], nats, exactly 0 at padding; by block where the layout has blocks.
+      log_ratio: float[...], nats, exactly 0 at padding.
       layout: the cells, all of whose levels take part.
       variant: static, one of `VARIANTS`.
       signs: static, one of `SIGNS`.
@@ -106,7 +106,7 @@ def _pushforward_tokens(
     if variant == "published":
         size = layout.sizes[0].astype(dtype)[:, None]
     else:
-        one = layout.blocks(layout.mask).astype(dtype)
+        one = layout.mask.astype(dtype)
         size = class_sum(one, layout.cell_id, channels, cells, 2, axis_name=axes)
     return safe_divide(total, size), size
 

@@ -203,10 +203,7 @@ def inspect(
     for level in budgets:
         layout.index(level)
     layout = layout.select([level for level in layout.levels if level in budgets])
-    shape = log_ratio.shape
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
-    # Blocks of one cell, where the layout has them, are an axis of their own from here to the end.
-    log_ratio, advantage, mask = map(layout.blocks, (log_ratio, advantage, layout.mask))
     if hierarchy.deviation == "ratio":  # This is what drifts, from here to the end.
         log_ratio = jnp.expm1(clip(log_ratio, jnp.asarray(LARGEST_LOG_RATIO, log_ratio.dtype)))
     dtype = log_ratio.dtype
@@ -236,10 +233,10 @@ def inspect(
         layout=layout,
         tower=tower,
         budgets=pairs,
-        own_drift=jnp.where(mask, own, 0).reshape(shape),
-        own_budget=jnp.where(mask, bound, 0).reshape(shape),
-        fiber_clipped=(clipped & mask).reshape(shape),
-        gated=(fiber + class_spread(table, layout.cell_id, number)).reshape(shape),
+        own_drift=jnp.where(layout.mask, own, 0),
+        own_budget=jnp.where(layout.mask, bound, 0),
+        fiber_clipped=clipped & layout.mask,
+        gated=fiber + class_spread(table, layout.cell_id, number),
         base_gate=base_gate,
     )
 
@@ -283,18 +280,16 @@ def clipped(
     Arguments as `fgh`. The level "token" is the fiber gate, of both terms of `f`.
     """
     state = inspect(log_ratio, advantage, layout, hierarchy)
-    layout, shape = state.layout, log_ratio.shape
+    layout, token = state.layout, state.fiber_clipped
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
-    log_ratio, advantage, mask = map(layout.blocks, (log_ratio, advantage, layout.mask))
     channels = channel(log_ratio)
-    token = layout.blocks(state.fiber_clipped)
     if hierarchy.variant == "published":
         bounds = _token_bounds(hierarchy, log_ratio.dtype)
         opposite = class_spread(state.tower.drift[0][:, ::-1], layout.cell_id, channels)
         token = token | (opposite > _bound_of(bounds, advantage, channels == MINUS))
     if hierarchy.deviation == "ratio":
         token = token | (jnp.abs(log_ratio) > LARGEST_LOG_RATIO)
-    masks = {"token": (token & mask).reshape(shape)}
+    masks = {"token": token & layout.mask}
     tables = bundle.changed(
         state.tower, layout, state.budgets, base_gate=state.base_gate, lift=hierarchy.lift
     )
@@ -303,5 +298,5 @@ def clipped(
             # Every token of the cell moves both channels' weights.
             table = jnp.broadcast_to(jnp.any(table, axis=-1, keepdims=True), table.shape)
         lifted = class_spread(table.astype(jnp.int32), layout.cell_id, channels) > 0
-        masks[level] = (lifted & mask).reshape(shape)
+        masks[level] = lifted & layout.mask
     return masks

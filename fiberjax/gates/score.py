@@ -16,9 +16,20 @@ from fiberjax.layout import Layout, assert_tokens
 from fiberjax.segments import safe_exp
 
 
+@jax.custom_jvp
 def unit_score(log_ratio: jax.Array) -> jax.Array:
-    """The number 1 with the gradient of `ℓ`, `exp(ℓ − sg(ℓ))`; same shape."""
-    return jnp.exp(log_ratio - jax.lax.stop_gradient(log_ratio))
+    """The number 1 with the gradient of `ℓ`, `exp(ℓ − sg(ℓ))`; same shape. NaN stays NaN."""
+    # Without its exponential: XLA takes one to be needed, of zeros, for every token.
+    return 1 + (log_ratio - log_ratio)
+
+
+@unit_score.defjvp
+def _unit_score_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Value and directional derivative of `unit_score`, which is its own derivative."""
+    value = unit_score(*primals)
+    return value, value * tangents[0]
 
 
 def cispo(

@@ -253,11 +253,10 @@ def _excess(
     side = sign(advantage)
     own = jnp.maximum(side * drift - bound, 0)
 
-    # Blocks of one cell, where the layout has them, are an axis of their own.
-    column = layout.blocks(channel(advantage))
+    column = channel(advantage)
 
     def at_tokens(table: jax.Array) -> jax.Array:
-        return class_spread(table, layout.cell_id, column).reshape(drift.shape)
+        return class_spread(table, layout.cell_id, column)
 
     masks = {"token": (own > 0) & layout.mask}
     largest = jnp.zeros((layout.sizes[0].shape[0], 2), drift.dtype)
