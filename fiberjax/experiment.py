@@ -583,13 +583,19 @@ def check_rows(
 
 
 def check_lag(sampling_mesh: Mesh, rollout: options.Rollout, training: options.Training) -> None:
-    """Refuses rollouts of an earlier policy that nothing corrects, and rows that do not divide."""
+    """Refuses rollouts that are taken for another policy's, and rows that do not divide."""
     if rollout.lag and training.mismatch == "none" and training.edge != "direct":
         raise ValueError(
             f"config.rollout.lag = {rollout.lag} trains on what an earlier policy sampled, and "
             "config.training.mismatch = 'none' would not correct it: expected one of "
             f"{', '.join(CORRECTIONS)}; or config.training.edge = 'direct'; or "
             "config.training.mismatch = 'uncorrected', to train on it as it is"
+        )
+    if training.old_log_probs == "sampler" and (rollout.lag or rollout.engine != "own"):
+        raise ValueError(
+            "config.training.old_log_probs = 'sampler' takes what sampled for the policy that is "
+            f"about to learn, which config.rollout.lag = {rollout.lag} and config.rollout.engine = "
+            f"{rollout.engine!r} do not: expected 'trainer', or lag = 0 and engine = 'own'"
         )
     shards = mesh.row_shards(sampling_mesh)
     if rollout.prompts * rollout.samples % shards:

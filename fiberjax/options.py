@@ -582,8 +582,8 @@ class Training:
       minibatches: optimizer batches a pass; each holds every minibatches-th prompt group, whole.
       micro_batches: splits of the policy's passes within an optimizer batch; the gradient is the
         same for any number.
-      packing: puts several trajectories into a row for the updates, so that ragged answers waste no
-        tokens; the result is the same. Whole micro-batches are saved, so there must be several. A
+      packing: puts several trajectories into a row for scores and updates, so that ragged answers
+        waste no tokens; the result is the same. Of several micro-batches whole ones are saved. A
         few shapes compile, as answers grow longer or shorter.
       weighting: "trajectory" (published), "token", or "constant" (sum over the completion window).
       entropy_coefficient: weight of the entropy bonus; 0 leaves it out.
@@ -599,6 +599,10 @@ class Training:
       edge: what the gate's ratios are taken over: "update", the policy before the first update on
         the rollouts, as the trainer computes it; or "direct", the sampler, which has the mismatch
         within.
+      old_log_probs: who computes the log-probabilities of the policy before the first update: the
+        "trainer", or the "sampler", which has them already. They are then the sampler's, and the
+        trainer scores one micro-batch of an iteration to see that they agree.
+      old_log_probs_gap: nats a token, in the mean, that they may differ by; beyond, the run stops.
       mismatch: correction for sampler and trainer disagreeing: "none"; of tokens "truncate"
         (weights capped), "mask" (dropped beyond the cap or below one over it) or "icepop" (dropped
         beyond the cap or below the floor); of trajectories "truncate_trajectory" (the product of
@@ -629,6 +633,8 @@ class Training:
     kl_ratio_weight: bool
     edge: str
     step_share: str
+    old_log_probs: str
+    old_log_probs_gap: Annotated[float, Range("(0, inf)")]
     mismatch: str
     router_replay: bool
     mismatch_cap: Annotated[float, Range("(1, inf)")]
@@ -642,6 +648,7 @@ class Training:
         _require_choice("kl_estimator", self.kl_estimator, ("k2", "k3"))
         _require_choice("step_share", self.step_share, ("none", *STEP_SHARES))
         _require_choice("edge", self.edge, ("update", "direct"))
+        _require_choice("old_log_probs", self.old_log_probs, ("trainer", "sampler"))
         _require_choice("nonfinite", self.nonfinite, ("skip", "stop"))
         _require_choice("mismatch", self.mismatch, ("none", "uncorrected", *CORRECTIONS))
         if self.edge == "direct" and self.mismatch != "none":
@@ -649,6 +656,17 @@ class Training:
                 f'edge = "direct" has the mismatch within, and mismatch = {self.mismatch!r} would '
                 'correct it twice: expected edge = "update" or mismatch = "none"'
             )
+        if self.old_log_probs == "sampler" and (self.mismatch != "none" or self.router_replay):
+            raise ValueError(
+                'old_log_probs = "sampler" scores no rollouts, which a mismatch '
+                f"({self.mismatch!r}) and router_replay ({self.router_replay}) need: expected "
+                '"trainer", or mismatch = "none" and router_replay = False'
+            )
+
+    @property
+    def scored(self) -> bool:
+        """Whether ratios are over log-probabilities that the trainer computed itself."""
+        return self.edge == "update" and self.old_log_probs == "trainer"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,8 +56,8 @@ FAULTS = (
     Mutant(
         "an earlier policy's rollouts are fresh",
         "fiberjax/run/trainer.py",
-        "fresh = fresh and self.experiment.training.edge",
-        "fresh = self.experiment.training.edge",
+        "fresh = fresh and self.experiment.training.scored",
+        "fresh = self.experiment.training.scored",
         (
             "tests/run/test_trainer.py::"
             "test_the_first_update_alone_is_at_the_policy_that_was_scored",
@@ -66,7 +66,7 @@ FAULTS = (
     Mutant(
         "the sampler's log-probabilities are the trainer's",
         "fiberjax/run/trainer.py",
-        'fresh = fresh and self.experiment.training.edge != "direct"',
+        "fresh = fresh and self.experiment.training.scored",
         "fresh = bool(fresh)",
         (
             "tests/run/test_trainer.py::"

@@ -185,11 +185,10 @@ def reproduce(
         factor = float(kept.meta["budget_factor"])
         knobs = knobs._replace(budgets=built.gate.widened(knobs.budgets, factor))
     adapted = None if built.lora is None else base.params
-    scored = built.training.edge != "direct"
     found: list[Compared] = []
     for number, update in enumerate(kept.meta["updates"]):
         minibatch = int(update["minibatch"])
-        fresh = np.bool_(scored and number == 0)
+        fresh = np.bool_(built.training.scored and number == 0)
         result = step(state, batches[minibatch], knobs, adapted, fresh)
         state, metrics = result[:2]
         if built.step.log_prob:  # Of what is kept the run has looked at every update.

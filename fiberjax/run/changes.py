@@ -122,6 +122,7 @@ RULES: tuple[Rule, ...] = (
         (
             *("rollout.max_rows", "rollout.slots"),
             *("training.micro_batches", "training.packing", "training.chunk"),
+            *("training.old_log_probs", "training.old_log_probs_gap"),
         ),
         "logged",
         "they change the rounding alone",

@@ -218,6 +218,9 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(added={"keep.rollouts": "", "keep.rollouts_megabytes": 500.0}, renamed={}),
     Migration(added={"diagnostics": {"every": 1}}, renamed={}),
     Migration(added={"rollout.lag": 0, "rollout.devices": 0}, renamed={}),
+    Migration(
+        added={"training.old_log_probs": "trainer", "training.old_log_probs_gap": 1e-3}, renamed={}
+    ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

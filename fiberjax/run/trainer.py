@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -115,14 +116,16 @@ class Trainer:
             jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state()),
         )
         self._diagnose: Diagnose = make_diagnose(experiment.mesh, experiment.gate)
-        self._log_probs: Callable = make_log_probs(
-            experiment.policy,
-            experiment.mesh,
-            experiment.training.chunk,
-            experiment.training.micro_batches * experiment.training.minibatches,
+        self._parts = experiment.training.micro_batches * experiment.training.minibatches
+        compiled = functools.partial(
+            make_log_probs, experiment.policy, experiment.mesh, experiment.training.chunk
+        )
+        self._log_probs: Callable = compiled(
+            self._parts,
             packed=experiment.training.packing,
             routes=experiment.training.router_replay,
         )
+        self._log_probs_of_few: Callable = compiled(1)
         self._estimate: Callable = jax.jit(experiment.estimate, static_argnums=2)
         self._learning_rate: Callable = jax.jit(jax.vmap(experiment.schedule))
 
@@ -419,8 +422,7 @@ class Trainer:
         batches, order_of = collected.batches, []
         pending: list[Metrics] = []
         base = None if self.experiment.lora is None else self._reference
-        # Old log-probabilities of the sampler are not the trainer's own.
-        fresh = fresh and self.experiment.training.edge != "direct"
+        fresh = fresh and self.experiment.training.scored
         made = int(state.step)
         order = np.random.default_rng((self.experiment.seed, iteration))
         for _ in range(self.experiment.training.epochs):
@@ -484,10 +486,24 @@ class Trainer:
         rollouts = self._counted(rollouts, present)
         rows = (rollouts.tokens, rollouts.positions, rollouts.segment_ids)
         mask, temperature = rollouts.mask, self.experiment.knobs.temperature
-        own, reference = self._log_probs(params, rows, mask, temperature), None
+        reference = None
+        if self.experiment.training.old_log_probs == "sampler":
+            few = self._checked
+            own = self._log_probs_of_few(
+                params, tuple(of[few] for of in rows), mask[few], temperature
+            )
+        else:
+            own = self._log_probs(params, rows, mask, temperature)
         if self.experiment.training.kl_coefficient > 0:
             reference = self._log_probs(self._reference, rows, mask, temperature)
         return Scored(own, reference)
+
+    @property
+    def _checked(self) -> slice:
+        """The rows of a process whose log-probabilities the trainer computes."""
+        if self.experiment.training.old_log_probs == "trainer":
+            return slice(None)
+        return slice(None, None, self._parts)
 
     def _counted(self, rollouts: Rollouts, present: np.ndarray) -> Rollouts:
         """The rollouts as the loss sees them; rows that it leaves out hold nothing."""
@@ -525,11 +541,17 @@ class Trainer:
         whole = rollouts
         rollouts = self._counted(rollouts, present)
         old, routes = scored.own()
+        # Before truncation, as the trainer's are: what truncation left out is no disagreement.
+        sampler = rollouts.sampler_log_prob + rollouts.log_kept
+        few = self._checked
+        told = (old, sampler[few], rollouts.mask[few])
+        gaps = mismatch_metrics(self.experiment.mesh, *told)
+        if training.old_log_probs == "sampler":
+            check_gap(gaps["mismatch/log_prob_abs_mean"], training.old_log_probs_gap)
+            old = np.where(rollouts.mask, sampler, np.float32(0))
         reference = np.zeros_like(old)
         if scored.reference is not None:
             reference, _ = scored.reference()
-        # Before truncation, as the trainer's are: what truncation left out is no disagreement.
-        sampler = rollouts.sampler_log_prob + rollouts.log_kept
         weight = np.ones_like(old)
         corrected = training.mismatch in mismatch.CORRECTIONS
         if corrected:
@@ -572,9 +594,23 @@ class Trainer:
             [asked[parts[j]][held[parts[j]]] for j in filled],
             filled,
             completions=len(rewards),
-            metrics=mismatch_metrics(self.experiment.mesh, old, sampler, rollouts.mask),
+            metrics=gaps,
             seconds=0.0,
             trained=trained,
+        )
+
+
+def check_gap(gap: float, bound: float) -> None:
+    """Refuses to train on log-probabilities of a sampler that is not the trainer's policy.
+
+    Raises:
+      ValueError: the mean gap, nats a token, exceeds the bound.
+    """
+    if not gap <= bound:
+        raise ValueError(
+            "config.training.old_log_probs = 'sampler', whose log-probabilities are "
+            f"{gap:.3g} nats a token from the trainer's in the mean: expected at most "
+            f"config.training.old_log_probs_gap = {bound:g}; 'trainer' computes them"
         )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -78,6 +79,44 @@ def test_the_first_update_alone_is_at_the_policy_that_was_scored(build, edge):
     assert seen == [edge == "update", False, False, False]
     trainer.update(state, early, 2)  # Of an earlier policy.
     assert not any(seen[4:])
+
+
+def test_old_log_probabilities_of_the_sampler_are_checked(build):
+    """They train alike, up to rounding; the trainer scores one micro-batch, and stops at a gap."""
+    options = {"training__micro_batches": 2, "training__step_share": "none"}
+    options["optimizer__name"] = "sgd"  # The others make much of rounding.
+    found = {}
+    for who in ("trainer", "sampler"):
+        trainer, state = trainer_of(build(training__old_log_probs=who, **options))
+        rows = []
+        for name in ("_log_probs", "_log_probs_of_few"):
+            inner = getattr(trainer, name)
+            setattr(trainer, name, lambda *of, i=inner, r=rows: (r.append(len(of[2])), i(*of))[1])
+        state, scalars = trainer.iterate(state, trainer.experiment.prompt_stream(), 0)
+        found[who] = jax.device_get(state.params), scalars, rows
+    whole, few = found["trainer"], found["sampler"]
+    parts = 2 * build().training.minibatches
+    assert len(whole[2]) == len(few[2]) == 1 and whole[2][0] == parts * few[2][0]
+    chex.assert_trees_all_close(few[0], whole[0], atol=1e-5)
+    assert 0 < few[1]["mismatch/log_prob_abs_mean"] < 1e-5
+    trainer, state = trainer_of(
+        build(training__old_log_probs="sampler", training__old_log_probs_gap=1e-12, **options)
+    )
+    with pytest.raises(ValueError, match=r"nats a token from the trainer's in the mean: expected"):
+        trainer.iterate(state, trainer.experiment.prompt_stream(), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"training__mismatch": "truncate"}, r"a mismatch \('truncate'\)"),
+        ({"training__router_replay": True}, r"router_replay \(True\)"),
+        ({"rollout__lag": 1, "training__edge": "direct"}, "rollout.lag = 1"),
+    ],
+)
+def test_scores_that_are_needed_are_not_the_samplers(build, options, named):
+    with pytest.raises(ValueError, match=named):
+        build(training__old_log_probs="sampler", **options)
 
 
 def test_a_second_iteration_and_a_second_batch_compile_nothing(build):
