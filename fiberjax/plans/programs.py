@@ -23,7 +23,7 @@ from fiberjax.parallel.shardings import abstract
 from fiberjax.plans import costs, hlo
 from fiberjax.plans.topologies import Chip
 from fiberjax.policy import TokenOutputs, cast_kernels, init_cache
-from fiberjax.policy.sampler import STAGE, stage_ends
+from fiberjax.policy.drawing import stage_ends
 from fiberjax.train import packing, rollout
 from fiberjax.train.batch import Batch, batch_specs
 from fiberjax.train.minibatches import whole_layout
@@ -278,7 +278,7 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
         chip,
         memory,
         resident=resident,
-        default_trips=turn // len(stage_ends(looped, STAGE)),
+        default_trips=turn // len(stage_ends(looped)),
     )
 
 

@@ -17,6 +17,8 @@ from fiberjax.policy.placement import ONE_DEVICE, Placement
 # A token this many nats below the likeliest has no mass: e⁻⁸⁰ is far below what a float32 sum over
 # the vocabulary resolves, and far above the numbers that some devices flush to zero.
 _DEEPEST = 80.0
+# Columns of a stage where nothing else is asked for.
+_SHORTEST, _LONGEST = 32, 512
 
 
 class Samples(NamedTuple):
@@ -58,16 +60,22 @@ def empty(batch: int, columns: int, pad_id: int) -> Samples:
     )
 
 
-def stage_ends(max_new_tokens: int, stage: int) -> tuple[int, ...]:
-    """Where the stages of the loop end: as few as may be, of one length or one less.
+def stage_ends(columns: int, stage: int = 0) -> tuple[int, ...]:
+    """Where the stages of a loop over columns end: as few as may be, of one length or one less.
 
-    >>> stage_ends(3072, 512)
-    (512, 1024, 1536, 2048, 2560, 3072)
+    Args:
+      columns: of all stages together.
+      stage: the most of one stage; 0 takes a quarter of all, but no fewer than 32 and no more than
+        512: each stage is compiled by itself, and each lets steps read fewer columns.
+
+    >>> stage_ends(3072), stage_ends(128)
+    ((512, 1024, 1536, 2048, 2560, 3072), (32, 64, 96, 128))
     >>> stage_ends(10, 4)
     (3, 6, 10)
     """
-    count = -(-max_new_tokens // stage)
-    return tuple(max_new_tokens * (k + 1) // count for k in range(count))
+    stage = stage or min(max(-(-columns // 4), _SHORTEST), _LONGEST)
+    count = -(-columns // stage)
+    return tuple(columns * (k + 1) // count for k in range(count))
 
 
 @jax.tree_util.register_dataclass
