@@ -144,9 +144,9 @@ def truncated_logits(z: Array, *, top_k: int, top_p: Array | float | None) -> Ar
     Returns:
       float32[B, V]; at least one entry of a row is finite.
     """
-    if top_k == 0 and top_p is None:
-        return z
-    sorted_z = lax.top_k(z, top_k)[0] if top_k else -jnp.sort(-z, axis=-1)
+    if top_k == 0:
+        return z if top_p is None else _nucleus(z, top_p)
+    sorted_z = lax.top_k(z, top_k)[0]
     if top_p is None:
         threshold = sorted_z[:, -1:]
     else:
@@ -155,6 +155,27 @@ def truncated_logits(z: Array, *, top_k: int, top_p: Array | float | None) -> Ar
         kept = (before < top_p).at[:, 0].set(True)
         threshold = jnp.min(jnp.where(kept, sorted_z, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(z >= threshold, z, -jnp.inf)
+
+
+def _nucleus(z: Array, top_p: Array | float) -> Array:
+    """`z` [B, V] with −∞ outside the nucleus of mass `top_p`, without sorting.
+
+    A token is kept where those that are likelier hold less than `top_p`. That mass grows with the
+    distance below the likeliest, d = max z − z, in float32 too: a sum of more numbers that are not
+    negative never rounds to less. So the tokens kept are those up to some d, and as the bits of
+    such numbers are ordered as they are, that d is found bit by bit: 31 passes over the vocabulary.
+    """
+    distance = jnp.max(z, axis=-1, keepdims=True) - z
+    mass, order = jnp.exp(-distance), lax.bitcast_convert_type(distance, jnp.int32)
+    wanted = top_p * jnp.sum(mass, axis=-1, keepdims=True)
+
+    def settle(bit: Array, furthest: Array) -> Array:
+        further = furthest | (jnp.int32(1 << 30) >> bit)
+        likelier = jnp.sum(jnp.where(order < further, mass, 0.0), axis=-1, keepdims=True)
+        return jnp.where(likelier < wanted, further, furthest)
+
+    furthest = lax.fori_loop(0, 31, settle, jnp.zeros((len(z), 1), jnp.int32))
+    return jnp.where(order <= furthest, z, -jnp.inf)
 
 
 def _log_kept(z: Array, truncated: Array) -> Array:

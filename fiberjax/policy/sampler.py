@@ -68,7 +68,8 @@ def sample(
       pad_id: fills `tokens` after the end; may equal `eos_id`; static.
       temperature: τ, positive.
       top_k: 0 keeps every token; static.
-      top_p: in (0, 1]; a Python 1.0 costs nothing, anything else a sort a step.
+      top_p: in (0, 1]; a Python 1.0 costs nothing, anything else 31 sums over the vocabulary a
+        step, or a sort of the `top_k`.
       logit_noise: σ, at least 0; a Python 0.0 costs nothing.
       greedy: take the likeliest token; static. `temperature`, `top_k`, `top_p` and `logit_noise`
         are then ignored and `log_prob` is that of the policy at temperature 1.
