@@ -131,7 +131,11 @@ RULES: tuple[Rule, ...] = (
         "logged",
         "updates to come take them",
     ),
-    Rule(("rollout.resample", "rollout.engine"), "logged", "iterations to come draw by it"),
+    Rule(
+        ("rollout.resample", "rollout.engine", "rollout.cache_dtype"),
+        "logged",
+        "iterations to come draw by it",
+    ),
     Rule(("server.dtype",), "logged", "iterations to come draw from weights that are rounded so"),
     Rule(("server.*",), "free", "they say where another program is, and how it is asked"),
     Rule(("training.nonfinite",), "logged", "updates to come are left out by it"),

@@ -217,6 +217,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(added={"training.nonfinite": "stop"}, renamed={}),
     Migration(added={"keep.rollouts": "", "keep.rollouts_megabytes": 500.0}, renamed={}),
     Migration(added={"diagnostics": {"every": 1}}, renamed={}),
+    Migration(added={"rollout.cache_dtype": ""}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 
