@@ -29,6 +29,7 @@ import faults_of_models
 import faults_of_replays
 import faults_of_reports
 import faults_of_rewards
+import faults_of_sampling
 import faults_of_soundness
 import faults_of_turns
 import faults_of_watching
@@ -54,6 +55,7 @@ MUTANTS = (
     *faults_of_looking.FAULTS,
     *faults_of_replays.FAULTS,
     *faults_of_buckets.FAULTS,
+    *faults_of_sampling.FAULTS,
 )
 
 
