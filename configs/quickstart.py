@@ -131,6 +131,7 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.rollout.top_p = 1.0
     config.rollout.max_rows = 0
     config.rollout.slots = 0
+    config.rollout.cache_dtype = ""
     config.rollout.engine = "own"
     config.rollout.resample = 0
     config.rollout.lag = 0

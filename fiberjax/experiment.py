@@ -38,7 +38,7 @@ from fiberjax.tasks.rewards import Verifier
 from fiberjax.tasks.rewards.own import expressions_of, table_of
 from fiberjax.train import passes
 from fiberjax.train.engine import Engine
-from fiberjax.train.rollout import Sampler
+from fiberjax.train.rollout import Sampler, check_cache
 from fiberjax.train.server import make_engine
 from fiberjax.train.update import Knobs, StepOptions, TrainState
 
@@ -228,6 +228,7 @@ class Experiment:
             seed=self.seed,
             turns=self.turns,
             slots=self.rollout.slots,
+            cache_dtype=self.rollout.cache_dtype,
             engine=self.engine,
         )
 
@@ -373,6 +374,7 @@ def _from_config(
             "config.training.router_replay = True, but the policy has no experts: expected "
             "config.policy.num_experts of at least 1, or False"
         )
+    check_cache(rollout, training, policy)
     adapters = make_adapters(config.lora, policy)
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if model.folder and load_data is None:

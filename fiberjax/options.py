@@ -452,6 +452,9 @@ class WarmStart:
 ENGINES = ("own", "http")
 """Who draws completions."""
 
+CACHE_DTYPES = ("", "bfloat16", "int8")
+"""What keys and values are kept in while sampling; "" is the compute dtype."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Server:
@@ -523,6 +526,10 @@ class Rollout:
         too: one that ends makes place for one that waits, so that a long answer holds nobody up.
         The cache holds these, `max_rows` is not read, and the draws are the same; 0 leaves it at
         parts. See docs/rollouts.md.
+      cache_dtype: what the cache keeps keys and values in, in evaluations too: "", the policy's
+        compute dtype; "bfloat16"; or "int8", each vector of a head and column with a scale of its
+        own. Fewer bytes than the compute dtype make a sampler that disagrees with the trainer, so
+        training.mismatch must then correct it. See docs/rollouts.md.
       engine: who draws completions, in evaluations too: "own", the compiled loop on the mesh, or
         "http", a server that speaks OpenAI's completions; see `Server`. Its log-probabilities are
         not those of the trainer to the last digit, so training.mismatch must then correct them.
@@ -547,6 +554,7 @@ class Rollout:
     top_p: Annotated[float, Range("(0, 1]")]
     max_rows: Annotated[int, AT_LEAST_0]
     slots: Annotated[int, AT_LEAST_0]
+    cache_dtype: str
     engine: str
     resample: Annotated[int, AT_LEAST_0]
     lag: Annotated[int, AT_LEAST_0]
@@ -555,6 +563,7 @@ class Rollout:
 
     def __post_init__(self) -> None:
         _require_choice("engine", self.engine, ENGINES)
+        _require_choice("cache_dtype", self.cache_dtype, CACHE_DTYPES)
         if self.engine == "http" and (self.top_k or self.top_p < 1):
             raise ValueError(
                 f"engine = 'http' does not say how much mass top_k = {self.top_k} and top_p = "

@@ -31,6 +31,7 @@ import faults_of_passes
 import faults_of_replays
 import faults_of_reports
 import faults_of_rewards
+import faults_of_sampling
 import faults_of_segments
 import faults_of_soundness
 import faults_of_starting
@@ -62,6 +63,7 @@ MUTANTS = (
     *faults_of_passes.FAULTS,
     *faults_of_starting.FAULTS,
     *faults_of_segments.FAULTS,
+    *faults_of_sampling.FAULTS,
 )
 
 

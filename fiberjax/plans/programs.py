@@ -23,7 +23,7 @@ from fiberjax.parallel.shardings import abstract
 from fiberjax.plans import costs, hlo
 from fiberjax.plans.topologies import Chip
 from fiberjax.policy import TokenOutputs, cast_kernels, init_cache
-from fiberjax.policy.sampler import STAGE, stage_ends
+from fiberjax.policy.drawing import stage_ends
 from fiberjax.train import packing, rollout
 from fiberjax.train.batch import Batch, batch_specs
 from fiberjax.train.minibatches import whole_layout
@@ -272,13 +272,15 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
     turn = experiment.turns.tokens(window.completion)
     capacity = window.prompt + window.completion - 1
     looped = capacity if decoded_rows(experiment) < drawn_rows(experiment) else turn
-    cache = jax.eval_shape(lambda: init_cache(config, decoded_rows(experiment), capacity))
+    kept, rows = experiment.rollout.cache_dtype, decoded_rows(experiment)
+    cache = jax.eval_shape(lambda: init_cache(config, rows, capacity, kept))
+    tables = jax.tree.leaves((cache.key, cache.value))
     # By rows, and by heads where they divide.
     tensor = experiment.mesh.shape["tensor"]
     split = mesh.row_shards(experiment.mesh) * (tensor if config.num_kv_heads % tensor == 0 else 1)
     memory = {
         "parameters": device_bytes(params),
-        "key-value cache": (cache.key.size + cache.value.size) * cache.key.dtype.itemsize // split,
+        "key-value cache": sum(of.size * of.dtype.itemsize for of in tables) // split,
     }
     state = experiment.abstract_state()
     resident = reference_bytes(experiment) | {"optimizer": device_bytes(state.opt_state)}
@@ -293,7 +295,7 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
         chip,
         memory,
         resident=resident,
-        default_trips=turn // len(stage_ends(looped, STAGE)),
+        default_trips=turn // len(stage_ends(looped)),
     )
 
 

@@ -17,6 +17,8 @@ from fiberjax.policy.placement import ONE_DEVICE, Placement
 # A token this many nats below the likeliest has no mass: e⁻⁸⁰ is far below what a float32 sum over
 # the vocabulary resolves, and far above the numbers that some devices flush to zero.
 _DEEPEST = 80.0
+# Columns of a stage where nothing else is asked for.
+_SHORTEST, _LONGEST = 32, 512
 
 
 class Samples(NamedTuple):
@@ -58,16 +60,22 @@ def empty(batch: int, columns: int, pad_id: int) -> Samples:
     )
 
 
-def stage_ends(max_new_tokens: int, stage: int) -> tuple[int, ...]:
-    """Where the stages of the loop end: as few as may be, of one length or one less.
+def stage_ends(columns: int, stage: int = 0) -> tuple[int, ...]:
+    """Where the stages of a loop over columns end: as few as may be, of one length or one less.
 
-    >>> stage_ends(3072, 512)
-    (512, 1024, 1536, 2048, 2560, 3072)
+    Args:
+      columns: of all stages together.
+      stage: the most of one stage; 0 takes a quarter of all, but no fewer than 32 and no more than
+        512: each stage is compiled by itself, and each lets steps read fewer columns.
+
+    >>> stage_ends(3072), stage_ends(128)
+    ((512, 1024, 1536, 2048, 2560, 3072), (32, 64, 96, 128))
     >>> stage_ends(10, 4)
     (3, 6, 10)
     """
-    count = -(-max_new_tokens // stage)
-    return tuple(max_new_tokens * (k + 1) // count for k in range(count))
+    stage = stage or min(max(-(-columns // 4), _SHORTEST), _LONGEST)
+    count = -(-columns // stage)
+    return tuple(columns * (k + 1) // count for k in range(count))
 
 
 @jax.tree_util.register_dataclass
@@ -136,9 +144,9 @@ def truncated_logits(z: Array, *, top_k: int, top_p: Array | float | None) -> Ar
     Returns:
       float32[B, V]; at least one entry of a row is finite.
     """
-    if top_k == 0 and top_p is None:
-        return z
-    sorted_z = lax.top_k(z, top_k)[0] if top_k else -jnp.sort(-z, axis=-1)
+    if top_k == 0:
+        return z if top_p is None else _nucleus(z, top_p)
+    sorted_z = lax.top_k(z, top_k)[0]
     if top_p is None:
         threshold = sorted_z[:, -1:]
     else:
@@ -147,6 +155,27 @@ def truncated_logits(z: Array, *, top_k: int, top_p: Array | float | None) -> Ar
         kept = (before < top_p).at[:, 0].set(True)
         threshold = jnp.min(jnp.where(kept, sorted_z, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(z >= threshold, z, -jnp.inf)
+
+
+def _nucleus(z: Array, top_p: Array | float) -> Array:
+    """`z` [B, V] with −∞ outside the nucleus of mass `top_p`, without sorting.
+
+    A token is kept where those that are likelier hold less than `top_p`. That mass grows with the
+    distance below the likeliest, d = max z − z, in float32 too: a sum of more numbers that are not
+    negative never rounds to less. So the tokens kept are those up to some d, and as the bits of
+    such numbers are ordered as they are, that d is found bit by bit: 31 passes over the vocabulary.
+    """
+    distance = jnp.max(z, axis=-1, keepdims=True) - z
+    mass, order = jnp.exp(-distance), lax.bitcast_convert_type(distance, jnp.int32)
+    wanted = top_p * jnp.sum(mass, axis=-1, keepdims=True)
+
+    def settle(bit: Array, furthest: Array) -> Array:
+        further = furthest | (jnp.int32(1 << 30) >> bit)
+        likelier = jnp.sum(jnp.where(order < further, mass, 0.0), axis=-1, keepdims=True)
+        return jnp.where(likelier < wanted, further, furthest)
+
+    furthest = lax.fori_loop(0, 31, settle, jnp.zeros((len(z), 1), jnp.int32))
+    return jnp.where(order <= furthest, z, -jnp.inf)
 
 
 def _log_kept(z: Array, truncated: Array) -> Array:

@@ -89,10 +89,10 @@ class Placement:
         """The keys or values of a cache, with one column of a layer written in each row.
 
         Args:
-          table: dtype[L, B, G, C, K].
+          table: dtype[L, B, G, C, K], or without the last axis, as scales are.
           layer: int32[].
           column: int32[B].
-          new: dtype[B, G, K].
+          new: dtype[B, G, K], or without the last axis.
         """
         return write_columns(table, layer, column, new)
 
@@ -100,8 +100,9 @@ class Placement:
         """The keys or values of a cache, with the first columns of some rows replaced.
 
         Args:
-          table: dtype[L, B, G, C, K].
-          new: dtype[L, N, G, P, K], P at most C; as many of the N on each row shard.
+          table: dtype[L, B, G, C, K], or without the last axis, as scales are.
+          new: dtype[L, N, G, P, K], or without the last axis; P at most C; as many of the N on each
+            row shard.
           source: int32[B], which of its shard's rows of `new` a row takes; negative for none.
         """
         return put_rows(table, new, source)
@@ -119,8 +120,9 @@ def select_columns(table: Array, layer: Array, column: Array, new: Array) -> Arr
     """What `write_columns` gives, by writing a whole layer: to scatter, a TPU copies the cache."""
     old = lax.dynamic_index_in_dim(table, layer, 0)
     here = jnp.arange(table.shape[3]) == column[:, None]
-    merged = jnp.where(here[None, :, None, :, None], new[None, :, :, None], old)
-    return lax.dynamic_update_slice(table, merged, (layer, 0, 0, 0, 0))
+    here = here.reshape(1, len(column), 1, -1, *[1] * (table.ndim - 4))
+    merged = jnp.where(here, new[None, :, :, None], old)
+    return lax.dynamic_update_slice(table, merged, (layer, *[0] * (table.ndim - 1)))
 
 
 def put_rows(table: Array, new: Array, source: Array) -> Array:
@@ -128,7 +130,8 @@ def put_rows(table: Array, new: Array, source: Array) -> Array:
     columns = new.shape[3]
     taken = new[:, jnp.maximum(source, 0)]
     old = table[:, :, :, :columns]
-    merged = jnp.where((source >= 0)[:, None, None, None], taken, old)
+    here = (source >= 0).reshape(-1, *[1] * (table.ndim - 2))
+    merged = jnp.where(here, taken, old)
     return lax.dynamic_update_slice(table, merged, (0,) * table.ndim)
 
 

@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from fiberjax.options import CACHE_DTYPES
 from fiberjax.policy import slots as slots_
 from fiberjax.policy import transformer
+from fiberjax.policy.cache import Cache, extend_cache
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.drawing import Distribution, Samples, empty, stage_ends
 from fiberjax.policy.placement import ONE_DEVICE, Placement
-
-# The most tokens of a stage of the loop: six stages for answers of 3,072 tokens.
-STAGE = 512
 
 
 def sample(
@@ -44,7 +43,8 @@ def sample(
     greedy: bool = False,
     limits: Array | None = None,
     slots: int = 0,
-    stage: int = STAGE,
+    stage: int = 0,
+    cache_dtype: str = "",
     placement: Placement = ONE_DEVICE,
 ) -> Samples:
     """Draws one completion of up to `max_new_tokens` for each row of `prompts`.
@@ -71,7 +71,8 @@ def sample(
       pad_id: fills `tokens` after the end; may equal `eos_id`; static.
       temperature: τ, positive.
       top_k: 0 keeps every token; static.
-      top_p: in (0, 1]; a Python 1.0 costs nothing, anything else a sort a step.
+      top_p: in (0, 1]; a Python 1.0 costs nothing, anything else 31 sums over the vocabulary a
+        step, or a sort of the `top_k`.
       logit_noise: σ, at least 0; a Python 0.0 costs nothing.
       greedy: take the likeliest token; static. `temperature`, `top_k`, `top_p` and `logit_noise`
         are then ignored and `log_prob` is that of the policy at temperature 1.
@@ -80,7 +81,11 @@ def sample(
       slots: rows that are decoded at a time on each row shard of `placement`; where more wait, they
         take the places of those that have ended. 0 decodes all rows together; static. Rows draw the
         same, up to what rounding does to a draw at the edge of a token.
-      stage: the most tokens of a stage, at least 1; each stage is compiled by itself; static.
+      stage: the most tokens of a stage; each is compiled by itself; 0 takes a quarter of all, from
+        32 to 512 (`stage_ends`); static.
+      cache_dtype: what keys and values are kept in: "" is the compute dtype; "bfloat16"; "int8",
+        each vector of a head and column with a scale of its own. Prompts are read in the compute
+        dtype. What is reported is of the distribution drawn from, rounding included; static.
       placement: where the policy's arrays lie.
 
     Returns:
@@ -91,13 +96,15 @@ def sample(
     """
     end_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
     _validate(config, prompts, prompt_mask, keys, max_new_tokens, end_ids, pad_id)
-    if stage < 1:
-        raise ValueError(f"stage must be at least 1 token, got {stage}")
+    if stage < 0:
+        raise ValueError(f"stage must be 0 or positive, got {stage}")
     if greedy:
         temperature, top_k, top_p, logit_noise = 1.0, 0, 1.0, 0.0
     _validate_distribution(config, temperature, top_k, top_p, logit_noise)
     if slots < 0:
         raise ValueError(f"slots must be 0 or positive, got {slots}")
+    if cache_dtype not in CACHE_DTYPES:
+        raise ValueError(f"cache_dtype must be one of {CACHE_DTYPES}, got {cache_dtype!r}")
     if limits is not None and limits.shape != keys.shape:
         raise ValueError(f"limits must be one a row, shape {keys.shape}, got {limits.shape}")
     truncate = not (isinstance(top_p, int | float) and top_p == 1.0)
@@ -123,13 +130,16 @@ def sample(
         pad_id=pad_id,
         slots=slots if slots * placement.row_shards < len(keys) else 0,
         stage=stage,
+        cache_dtype=cache_dtype,
         placement=placement,
     )
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "max_new_tokens", "pad_id", "slots", "stage", "placement"),
+    static_argnames=(
+        *("config", "max_new_tokens", "pad_id", "slots", "stage", "cache_dtype", "placement"),
+    ),
 )
 def _sample(
     params: transformer.Params,
@@ -144,13 +154,18 @@ def _sample(
     pad_id: int,
     slots: int,
     stage: int,
+    cache_dtype: str,
     placement: Placement,
 ) -> Samples:
     model = transformer.bind(config, cast_kernels(params, config), placement=placement)
     rows = (prompts, prompt_mask, keys, jnp.minimum(limits, max_new_tokens))
     draw = functools.partial(slots_.refilled, slots=slots) if slots else _together
     samples = draw(
-        model, distribution, *rows, max_new_tokens=max_new_tokens, pad_id=pad_id, stage=stage
+        *(model, distribution, *rows),
+        max_new_tokens=max_new_tokens,
+        pad_id=pad_id,
+        stage=stage,
+        cache_dtype=cache_dtype,
     )
     # A table that no step writes would otherwise be whole on every device.
     return Samples(*(placement.activation(of, "activation") for of in samples))
@@ -163,7 +178,7 @@ class _State(NamedTuple):
     token: Array
     live: Array
     samples: Samples
-    cache: transformer.Cache
+    cache: Cache
 
 
 def _together(
@@ -177,6 +192,7 @@ def _together(
     max_new_tokens: int,
     pad_id: int,
     stage: int,
+    cache_dtype: str,
 ) -> Samples:
     """All rows in step: the loop ends when the last of them has."""
     batch, prompt_columns = prompts.shape
@@ -222,7 +238,7 @@ def _together(
     positions = jnp.cumsum(prompt_mask, axis=1, dtype=jnp.int32) - 1
     hidden, cache = model.prefill(prompts, positions, prompt_mask.astype(jnp.int32))
     # The last token drawn is never decoded: it needs no column.
-    cache = transformer.extend_cache(cache, max_new_tokens - 1)
+    cache = extend_cache(cache, max_new_tokens - 1, cache_dtype)
     start = _State(
         step=jnp.int32(0),
         token=jnp.zeros((batch,), jnp.int32),

@@ -16,10 +16,12 @@ drawn as they are without slots.
 import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from fiberjax.policy import transformer
+from fiberjax.policy.cache import Table, dtype_of, extended, init_cache, packed
 from fiberjax.policy.drawing import Distribution, Samples, empty, stage_ends
 
 # Slots are refilled when this share of them is free: seldom enough for a prompt to be read in
@@ -60,8 +62,8 @@ class _State(NamedTuple):
     waiting: Array
     slots: _Slots
     samples: Samples
-    keys: Array
-    values: Array
+    keys: Table
+    values: Table
 
 
 def refilled(
@@ -76,6 +78,7 @@ def refilled(
     max_new_tokens: int,
     pad_id: int,
     stage: int,
+    cache_dtype: str,
 ) -> Samples:
     """One completion of each row, `slots` rows of each row shard at a time.
 
@@ -89,7 +92,9 @@ def refilled(
       slots: fewer than the rows of a shard; static.
       max_new_tokens: C; static.
       pad_id: fills what is not drawn; static.
-      stage: the most columns by which a step reads more than it must; static.
+      stage: the most columns by which a step reads more than it must; 0 as `stage_ends` has it;
+        static.
+      cache_dtype: one of `options.CACHE_DTYPES`; static.
     """
     place = model.placement
     shards, width = place.row_shards, prompts.shape[1]
@@ -188,13 +193,18 @@ def refilled(
         slots = place.by_rows(enter, state.slots, source, state.waiting, key, limit, length, steps)
         taken = place.by_rows(lambda x, of: x[jnp.maximum(of, 0)], hidden, source)
         samples, slots = draw(samples, slots, taken, source >= 0)
+
+        def put(table: Table, new: Any) -> Table:
+            new = packed(new, dtype_of(table))
+            return jax.tree.map(lambda part, new: place.put(part, new, source), table, new)
+
         return _State(
             step=state.step,
             waiting=state.waiting + count,
             slots=slots,
             samples=samples,
-            keys=place.put(state.keys, new_keys, source),
-            values=place.put(state.values, new_values, source),
+            keys=put(state.keys, new_keys),
+            values=put(state.values, new_values),
         )
 
     def needed(state: _State) -> Array:
@@ -234,7 +244,7 @@ def refilled(
 
     count = slots * shards
     zeros = jnp.zeros((count,), jnp.int32)
-    cache = transformer.init_cache(model.config, count, capacity)
+    cache = init_cache(model.config, count, capacity, cache_dtype)
     state = _State(
         step=jnp.int32(0),
         waiting=jnp.zeros((shards,), jnp.int32),
@@ -258,14 +268,13 @@ def refilled(
 
 def _read(
     model: transformer.Transformer, tokens: Array, length: Array, *, columns: int, width: int
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Table, Table]:
     """What the last token of each prompt gives [N, D], and keys and values in `width` columns."""
     real = (jnp.arange(columns) < length[:, None]).astype(jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(columns), real.shape)
     hidden, cache = model.prefill(tokens[:, :columns], positions, real)
     hidden = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1)[:, 0]
-    pad = ((0, 0), (0, 0), (0, 0), (0, width - columns), (0, 0))
-    return hidden, jnp.pad(cache.key, pad), jnp.pad(cache.value, pad)
+    return hidden, extended(cache.key, width - columns), extended(cache.value, width - columns)
 
 
 def _leave(state: _State, leaving: Array, place: Any) -> Samples:

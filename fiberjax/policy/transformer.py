@@ -1,4 +1,4 @@
-"""The policy: the decoder of the published families, its parameters, and its key-value cache.
+"""The policy: the decoder of the published families, and its parameters.
 
 RMSNorm, rotary positions (the half-split form of the published checkpoints), grouped-query
 attention over all that came before or over a window, a gated MLP or a mixture of them, tied or
@@ -33,7 +33,7 @@ H `num_heads`, G `num_kv_heads`, K `head_dim`, F `mlp_dim` and V `vocab_size`:
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,8 @@ from flax import nnx
 from jax import Array, lax
 
 from fiberjax.policy import attention, layers, lora, rope
+from fiberjax.policy import cache as caches
+from fiberjax.policy.cache import Cache, Table
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.placement import ONE_DEVICE, Placement
 
@@ -48,22 +50,6 @@ Params = dict[str, Any]
 
 # The most layers that are written out instead of looped over.
 _WRITTEN_OUT = 4
-
-
-class Cache(NamedTuple):
-    """Keys and values of the columns seen so far; the same column for every row.
-
-    Attributes:
-      key: compute_dtype[L, B, G, C, K], rotated keys; C is the capacity in columns.
-      value: compute_dtype[L, B, G, C, K].
-      segment_ids: int32[B, C]; 0 is padding.
-      length: int32[], columns filled.
-    """
-
-    key: Array
-    value: Array
-    segment_ids: Array
-    length: Array
 
 
 class Transformer(nnx.Module):
@@ -119,7 +105,10 @@ class Transformer(nnx.Module):
         return x, jnp.moveaxis(experts, 0, 2).astype(self.config.route_dtype)
 
     def prefill(self, tokens: Array, positions: Array, segment_ids: Array) -> tuple[Array, Cache]:
-        """What `hidden` returns, and the full cache of the S columns; not differentiable."""
+        """What `hidden` returns, and the full cache of the S columns, in the compute dtype.
+
+        Not differentiable.
+        """
         x, ((keys, values), _) = self._rows(tokens, positions, segment_ids, keep=("cache",))
         return x, Cache(keys, values, segment_ids, jnp.int32(tokens.shape[1]))
 
@@ -187,8 +176,8 @@ class Transformer(nnx.Module):
         seen = segments[:, :columns]
         new, old = start + jnp.arange(tokens.shape[1]), jnp.arange(seen.shape[1])
 
-        def write(table: Array, index: Array, column: Array) -> Array:
-            return lax.dynamic_update_slice(table, column[None], (index, 0, 0, start, 0))
+        def write(table: Table, index: Array, column: Table) -> Table:
+            return caches.write_layer(table, index, start, column)
 
         def mask(window: Array | int | None) -> Array:
             return attention.causal_mask(segment_ids, new, seen, old, window=window)
@@ -198,8 +187,8 @@ class Transformer(nnx.Module):
         return x, Cache(keys, values, segments, start + tokens.shape[1])
 
     def decode_own(
-        self, tokens: Array, positions: Array, keys: Array, values: Array, *, columns: int
-    ) -> tuple[Array, Array, Array]:
+        self, tokens: Array, positions: Array, keys: Table, values: Table, *, columns: int
+    ) -> tuple[Array, Table, Table]:
         """The normed last activations [B, D] of a token a row, and the cache with it.
 
         In this cache the column of a token is its position: each row writes its own, and sees
@@ -208,14 +197,17 @@ class Transformer(nnx.Module):
         Args:
           tokens: int32[B].
           positions: int32[B], below `columns` for rows whose result means anything.
-          keys: compute_dtype[L, B, G, C, K].
-          values: compute_dtype[L, B, G, C, K].
+          keys: of [L, B, G, C, K].
+          values: of [L, B, G, C, K].
           columns: how many columns are read; static.
         """
         old = jnp.arange(columns)
 
-        def write(table: Array, index: Array, column: Array) -> Array:
-            return self.placement.write(table, index, positions, column[:, :, 0])
+        def write(table: Table, index: Array, column: Table) -> Table:
+            return jax.tree.map(
+                lambda part, new: self.placement.write(part, index, positions, new[:, :, 0]),
+                *(table, column),
+            )
 
         def mask(window: Array | int | None) -> Array:
             distance = positions[:, None] - old
@@ -230,24 +222,24 @@ class Transformer(nnx.Module):
     def _columns(
         self,
         embedded: tuple[Array, Any],
-        keys: Array,
-        values: Array,
+        keys: Table,
+        values: Table,
         columns: int,
-        write: Callable[[Array, Array, Array], Array],
+        write: Callable[[Table, Array, Table], Table],
         mask: Callable[[Array | int | None], Array],
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, Table, Table]:
         """New columns through all layers, over a cache that `write` puts theirs into.
 
         Args:
           embedded: from `_embed`.
-          keys: [L, B, G, C, K].
-          values: [L, B, G, C, K].
+          keys: of [L, B, G, C, K].
+          values: of [L, B, G, C, K].
           columns: of the cache that are read.
-          write: the cache, a layer and its new column [B, G, T, K] -> the cache.
+          write: the table, a layer and its new columns, of [B, G, T, K] -> the table.
           mask: a window -> who sees what, bool[B, T, columns].
         """
         x, angles = embedded
-        one_layer = (1, *keys.shape[1:3], columns, keys.shape[4])
+        dtype = caches.dtype_of(keys)
         graphdef, stacked = nnx.split(self.layers)
 
         # The cache is carried, not scanned over: a scan's outputs would be a copy of all of it.
@@ -257,9 +249,11 @@ class Transformer(nnx.Module):
             block = nnx.merge(graphdef, params)
             query, key, value = block.project(x, self._angles(angles, sliding))
             key, value = (self.placement.activation(new, "column") for new in (key, value))
-            keys, values = write(keys, index, key), write(values, index, value)
+            keys = write(keys, index, caches.packed(key, dtype))
+            values = write(values, index, caches.packed(value, dtype))
             key, value = (
-                lax.dynamic_slice(x, (index, 0, 0, 0, 0), one_layer)[0] for x in (keys, values)
+                caches.unpacked(caches.layer_of(of, index, columns), x.dtype)
+                for of in (keys, values)
             )
             heads = attention.masked(
                 *(query, key, value, mask(self._window(sliding))),
@@ -343,28 +337,6 @@ def logits(hidden: Array, kernel: Array) -> Array:
         preferred_element_type=jnp.float32,
     )
     return out.reshape(*hidden.shape[:-1], kernel.shape[0])
-
-
-def init_cache(config: TransformerConfig, batch: int, capacity: int) -> Cache:
-    """An empty cache for `batch` rows of up to `capacity` columns."""
-    shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
-    return Cache(
-        key=jnp.zeros(shape, config.dtype),
-        value=jnp.zeros(shape, config.dtype),
-        segment_ids=jnp.zeros((batch, capacity), jnp.int32),
-        length=jnp.zeros((), jnp.int32),
-    )
-
-
-def extend_cache(cache: Cache, columns: int) -> Cache:
-    """The cache with room for `columns` more."""
-    pad = ((0, 0), (0, 0), (0, 0), (0, columns), (0, 0))
-    return Cache(
-        key=jnp.pad(cache.key, pad),
-        value=jnp.pad(cache.value, pad),
-        segment_ids=jnp.pad(cache.segment_ids, ((0, 0), (0, columns))),
-        length=cache.length,
-    )
 
 
 def init(config: TransformerConfig, key: Array) -> Params:

@@ -143,7 +143,7 @@ RULES: tuple[Rule, ...] = (
         "updates to come take them",
     ),
     Rule(
-        ("rollout.resample", "rollout.engine", "rollout.lag"),
+        ("rollout.resample", "rollout.engine", "rollout.lag", "rollout.cache_dtype"),
         "logged",
         "iterations to come draw by it",
     ),

@@ -221,6 +221,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(
         added={"training.old_log_probs": "trainer", "training.old_log_probs_gap": 1e-3}, renamed={}
     ),
+    Migration(added={"rollout.cache_dtype": ""}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

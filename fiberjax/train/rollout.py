@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fiberjax import seeds
+from fiberjax import options, seeds
+from fiberjax.mismatch import CORRECTIONS
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import Samples, TransformerConfig, cast_kernels, sample
 from fiberjax.tasks import Domain, Examples, PromptBatch, Vocabulary, reward_completions
@@ -89,6 +90,7 @@ class Sampler:
       turns: how an episode goes.
       slots: rows decoded at a time on each row shard, which others follow into as they end; 0
         decodes all that are drawn at a time together.
+      cache_dtype: what keys and values are kept in; see `policy.sample`.
       engine: who draws instead of the compiled loop; it knows no `logit_noise`.
     """
 
@@ -106,6 +108,7 @@ class Sampler:
     greedy: bool = False
     turns: Turns = ONE_TURN
     slots: int = 0
+    cache_dtype: str = ""
     engine: Engine | None = None
 
     @property
@@ -337,7 +340,26 @@ class Sampler:
             logit_noise=self.logit_noise,
             greedy=self.greedy,
             slots=self.slots,
+            cache_dtype=self.cache_dtype,
             placement=shardings.placement(self.mesh, self.config),
+        )
+
+
+def check_cache(
+    rollout: options.Rollout, training: options.Training, policy: TransformerConfig
+) -> None:
+    """Refuses a cache that is rounded where nothing corrects what that does.
+
+    Raises:
+      ValueError: names the options.
+    """
+    exact = rollout.cache_dtype in ("", policy.compute_dtype)
+    if not exact and training.mismatch == "none" and training.edge != "direct":
+        raise ValueError(
+            f"config.rollout.cache_dtype = {rollout.cache_dtype!r} rounds what the sampler reads, "
+            f"in {policy.compute_dtype} otherwise, so that its log-probabilities are not the "
+            "trainer's, and config.training.mismatch = 'none' would not correct it: expected one "
+            f"of {', '.join(CORRECTIONS)}, or config.training.edge = 'direct'"
         )
 
 

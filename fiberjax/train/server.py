@@ -236,11 +236,13 @@ def make_engine(
             "not the trainer's, and config.training.mismatch = 'none' would not correct it: "
             f"expected one of {', '.join(CORRECTIONS)}, or config.training.edge = 'direct'"
         )
-    if rollout.slots:
-        raise ValueError(
-            f"config.rollout.slots = {rollout.slots} is of the compiled loop, and "
-            "config.rollout.engine = 'http' does not run it: expected 0"
-        )
+    for name, left in (("slots", 0), ("cache_dtype", "")):
+        given = getattr(rollout, name)
+        if given != left:
+            raise ValueError(
+                f"config.rollout.{name} = {given!r} is of the compiled loop, and "
+                f"config.rollout.engine = 'http' does not run it: expected {left!r}"
+            )
     if len({device.process_index for device in device_mesh.devices.flat}) > 1:
         raise ValueError("config.rollout.engine = 'http' is for runs of one process; got several")
     return Server(policy, **dataclasses.asdict(chosen))

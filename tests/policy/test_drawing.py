@@ -6,6 +6,7 @@ import pytest
 from fiberjax import policy
 from fiberjax.policy import drawing
 
+nucleus = jax.jit(lambda z, top_p: drawing.truncated_logits(z, top_k=0, top_p=top_p))
 categorical = jax.jit(drawing._categorical, static_argnums=2)
 
 
@@ -33,6 +34,48 @@ def test_draws_at_the_edges_have_mass():
     mass = jnp.array([[0.0, 0.3, 0.0, 0.7, 0.0]] * 2)
     got = drawing._invert(mass, jnp.array([0.0, 1.0 - 2.0**-24]))
     np.testing.assert_array_equal(got, [1, 3])
+
+
+def sorted_nucleus(z, top_p):
+    """`z` with −∞ outside the nucleus, by a sort of each row in float64; and how clear that is.
+
+    The second result is the distance of the mass of the likelier tokens from `top_p`.
+    """
+    z = np.asarray(z, np.float64)
+    p = np.exp(z - z.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    likelier = np.empty_like(p)
+    for row, out in zip(p, likelier, strict=True):
+        values, counts = np.unique(-row, return_counts=True)
+        before = np.cumsum(-values * counts) + values * counts
+        out[:] = before[np.searchsorted(values, -row)]
+    return np.where(likelier < top_p, z, -np.inf), np.abs(likelier - top_p)
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 50, 4_000])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 1 - 1e-4])
+def test_nucleus_without_a_sort_is_that_of_a_sort(vocab, top_p):
+    """On random logits, ties, all alike, one alone, gaps that underflow, and what is left out."""
+    rng = np.random.default_rng(vocab)
+    rows = rng.normal(size=(9, vocab)) * [[0.1], [1], [3], [10], [1], [0], [2], [1], [3]]
+    rows[4] = np.round(rows[4])
+    rows[6, 0] += 200
+    rows[7, ::2] -= 1e4
+    rows[8, 1::3] = -np.inf
+    z = rows.astype(np.float32)
+    found = np.asarray(nucleus(z, top_p))
+    expected, clear = sorted_nucleus(z, top_p)
+    same = (found == expected.astype(np.float32)) | (clear < 1e-6)
+    assert same.all(), np.argwhere(~same)
+    assert np.isfinite(found.max(axis=1)).all()
+    # Beside what rounding may decide, ties stand or fall together.
+    for of, kept in zip(z, np.isfinite(found), strict=True):
+        assert not set(of[kept]) & set(of[~kept])
+
+
+def test_a_traced_nucleus_of_everything_leaves_out_what_has_no_mass():
+    z = jnp.array([[0.0, -1.0, -200.0, -jnp.inf]])
+    np.testing.assert_array_equal(nucleus(z, 1.0), [[0.0, -1.0, -jnp.inf, -jnp.inf]])
 
 
 def edges(rng, mass):

@@ -147,12 +147,14 @@ def test_stages_draw_the_same_and_read_what_they_need(config, params, stage, mon
 
 def test_stages_are_short_enough_and_complete():
     for length in (1, 7, 512, 513, 3072):
-        for stage in (1, 3, 512, 4096):
+        for stage in (0, 1, 3, 512, 4096):
             ends = (0, *drawing.stage_ends(length, stage))
             assert ends[-1] == length
-            assert all(0 < b - a <= stage for a, b in itertools.pairwise(ends))
-    with pytest.raises(ValueError, match="stage must be at least 1 token, got 0"):
-        draw(shapes.config(), shapes.params(shapes.config()), stage=0)
+            assert all(0 < b - a <= (stage or 512) for a, b in itertools.pairwise(ends))
+    # Left to itself: four of an answer of any length between, and none too short to be worth it.
+    assert [len(drawing.stage_ends(n)) for n in (32, 33, 64, 128, 2048, 2560)] == [1, 2, 2, 4, 4, 5]
+    with pytest.raises(ValueError, match="stage must be 0 or positive, got -1"):
+        draw(shapes.config(), shapes.params(shapes.config()), stage=-1)
 
 
 def test_greedy_takes_the_likeliest(config, params):

@@ -49,7 +49,7 @@ def test_every_option_has_its_class(config):
     }
     assert by_kind["logged"] == {
         *("optimizer.learning_rate", "rollout.resample", "rollout.max_rows", "rollout.slots"),
-        *("rollout.engine", "server.dtype", "training.nonfinite"),
+        *("rollout.engine", "rollout.cache_dtype", "server.dtype", "training.nonfinite"),
         *("rollout.lag", "rollout.devices"),
         *(f"rewards.{name}" for name in ("seconds", "megabytes", "failed", "truncated")),
         *("rewards.overlong_cache", "rewards.overlong_from"),

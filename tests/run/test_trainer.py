@@ -146,6 +146,25 @@ def test_a_second_iteration_and_a_second_batch_compile_nothing(build):
     assert again == []
 
 
+def test_an_evaluation_of_as_many_rows_is_drawn_by_the_same_program(build):
+    """At another temperature; of as many rows as an iteration, in its window."""
+    built = build(
+        window__completion=7,
+        rollout__prompts=6,
+        rollout__samples=2,
+        evaluation__batch=4,
+        evaluation__samples=3,
+        evaluation__temperature=0.5,
+    )
+    trainer, state = trainer_of(built)
+    with compilations() as drawn:
+        trainer.collect(state.params, built.prompt_stream(), 0)
+    assert drawn.count("jit(_sample)") == 1
+    with compilations() as evaluated:
+        evaluation.evaluate(built, state.params, "held out")
+    assert "jit(_sample)" not in evaluated
+
+
 def test_every_metric_is_written_and_described(build):
     built = build(
         training__kl_coefficient=0.1,

@@ -1,0 +1,56 @@
+"""Deliberate faults of how tokens are drawn, and of what the sampler keeps; see `mutants.py`."""
+
+from faults_of_mathematics import Mutant
+
+DRAWING = "fiberjax/policy/drawing.py"
+CACHE = "fiberjax/policy/cache.py"
+NUCLEUS = ("tests/policy/test_drawing.py::test_nucleus_without_a_sort_is_that_of_a_sort",)
+ROUNDED = "tests/policy/test_cache.py::test_log_probabilities_are_off_by_what_the_cache_rounds"
+
+FAULTS = (
+    Mutant(
+        "the token that completes a nucleus is left out",
+        DRAWING,
+        "order <= furthest",
+        "order < furthest",
+        NUCLEUS,
+    ),
+    Mutant(
+        "the last bits of a nucleus are not searched",
+        DRAWING,
+        "lax.fori_loop(0, 31, settle",
+        "lax.fori_loop(0, 16, settle",
+        NUCLEUS,
+    ),
+    Mutant(
+        "short answers are sampled in one stage",
+        DRAWING,
+        "_SHORTEST, _LONGEST = 32, 512",
+        "_SHORTEST, _LONGEST = 512, 512",
+        ("tests/policy/test_sampler.py::test_stages_are_short_enough_and_complete",),
+    ),
+    Mutant(
+        "a column is written with the scales of its layer's first",
+        CACHE,
+        "start: list[Any] = [layer, 0, 0, column, *[0] * (part.ndim - 4)]",
+        "start: list[Any] = [layer, 0, 0, column * (part.ndim > 4), *[0] * (part.ndim - 4)]",
+        (f"{ROUNDED}[int8-0.05]",),
+    ),
+    Mutant(
+        "whole numbers are cut, not rounded",
+        CACHE,
+        "jnp.round(x * per_unit[..., None]).astype",
+        "(x * per_unit[..., None]).astype",
+        ("tests/policy/test_cache.py::test_a_number_is_off_by_half_a_scale",),
+    ),
+    Mutant(
+        "a rounded cache needs no correction",
+        "fiberjax/train/rollout.py",
+        'exact = rollout.cache_dtype in ("", policy.compute_dtype)',
+        "exact = True",
+        (
+            "tests/test_experiment.py::test_bad_options_are_refused_before_anything_compiles"
+            "[rollout.cache_dtype=int8]",
+        ),
+    ),
+)
