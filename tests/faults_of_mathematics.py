@@ -199,9 +199,9 @@ FAULTS = (
     Mutant(
         "segments are summed on one device only",
         "fiberjax/segments.py",
-        "table = jax.ops.segment_sum(values, ids.ravel(), num_segments)\n"
+        "num_segments, values, ids.ravel())\n"
         "    return lax.psum(table, axis_name) if axis_name else table",
-        "table = jax.ops.segment_sum(values, ids.ravel(), num_segments)\n    return table",
+        "num_segments, values, ids.ravel())\n    return table",
         (f"{CONTRACT}::test_sharded_equals_one_device",),
     ),
     Mutant(
