@@ -25,8 +25,7 @@ SCHEDULES = {
     # The levels of the gate's budgets, and whether the batch is fresh.
     "whole": (("trajectory", "domain"), False),
     "fresh": (("trajectory", "domain"), True),
-    "apart, by trajectory": (("trajectory",), False),
-    "apart, by group": (("trajectory", "group"), False),
+    "apart": (("trajectory",), False),
 }
 
 
@@ -50,8 +49,6 @@ def main(argv: list[str]) -> None:
             config.policy.remat = remat
             config.rollout.prompts = config.training.minibatches * len(devices)
             config.training.micro_batches = config.rollout.samples
-            if name == "apart, by group":  # As many rows a micro-batch as a group has.
-                config.training.micro_batches = 1
             config.evaluation.batch = config.warm_start.batch_size = len(devices)
             config.gate = {
                 "name": "silent",
