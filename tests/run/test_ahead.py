@@ -82,7 +82,7 @@ def test_each_batch_is_of_the_policy_of_so_many_iterations_ago(begin):
         gaps = []
         for params in versions:
             scored = trainer._score(params, drawn.rollouts, drawn.present)
-            gap = np.abs(np.asarray(scored.old) - drawn.rollouts.sampler_log_prob)
+            gap = np.abs(scored.own()[0] - drawn.rollouts.sampler_log_prob)
             gaps.append(gap[drawn.rollouts.mask].max())
         assert gaps[drawn.version] < 1e-4 < 1e-2 < np.delete(gaps, drawn.version).min()
 
@@ -92,8 +92,8 @@ def test_old_log_probabilities_are_the_trainer_s_and_the_rest_is_the_behaviour_s
     trainer, stream, batches, step = Trainer(built, None), built.prompt_stream(), [], None
     step = trainer._step
 
-    def watched(state, batch, knobs):
-        state, metrics, log_prob = step(state, batch, knobs)
+    def watched(state, batch, knobs, *more):
+        state, metrics, log_prob = step(state, batch, knobs, *more)
         batches.append((batch, metrics["is_ratio/max"].value - metrics["is_ratio/min"].value))
         return state, metrics, log_prob
 
@@ -117,8 +117,17 @@ def test_old_log_probabilities_are_the_trainer_s_and_the_rest_is_the_behaviour_s
         pytest.param(
             {"rollout__resample": 2, "budget_control__kind": "anneal"}, marks=pytest.mark.long
         ),
+        pytest.param({"lora__rank": 2}, marks=pytest.mark.long),
+        pytest.param(
+            {
+                "policy__num_experts": 4,
+                "policy__experts_per_token": 2,
+                "training__router_replay": True,
+            },
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["plain", "resampled"],
+    ids=["plain", "resampled", "adapters", "routes"],
 )
 def test_an_interrupted_run_resumes_bitwise(begin, tmp_path, monkeypatch, quick, options):
     built, _ = begin(**options)
