@@ -121,12 +121,16 @@ def _shard_rows(experiment: Experiment) -> list[int]:
     return [rows for rows in per_shard if rows]
 
 
-def abstract_batch(experiment: Experiment, packed: int | None = None) -> Batch:
+def abstract_batch(
+    experiment: Experiment, packed: int | None = None, *, named: bool = False
+) -> Batch:
     """Shapes of an optimizer batch on the mesh, as `minibatches.make_batches` makes them.
 
     Args:
       experiment: what to run.
       packed: rows that it is packed into; None leaves one trajectory a row.
+      named: whether its completions are named, and no more than the window a row: fewer logits than
+        where they are not, which a plan therefore counts.
     """
     rows, samples = batch_rows(experiment), experiment.rollout.samples
     window = experiment.window
@@ -148,7 +152,7 @@ def abstract_batch(experiment: Experiment, packed: int | None = None) -> Batch:
         return jax.ShapeDtypeStruct((rows, columns), dtype)
 
     if packed is not None:
-        rows, columns = packed, width - 1
+        rows, columns = packed, columns if named else width - 1
         ids = shape(rows, columns, jnp.int32)
         layout = dataclasses.replace(
             layout,
@@ -162,7 +166,8 @@ def abstract_batch(experiment: Experiment, packed: int | None = None) -> Batch:
         policy = experiment.policy
         taken = (rows, width, policy.num_layers, policy.experts_per_token)
         routes = jax.ShapeDtypeStruct(taken, policy.route_dtype)
-    batch = Batch(whole, whole, whole, layout, part, part, part, part, routes)
+    at: Any = shape(rows, columns, jnp.int32) if named else None
+    batch = Batch(whole, whole, whole, layout, part, part, part, part, routes, at)
     return _on_mesh(experiment, batch, batch_specs(batch))
 
 

@@ -305,7 +305,7 @@ class Sampler:
     def _asked(
         self, engine: Engine, tokens: np.ndarray, prompt_mask: np.ndarray, keys: jax.Array
     ) -> Samples | None:
-        """One turn of some rows by an engine, as `_drawn`; a row's seed is of its key."""
+        """One turn of some rows by an engine; a row's seed is of its key."""
         if len(tokens) == 0:
             return None
         numbers = np.asarray(jax.random.key_data(keys))[:, -1] & np.uint32(2**31 - 1)

@@ -67,7 +67,10 @@ def test_a_plan_compiles_for_the_batches_of_a_run(build, gate, packing):
     for batch in batches:
         assert (batch.layout.state_id is not None) == (gate == "apc")
         assert (batch.layout.cell_id is not None) == packing
-        planned = programs.abstract_batch(built, len(batch.tokens) if packing else None)
+        named = batch.columns is not None
+        planned = programs.abstract_batch(
+            built, len(batch.tokens) if packing else None, named=named
+        )
         assert jax.tree.structure(planned) == jax.tree.structure(batch)
         for found, expected in zip(jax.tree.leaves(batch), jax.tree.leaves(planned), strict=True):
             assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
@@ -79,7 +82,8 @@ def test_rows_of_the_largest_packed_batch(build):
     built = build(training__packing=True, training__micro_batches=4)
     assert programs.batch_rows(built) == 32
     assert programs.packed_rows(built) == 24
-    assert programs.packed_rows(build(training__packing=True)) is None
+    assert programs.packed_rows(build(training__packing=True, training__micro_batches=2)) == 16
+    assert programs.packed_rows(build(training__packing=True, training__micro_batches=1)) == 24
     assert programs.packed_rows(build()) is None
 
 

@@ -184,10 +184,10 @@ def test_a_process_whose_episodes_are_over_still_draws_with_the_others(drawn, mo
     )
     keys = lambda places: jax.random.split(jax.random.key(0), len(places))  # noqa: E731
     none = (np.zeros((0, 25), np.int32), np.zeros((0, 25), bool), np.zeros(0, np.int64))
-    assert sampler._drawn(params, *none, keys, 32, whole=False) is None and not shapes
+    assert sampler._dispatched(params, *none, keys, 32, whole=False) == [] and not shapes
     monkeypatch.setattr(mesh, "gather", lambda device_mesh, of: np.append(of, 1))
-    taken = sampler._drawn(params, *none, keys, 32, whole=False)
-    assert len(taken.tokens) == 0 and shapes == [(32, 25)]
+    taken = sampler._dispatched(params, *none, keys, 32, whole=False)
+    assert len(sampler._read(taken, 0).tokens) == 0 and shapes == [(32, 25)]
 
 
 def batches_of(built, rollouts, device_mesh=None, levels=None, packed=0, states=False):
