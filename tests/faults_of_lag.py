@@ -48,7 +48,7 @@ FAULTS = (
         "fiberjax/run/measured.py",
         "(ratio**2).sum(axis=1)",
         "ratio.sum(axis=1)",
-        (f"{AHEAD}::test_old_log_probabilities_are_the_trainer_s_and_the_rest_is_the_behaviour_s",),
+        (f"{AHEAD}::test_the_behaviour_s_effective_sample_size_is_kish_s",),
     ),
     Mutant(
         "updates wait for the rewards of what is sampled late",

@@ -10,8 +10,9 @@ from compilations import compilations
 from interruption import interrupted_at
 
 from fiberjax import experiment
+from fiberjax.parallel import mesh
 from fiberjax.plans import plan, topologies
-from fiberjax.run import kept_files, loop
+from fiberjax.run import kept_files, loop, measured
 from fiberjax.run.interrupts import Interrupted
 from fiberjax.run.metrics import read_metrics
 from fiberjax.run.trainer import Trainer
@@ -108,6 +109,15 @@ def test_old_log_probabilities_are_the_trainer_s_and_the_rest_is_the_behaviour_s
     assert weight.max() == np.float32(1.05) and weight.min() < 0.95
     fresh, stale = (of["mismatch/effective_sample_size"] for of in scalars[:2])
     assert fresh == pytest.approx(1, abs=1e-6) and 0.1 < stale < 0.999
+
+
+def test_the_behaviour_s_effective_sample_size_is_kish_s(one_device):
+    device_mesh = mesh.make_mesh(dict.fromkeys(mesh.AXES, 1), one_device)
+    log_ratio = np.log(np.array([[2.0, 1.0], [3.0, 9.0]]))
+    mask = np.array([[True, True], [True, False]])
+    found = measured.mismatch_metrics(device_mesh, log_ratio - 5, np.full((2, 2), -5.0), mask)
+    assert found["mismatch/effective_sample_size"] == pytest.approx(6**2 / (3 * 14))
+    assert found["mismatch/log_prob_abs_mean"] == pytest.approx(np.log(6) / 3)
 
 
 @pytest.mark.parametrize(
