@@ -9,7 +9,8 @@ r"""Kept rollouts of a run through any objective, on identical data.
 
 Objectives are presets by name with overrides after colons, a pair of budgets parted by a slash;
 "run" is the run's own gate. Tables are printed; pictures and JSON go to RUN/replay, or --output.
-`--check` makes the iteration's updates again by the run's own program, and compares every metric.
+`--check` makes an iteration's updates again by the run's own program, and compares every metric:
+by default of the newest one that has its rollouts and the checkpoint before it.
 docs/replay.md says what is computed.
 """
 
@@ -87,16 +88,18 @@ def run(directory: str) -> None:
     from fiberjax.analysis.sweep import sweep
     from fiberjax.analysis.unfold import unfold
 
-    kept = fj.load_rollouts(directory, ITERATION.value)
-    folder = Path(directory) / "replay" if OUTPUT.value is None else Path(OUTPUT.value)
-    folder = folder / f"{kept.meta['iteration']:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
+    output = Path(directory) / "replay" if OUTPUT.value is None else Path(OUTPUT.value)
     if CHECK.value:
-        made = reproduce(directory, kept.meta["iteration"])
+        made = reproduce(directory, ITERATION.value)
         made.print()
-        (folder / "check.json").write_text(made.to_json(), encoding="utf-8")
+        file = output / f"{made.iteration:06d}" / "check.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(made.to_json(), encoding="utf-8")
     if not (OBJECTIVES.value or SWEEP.value or UNFOLD.value):
         return
+    kept = fj.load_rollouts(directory, ITERATION.value)
+    folder = output / f"{kept.meta['iteration']:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
     policy = None
     if POLICY.value != "none":
         policy = fj.load_policy(directory, wanted(POLICY.value))
