@@ -32,7 +32,7 @@ POLICY = flags.DEFINE_string(
 OBJECTIVES = flags.DEFINE_string("objectives", "", "What they are put through, by commas.")
 SWEEP = flags.DEFINE_string("sweep", "", "objective:budget=value,value,... on identical data.")
 UNFOLD = flags.DEFINE_string("unfold", "", "An objective, step after step on the batch.")
-STEPS = flags.DEFINE_integer("steps", 20, "Of --unfold.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 10, "Of --unfold.", lower_bound=1)
 RATE = flags.DEFINE_float("rate", None, "Of --unfold's steps; the run's learning rate by default.")
 OPTIMIZER = flags.DEFINE_enum("optimizer", "adam", ["adam", "sgd"], "Of --unfold's steps.")
 MINIBATCH = flags.DEFINE_integer(
@@ -87,6 +87,7 @@ def run(directory: str) -> None:
     from fiberjax.analysis.reproduce import reproduce
     from fiberjax.analysis.sweep import sweep
     from fiberjax.analysis.unfold import unfold
+    from fiberjax.run.progress import Progress
 
     output = Path(directory) / "replay" if OUTPUT.value is None else Path(OUTPUT.value)
     if CHECK.value:
@@ -117,7 +118,8 @@ def run(directory: str) -> None:
             "rate": RATE.value,
             "optimizer": OPTIMIZER.value,
         }
-        found["unfold"] = unfold(kept, asked, **steps, **given)
+        with Progress(STEPS.value, "unfolding", log_every=1) as progress:
+            found["unfold"] = unfold(kept, asked, told=progress.update, **steps, **given)
     for name, each in found.items():
         each.print()
         (folder / f"{name}.json").write_text(each.to_json(), encoding="utf-8")

@@ -18,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fiberjax.analysis.drift import SIDES
+from fiberjax.analysis.style import beyond_budget
 from fiberjax.run.plots import (
     COLOURS,
     DASHES,
@@ -138,6 +139,9 @@ def plot_unfold(unfold: Unfold, folder: Path) -> tuple[Path, ...]:
         axes.axhline(0, color=GREY, linewidth=0.7)
         finish(axes, f"Drift of each {literal(level)}", "nats, down below 0", "linear")
         axes.yaxis.set_major_formatter(_PLAIN)
+        budgets = of["budget"][np.isfinite(of["budget"])]
+        if budgets.size:
+            beyond_budget(axes, float(budgets.max()))
         legend(axes, across=3)
     left = grid[len(unfold.drift) :]
     levels = {n.removeprefix("clipped/"): of for n, of in series.items() if n.startswith("clipped")}
