@@ -9,7 +9,8 @@ r"""Kept rollouts of a run through any objective, on identical data.
 
 Objectives are presets by name with overrides after colons, a pair of budgets parted by a slash;
 "run" is the run's own gate. Tables are printed; pictures and JSON go to RUN/replay, or --output.
-`--check` makes the iteration's updates again by the run's own program, and compares every metric.
+`--check` makes an iteration's updates again by the run's own program, and compares every metric:
+by default of the newest one that has its rollouts and the checkpoint before it.
 docs/replay.md says what is computed.
 """
 
@@ -31,7 +32,7 @@ POLICY = flags.DEFINE_string(
 OBJECTIVES = flags.DEFINE_string("objectives", "", "What they are put through, by commas.")
 SWEEP = flags.DEFINE_string("sweep", "", "objective:budget=value,value,... on identical data.")
 UNFOLD = flags.DEFINE_string("unfold", "", "An objective, step after step on the batch.")
-STEPS = flags.DEFINE_integer("steps", 20, "Of --unfold.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 10, "Of --unfold.", lower_bound=1)
 RATE = flags.DEFINE_float("rate", None, "Of --unfold's steps; the run's learning rate by default.")
 OPTIMIZER = flags.DEFINE_enum("optimizer", "adam", ["adam", "sgd"], "Of --unfold's steps.")
 MINIBATCH = flags.DEFINE_integer(
@@ -86,17 +87,20 @@ def run(directory: str) -> None:
     from fiberjax.analysis.reproduce import reproduce
     from fiberjax.analysis.sweep import sweep
     from fiberjax.analysis.unfold import unfold
+    from fiberjax.run.progress import Progress
 
-    kept = fj.load_rollouts(directory, ITERATION.value)
-    folder = Path(directory) / "replay" if OUTPUT.value is None else Path(OUTPUT.value)
-    folder = folder / f"{kept.meta['iteration']:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
+    output = Path(directory) / "replay" if OUTPUT.value is None else Path(OUTPUT.value)
     if CHECK.value:
-        made = reproduce(directory, kept.meta["iteration"])
+        made = reproduce(directory, ITERATION.value)
         made.print()
-        (folder / "check.json").write_text(made.to_json(), encoding="utf-8")
+        file = output / f"{made.iteration:06d}" / "check.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(made.to_json(), encoding="utf-8")
     if not (OBJECTIVES.value or SWEEP.value or UNFOLD.value):
         return
+    kept = fj.load_rollouts(directory, ITERATION.value)
+    folder = output / f"{kept.meta['iteration']:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
     policy = None
     if POLICY.value != "none":
         policy = fj.load_policy(directory, wanted(POLICY.value))
@@ -114,7 +118,8 @@ def run(directory: str) -> None:
             "rate": RATE.value,
             "optimizer": OPTIMIZER.value,
         }
-        found["unfold"] = unfold(kept, asked, **steps, **given)
+        with Progress(STEPS.value, "unfolding", log_every=1) as progress:
+            found["unfold"] = unfold(kept, asked, told=progress.update, **steps, **given)
     for name, each in found.items():
         each.print()
         (folder / f"{name}.json").write_text(each.to_json(), encoding="utf-8")

@@ -838,7 +838,7 @@ class Keep:
       rollouts: iterations whose rollouts are kept whole in `rollouts/`, with their tokens, numbers
         and advantages (`run.kept_files`): parts such as "5", "every 20", "every 20 from 1" or
         "last 2", with commas between; "" keeps none.
-      rollouts_megabytes: that `rollouts/` may hold; once it does, no more are kept, which is said.
+      rollouts_megabytes: that `rollouts/` may hold; what finds no room is not kept, which is said.
     """
 
     samples: Annotated[int, AT_LEAST_1]

@@ -156,8 +156,8 @@ FAULTS = (
     Mutant(
         "a file that is wanted for itself makes way with the last ones",
         KEEPING,
-        "if self._wanted.chosen(iteration - self._wanted.last, iteration):",
-        "if self._wanted.last == 0:",
+        "0 < old < iteration and not self._wanted.chosen(old, iteration)",
+        "0 < old < iteration",
         (f"{OF_KEEPING}::test_a_folder_keeps_what_is_wanted_and_goes_on_from_an_iteration",),
     ),
     Mutant(

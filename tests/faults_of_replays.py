@@ -70,6 +70,13 @@ FAULTS = (
         (f"{RUNS}::test_the_updates_of_a_run_are_made_again_bit_for_bit",),
     ),
     Mutant(
+        "what is made again by default has a checkpoint after it, not before",
+        "fiberjax/analysis/reproduce.py",
+        "of - 1 in there",
+        "of in there",
+        (f"{RUNS}::test_by_default_the_newest_that_can_be_made_again_is",),
+    ),
+    Mutant(
         "updates are made again with the budgets of the config",
         "fiberjax/analysis/reproduce.py",
         'factor = float(kept.meta["budget_factor"])',

@@ -25,6 +25,7 @@ import faults_of_families
 import faults_of_keeping
 import faults_of_lag
 import faults_of_looking
+import faults_of_making_way
 import faults_of_mathematics
 import faults_of_models
 import faults_of_passes
@@ -64,6 +65,7 @@ MUTANTS = (
     *faults_of_starting.FAULTS,
     *faults_of_segments.FAULTS,
     *faults_of_sampling.FAULTS,
+    *faults_of_making_way.FAULTS,
 )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fiberjax.analysis.runs import Line, RunFolder
-from fiberjax.analysis.style import Picture, grid
+from fiberjax.analysis.style import Picture, beyond_budget, grid
 from fiberjax.analysis.warnings import budgets
 from fiberjax.diagnostics import GLOBAL_REGIMES, LOCAL_REGIMES
 from fiberjax.run import plots
@@ -141,7 +141,7 @@ def drift(line: Line) -> Picture | None:
         at.axhline(0, color=GREY, linewidth=0.8)
         plots.finish(at, f"Drift, {literal(level)}", "nats", "linear", along="iteration")
         if level in limit:
-            _beyond(at, max(limit[level]))
+            beyond_budget(at, max(limit[level]))
         _integers(at)
         plots.legend(at)
     return picture
@@ -230,19 +230,6 @@ def _band(
 def _factor(line: Line, step: np.ndarray) -> np.ndarray:
     at, factor, _, _ = line.mean("gate/budget_factor")
     return np.interp(step, at, factor) if at.size else np.ones(len(step))
-
-
-def _beyond(axes: Axes, budget: float) -> None:
-    """A logarithmic axis beyond the budget, where drift goes far beyond it."""
-    ends = axes.get_ylim()
-    largest = max(map(abs, ends))
-    if budget > 0 and largest > 8 * budget:
-        axes.set_yscale("symlog", linthresh=budget, linscale=0.6)
-        decades = budget * 10.0 ** np.arange(int(np.log10(largest / budget)) + 1)
-        ticks = [tick for tick in (*-decades[::-1], 0.0, *decades) if ends[0] <= tick <= ends[1]]
-        axes.set_yticks(ticks, [f"{tick:.3g}".replace("-", "−") for tick in ticks])
-        axes.minorticks_off()
-        axes.set_ylabel("nats, logarithmic beyond the budget", fontsize=9)
 
 
 def _titled(title: str, line: Line, count: int) -> str:

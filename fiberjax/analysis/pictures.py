@@ -18,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fiberjax.analysis.drift import SIDES
+from fiberjax.analysis.style import beyond_budget
 from fiberjax.run.plots import (
     COLOURS,
     DASHES,
@@ -138,6 +139,9 @@ def plot_unfold(unfold: Unfold, folder: Path) -> tuple[Path, ...]:
         axes.axhline(0, color=GREY, linewidth=0.7)
         finish(axes, f"Drift of each {literal(level)}", "nats, down below 0", "linear")
         axes.yaxis.set_major_formatter(_PLAIN)
+        budgets = of["budget"][np.isfinite(of["budget"])]
+        if budgets.size:
+            beyond_budget(axes, float(budgets.max()))
         legend(axes, across=3)
     left = grid[len(unfold.drift) :]
     levels = {n.removeprefix("clipped/"): of for n, of in series.items() if n.startswith("clipped")}
@@ -192,7 +196,7 @@ def _objectives(replay: Replay) -> Figure:
         _finish_bars(axes, title, unit, [row.label for row in rows] if labelled else None)
         low, high = min(values.min(), 0.0), max(values.max(), 0.0)
         room = 0.16 * max(high - low, 1e-9)
-        axes.set_xlim(low - (room if low < 0 else 0), high + room)
+        axes.set_xlim(low - (1.3 * room if low < 0 else 0), high + room)
     return figure
 
 
@@ -319,9 +323,12 @@ def _steps(replay: Replay) -> Figure:
     for index, (axes, (title, unit, name, start)) in enumerate(zip(grid, panels, strict=True)):
         values = np.array([getattr(row, name) for row in rows], np.float64)
         axes.barh(place, values, color=[GREY, *[COLOURS[0]] * (len(rows) - 1)], height=0.66)
+        wide = 1.18 * max(values.max(), start, 1e-9)
         for at, value in zip(place, values, strict=True):
+            # Behind the line where the line would run through it.
+            end = start if value < start < value + 0.15 * wide else value
             axes.annotate(
-                *(f"{value:.3g}", (value, at)),
+                *(f"{value:.3g}", (end, at)),
                 xytext=(3, 0),
                 textcoords="offset points",
                 va="center",
@@ -330,7 +337,7 @@ def _steps(replay: Replay) -> Figure:
         labels = [row.label for row in rows] if index == 0 else None
         _finish_bars(axes, title, unit, labels)
         axes.axvline(start, color=COLOURS[1], linestyle="--", lw=1.6, label="before the step")
-        axes.set_xlim(0, 1.18 * max(values.max(), start, 1e-9))
+        axes.set_xlim(0, wide)
         legend(axes, across=3)
     figure.suptitle(
         "After a step of one length along each gradient", fontsize=11, x=0.01, ha="left"

@@ -28,7 +28,7 @@ from fiberjax.run import identity, migrations
 from fiberjax.run.base import make_base
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.kept import Kept
-from fiberjax.run.kept_files import load_rollouts
+from fiberjax.run.kept_files import kept_iterations, load_rollouts
 from fiberjax.run.measured import joined
 from fiberjax.run.policies import rows_of
 from fiberjax.run.shown import visible
@@ -131,7 +131,7 @@ class Reproduction:
         for each in self.compared:
             if each.name.startswith(SHOWN):
                 told = "bitwise" if each.equal else f"{each.difference:.1e}"
-                numbers = (f"{each.logged:.9g}", f"{each.replayed:.9g}", told)
+                numbers = (f"{each.logged:.6g}", f"{each.replayed:.6g}", told)
                 table.add_row(
                     str(each.update), str(each.minibatch), Text(visible(each.name)), *numbers
                 )
@@ -156,7 +156,8 @@ def reproduce(
 
     Args:
       run: the run folder.
-      iteration: counted from 1; None for the newest whose rollouts are kept.
+      iteration: counted from 1; None for the newest that can be: its rollouts are kept, and a
+        checkpoint of the iteration before.
       devices: of the mesh; as many as the run's config needs by default.
 
     Raises:
@@ -164,7 +165,7 @@ def reproduce(
         run replays the experts of its tokens, which are not kept.
     """
     directory = Path(run)
-    kept = load_rollouts(directory, iteration)
+    kept = load_rollouts(directory, _newest(directory) if iteration is None else iteration)
     iteration = int(kept.meta["iteration"])
     built = experiments.from_config(*_fitted(_config(directory, kept), devices))
     if built.training.router_replay:
@@ -199,6 +200,14 @@ def reproduce(
             for name, logged in update["metrics"].items()
         ]
     return Reproduction(iteration, tuple(found))
+
+
+def _newest(directory: Path) -> int | None:
+    """The newest iteration that can be made again; the newest that is kept where none can."""
+    saved = directory / "checkpoints"
+    there = {int(of.name) for of in saved.glob("*") if of.name.isascii() and of.name.isdigit()}
+    can = [of for of in kept_iterations(directory) if of == 1 or of - 1 in there]
+    return can[-1] if can else None
 
 
 def _config(directory: Path, kept: Kept) -> ConfigDict:

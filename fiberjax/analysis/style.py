@@ -174,3 +174,16 @@ def _packed(drawn: Image.Image) -> bytes:
     packed = io.BytesIO()
     drawn.quantize(256, dither=Image.Dither.NONE).save(packed, format="png", optimize=True)
     return packed.getvalue()
+
+
+def beyond_budget(axes: Axes, budget: float) -> None:
+    """A logarithmic axis beyond the budget, where drift goes far beyond it."""
+    ends = axes.get_ylim()
+    largest = max(map(abs, ends))
+    if budget > 0 and largest > 8 * budget:
+        axes.set_yscale("symlog", linthresh=budget, linscale=0.6)
+        decades = budget * 10.0 ** np.arange(int(np.log10(largest / budget)) + 1)
+        ticks = [tick for tick in (*-decades[::-1], 0.0, *decades) if ends[0] <= tick <= ends[1]]
+        axes.set_yticks(ticks, [f"{tick:.3g}".replace("-", "−") for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylabel("nats, logarithmic beyond the budget", fontsize=9)

@@ -44,6 +44,9 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 PARAMETERS, LOGITS = "parameters", "logits"
 """What the steps change: those of a policy, or a table of logits."""
 
+STEPS = 10
+"""As many as show where the levels hold; through a policy each costs about what an update does."""
+
 RATE = 0.05
 """Of the steps in a table of logits."""
 
@@ -118,12 +121,13 @@ def unfold(
     asked: Asked,
     *,
     policy: Any = None,
-    steps: int = 20,
+    steps: int = STEPS,
     rate: float | None = None,
     optimizer: str = "adam",
     step_share: bool | None = None,
     weighting: str | None = None,
     minibatch: int | None = None,
+    told: Callable[[int], None] | None = None,
 ) -> Unfold:
     """Many steps of one objective on one batch of kept rollouts; an `Unfold`.
 
@@ -139,6 +143,7 @@ def unfold(
         `step_share`); None for where the gate is a silent hierarchy, as configs have it.
       weighting: of tokens; None for the run's, or "trajectory".
       minibatch: an optimizer batch alone; None for all trajectories as one batch.
+      told: is given the number of steps that are done, after each; None tells nobody.
 
     Raises:
       ValueError: as `replay`; or steps, rate or optimizer that do not exist.
@@ -179,6 +184,8 @@ def unfold(
         if step < steps:
             gradient = space.gradient(params, found.coefficients)
             params, state = update(params, state, gradient, np.float32(share))
+            if told is not None:
+                told(step + 1)
     about = f"{label}: {steps} steps of {optimizer} at {rate:g}"
     about += ", as long as the share left open" if step_share else ""
     about += f", in {space.words}"
@@ -200,7 +207,8 @@ def unfold(
 
 
 def _sides(pair: np.ndarray) -> str:
-    return "/".join(f"{side + 0.0:.3g}" for side in pair)
+    """Up and down, nats; what is less than half of 1e-5 is 0."""
+    return "/".join(f"{round(float(side), 5) + 0.0:.3g}" for side in pair)
 
 
 def _measured(

@@ -120,13 +120,21 @@ def _cells(experiment: Experiment, prompt_index: np.ndarray, samples: int) -> di
     return cells
 
 
+_OLD = ".old"
+"""What the names of hidden files end in. No reader of `rollouts/` takes them for one."""
+
+
 class Folder:
     """The `rollouts/` of a run: a file an iteration, up to a size.
+
+    What it holds after an iteration follows from what it held after the one before. A run that
+    goes on from a checkpoint therefore finds what stood there when that was saved: files that have
+    made way since are hidden until newer checkpoints can do without them.
 
     Args:
       directory: of the run.
       iteration: that the run goes on from: files of later ones, which a killed run left, are
-        removed.
+        removed, and those that have made way since are back.
       wanted: which iterations are kept.
       limit: bytes that the files may have together before another is written.
 
@@ -139,37 +147,66 @@ class Folder:
         self._path = directory / kept_files.FOLDER
         self._wanted = wanted
         self._limit = limit
+        # The newest is perhaps not yet whole, or will be found damaged.
+        self._checkpoints = (iteration, iteration)
         for later in kept_files.kept_iterations(directory):
             if later > iteration:
                 self._file(later).unlink()
+        for old in self._hidden():
+            if old <= iteration and wanted.chosen(old, iteration):
+                storage.move(self._aside(old), self._file(old))
+            else:
+                self._aside(old).unlink()
 
     def write(self, iteration: int, rows: pa.Table | None) -> Path | None:
-        """Writes an iteration's file, whole or not at all; removes the one no longer wanted.
+        """Writes an iteration's file, whole or not at all; the one no longer wanted makes way.
 
         Args:
           iteration: counted from 1.
           rows: of the iteration; None where it trained on nothing.
 
         Returns:
-          The file; None where there are no rows or, `full` from then on, the files beside it have
+          The file; None where there are no rows or, which `full` says, the files beside it have
           reached the limit.
         """
-        file, old = self._file(iteration), self._file(iteration - self._wanted.last)
-        if self._wanted.chosen(iteration - self._wanted.last, iteration):
-            old = file
+        file, old = self._file(iteration), iteration - self._wanted.last
+        leaves = 0 < old < iteration and not self._wanted.chosen(old, iteration)
+        gone = (file, self._file(old)) if leaves else (file,)
         there = storage.matching(self._path, "*.parquet")
-        beside = (of for of in there if of not in (file, old))
-        if self.full or (rows is not None and sum(map(storage.size, beside)) >= self._limit):
-            self.full = True
-            return None
-        if rows is not None:
+        room = sum(storage.size(of) for of in there if of not in gone) < self._limit
+        if rows is not None and room:
             rollouts.write_whole("the kept rollouts", rows, file, write_page_checksum=True)
-        if old != file:
-            old.unlink(missing_ok=True)
-        return None if rows is None else file
+        elif rows is not None:
+            self.full = True
+        if leaves and self._file(old) in there:
+            if old > self._checkpoints[-1]:  # A run that goes on from there makes it again.
+                self._file(old).unlink()
+            else:
+                storage.move(self._file(old), self._aside(old))
+        return file if rows is not None and room else None
+
+    def saved(self, iteration: int) -> None:
+        """Does without what no run needs that goes on from this checkpoint or the one before."""
+        self._checkpoints = (self._checkpoints[-1], iteration)
+        for old in self._hidden():
+            if not self._wanted.chosen(old, self._checkpoints[0]):
+                self._aside(old).unlink()
+
+    def close(self) -> None:
+        """Does without all that is hidden; the run has ended, and its checkpoint is whole."""
+        for old in self._hidden():
+            self._aside(old).unlink()
 
     def _file(self, iteration: int) -> Path:
         return self._path / kept_files.name(iteration)
+
+    def _aside(self, iteration: int) -> Path:
+        return self._path / f".{kept_files.name(iteration)}{_OLD}"
+
+    def _hidden(self) -> list[int]:
+        """The iterations whose files are hidden."""
+        there = storage.matching(self._path, f".*{_OLD}")
+        return [int(file.name[1:].partition(".")[0]) for file in there]
 
 
 class Keeper:
@@ -184,7 +221,7 @@ class Keeper:
           experiment: of the run.
           directory: its folder.
           iteration: that it goes on from.
-          say: is told once when `rollouts/` is full.
+          say: is told once when `rollouts/` has no room for a file.
         """
         self._experiment = experiment
         self._wanted = parse(experiment.keep.rollouts)
@@ -246,9 +283,19 @@ class Keeper:
             if self._folder.full and not full:
                 self._say(
                     f"{kept_files.FOLDER}/ holds {self._limit:g} MB "
-                    "(config.keep.rollouts_megabytes): no more are kept"
+                    "(config.keep.rollouts_megabytes): what finds no room there is not kept"
                 )
         self._seconds += time.monotonic() - began
+
+    def saved(self, iteration: int) -> None:
+        """Is told that a checkpoint was saved after an iteration; it need not be whole yet."""
+        if self._folder is not None:
+            self._folder.saved(iteration)
+
+    def close(self) -> None:
+        """Ends the keeping of a run that has come to its end."""
+        if self._folder is not None:
+            self._folder.close()
 
     def seconds(self) -> float:
         """What keeping took since this was last asked."""

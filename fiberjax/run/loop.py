@@ -295,6 +295,7 @@ def train(
                 arrays = ahead.to_arrays(experiment, waiting)
                 host = host | ({"ahead": ahead.to_host(waiting, arrays)} if waiting else {})
                 saved.save(iteration, state, host, best.iteration, arrays)
+                keeper.saved(iteration)
 
             updates = functools.partial(nonfinite.observe, directory)
             keeper = Keeper(experiment, directory, done, progress.print)
@@ -365,6 +366,7 @@ def train(
                     raise distributed.Ended(f"stopped: {wrong}")
                 if interrupted:
                     raise Interrupted(interrupts.asked, kept(iteration + 1))
+    keeper.close()  # The checkpoints are whole.
     return before, state, base
 
 

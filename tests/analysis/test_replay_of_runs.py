@@ -14,11 +14,12 @@ import fiberjax as fj
 from fiberjax import experiment
 from fiberjax.analysis import batch as batches
 from fiberjax.analysis import pictures, through
+from fiberjax.analysis import reproduce as reproduction
 from fiberjax.analysis.replay import replay
 from fiberjax.analysis.reproduce import Compared, Reproduction, reproduce
 from fiberjax.analysis.unfold import PARAMETERS, unfold
 from fiberjax.policy import lora
-from fiberjax.run import identity
+from fiberjax.run import identity, kept_files
 from fiberjax.run.checkpoints import Checkpoints
 from fiberjax.run.keeping import Keeper
 from fiberjax.run.trainer import Trainer
@@ -71,6 +72,18 @@ def test_the_updates_of_a_run_are_made_again_bit_for_bit(run, iteration, capsys)
     made.print()
     assert "equal bit for bit" in capsys.readouterr().out
     assert json.loads(made.to_json())["bitwise"] is True
+
+
+@pytest.mark.parametrize(
+    ("kept", "saved", "newest"),
+    [([1, 10, 21, 30], [20, 30], 21), ([1, 10], [20], 1), ([10], [20], None), ([], [], None)],
+)
+def test_by_default_the_newest_that_can_be_made_again_is(tmp_path, kept, saved, newest):
+    for folder, names in (("rollouts", map(kept_files.name, kept)), ("checkpoints", saved)):
+        for name in names:
+            (tmp_path / folder / str(name)).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "best").mkdir(parents=True)
+    assert reproduction._newest(tmp_path) == newest
 
 
 def test_the_gate_of_a_run_has_the_budgets_of_the_iteration(run):

@@ -1,6 +1,8 @@
 """Keeping rollouts: what stands in a file is what the updates were made with."""
 
+import contextlib
 import dataclasses
+import pathlib
 import zlib
 
 import jax
@@ -10,7 +12,7 @@ import pytest
 import tiny
 
 import fiberjax as fj
-from fiberjax import experiment
+from fiberjax import experiment, storage
 from fiberjax.iterations import parse
 from fiberjax.run import keeping, kept_files, rollouts
 from fiberjax.run.policies import Policy
@@ -184,6 +186,90 @@ def test_a_full_folder_takes_no_more(tmp_path):
     assert written(tmp_path / "b", "last 3", range(1, 9), limit) == ([6, 7, 8], False)
 
 
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def draws(iteration):
+    """Rows of an iteration, of many sizes; some trained on nothing."""
+    noise = np.random.default_rng(iteration).bytes(iteration * 7919 % 4000).hex()
+    rows = table(iteration).append_column("noise", pa.array([noise]))
+    return None if iteration % 7 == 5 else rows
+
+
+def lived(folder, some, limit, due, saves, end):
+    """Iterations from the newest of the saves on up to `end`, with further saves, as the loop."""
+    to = keeping.Folder(folder, saves[-1], some, limit)
+    for iteration in range(saves[-1] + 1, end + 1):
+        if some.chosen(iteration):
+            to.write(iteration, draws(iteration))
+        if iteration in due:
+            saves.append(iteration)
+            to.saved(iteration)
+    return to
+
+
+@pytest.mark.parametrize("wanted", ["last 3", "every 4, last 2", "every 3 from 1, 5", "last 9"])
+def test_a_killed_run_ends_with_the_files_of_one_that_nothing_happened_to(
+    tmp_path, wanted, monkeypatch
+):
+    """Killed anywhere, between two files too; from the newest checkpoint or the one before."""
+    some, end, draw = parse(wanted), 24, np.random.default_rng(0)
+    full = 0
+    for trial, limit in enumerate((9e3, 14e3, 22e3, 1e6)):
+        run = (some, limit, {*draw.choice(np.arange(1, end), 6).tolist(), end})
+        undisturbed = lived(tmp_path / f"{trial}", *run, [0], end)
+        undisturbed.close()
+        expected = contents(tmp_path / f"{trial}")
+        full += undisturbed.full
+        for life in range(6):
+            folder, saves = tmp_path / f"{trial}-{life}", [0]
+            for _ in range(4):
+                with monkeypatch.context() as patched, contextlib.suppress(Killed):
+                    if draw.random() < 0.5:
+                        kill_at(patched, int(draw.integers(1, 4)))
+                    lived(folder, *run, saves, int(draw.integers(saves[-1], end)))
+                saves = [int(draw.choice(saves[-2:]))]  # The newest may be damaged.
+            lived(folder, *run, saves, end).close()
+            assert contents(folder) == expected, (trial, life)
+    assert 0 < full < 4
+
+
+def kill_at(patched, step):
+    """Ends the process before the so-manieth file is moved or removed."""
+    left = [step]
+
+    def dying(act):
+        def dies(*arguments, **named):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return act(*arguments, **named)
+
+        return dies
+
+    patched.setattr(pathlib.Path, "unlink", dying(pathlib.Path.unlink))
+    patched.setattr(storage, "move", dying(storage.move))
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in (folder / "rollouts").iterdir()}
+
+
+def test_what_is_hidden_is_little_and_no_reader_sees_it(tmp_path):
+    some = parse("last 2")
+    to = keeping.Folder(tmp_path, 0, some, 1e6)
+    most = 0
+    for iteration in range(1, 31):
+        to.write(iteration, table(iteration))
+        if iteration % 5 == 0:
+            to.saved(iteration)
+        newest = [of for of in (iteration - 1, iteration) if of > 0]
+        assert kept_files.kept_iterations(tmp_path) == newest
+        most = max(most, len(contents(tmp_path)))
+    assert most == 2 + 2 * 2
+
+
 def test_a_full_folder_is_told_once(seen, tmp_path):
     built, _, collected, _, _ = seen
     small = dataclasses.replace(built.keep, rollouts_megabytes=1e-6)
@@ -192,7 +278,8 @@ def test_a_full_folder_is_told_once(seen, tmp_path):
     for iteration in (1, 2, 3):
         assert keeper.due(iteration)
         keeper.keep(iteration, collected.trained, [], updates_before=0, budget_factor=1.0)
-    assert said == ["rollouts/ holds 1e-06 MB (config.keep.rollouts_megabytes): no more are kept"]
+    (told,) = said
+    assert told.startswith("rollouts/ holds 1e-06 MB (config.keep.rollouts_megabytes): ")
     assert kept_files.kept_iterations(tmp_path) == [1]
 
 
