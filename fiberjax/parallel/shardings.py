@@ -89,10 +89,11 @@ def tiled_parts(shapes: Mapping[str, tuple[int, ...]], fsdp: int, tensor: int = 
     """Into how many parts `fsdp` devices of a TPU should split the parameters; divides `fsdp`.
 
     The most that leave every part of every matrix a multiple of 8 along the axis that is split,
-    whole tiles. The TPU compiler neither gathers nor scatters thinner parts: it adds whole matrices
-    padded with zeros, which sends twice the bytes. Devices beyond that hold replicas. Where a
-    device would then hold more than `REPLICA_BYTES` of parameters and moments, the state is what
-    must fit and all of `fsdp` split it, whatever is sent.
+    whole tiles. Thinner parts the TPU compiler pads to tiles at best; on a slice of one replica it
+    neither gathers nor scatters them, but adds whole matrices padded with zeros, which sends twice
+    the bytes. Devices beyond that hold replicas. Where a device would then hold more than
+    `REPLICA_BYTES` of parameters and moments, the state is what must fit and all of `fsdp` split
+    it, whatever is sent.
 
     Args:
       shapes: path of each parameter -> its shape, as `PARTITION_RULES` knows them.
