@@ -22,6 +22,7 @@ TOPOLOGIES = flags.DEFINE_list(
     "topologies", ["v5p:2x2x1", "v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x16"], "Slices."
 )
 FSDP = flags.DEFINE_integer("fsdp", 64, "Most shards of the parameters; replicas beyond.")
+EXACT = flags.DEFINE_bool("exact", False, "As many shards even where parts are thinner than tiles.")
 OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Where JSON and PNG are written.")
 
 
@@ -41,8 +42,9 @@ def main(argv: list[str]) -> None:
         topology = topologies.parse_topology(name)
         config = CONFIG.value.copy_and_resolve_references()
         shards = topology.num_devices // config.mesh.tensor
-        config.mesh.fsdp = min(shards, FSDP.value)
-        config.mesh.data = -1
+        parts = min(shards, FSDP.value)
+        config.mesh.fsdp = parts if EXACT.value else -1
+        config.mesh.data = shards // parts
         config.rollout.prompts = config.training.minibatches * shards
         config.evaluation.batch = shards
         config.warm_start.batch_size = shards
@@ -64,7 +66,10 @@ def main(argv: list[str]) -> None:
                 "gate_hbm_bytes": gate.hbm_bytes,
                 "gate_wire_bytes": gate.wire_bytes,
                 "ideal_seconds": step.ideal_seconds,
-                "ici_seconds": step.wire_bytes / topology.chip.ici_bandwidth,
+                "ici_seconds": step.wire_seconds,
+                "mesh": dict(made.mesh),
+                "overlapped_bytes": step.overlapped_bytes,
+                "utilisation": made.utilisation,
             }
         )
         print(json.dumps(rows[-1]), flush=True)

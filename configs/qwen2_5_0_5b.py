@@ -5,8 +5,8 @@
 
 Plan: 4.4 of 15.75 GB a chip for the updates and 6.9 GB for sampling on `v5e:2x2` with
 `--config.rollout.prompts=16`; 2.5 and 5.9 GB on `v5e:4x4` as it stands (docs/pods.md). On N chips
-`rollout.prompts` must be a multiple of 4 N; beyond 64 chips add replicas (`--config.mesh.data=4` on
-256), for 896 columns do not divide over more than 128.
+`rollout.prompts` must be a multiple of 4 N. Parameters are split into 16 parts at most, 56 of their
+896 columns each, and chips beyond hold replicas.
 Parameters start at random where `config.model.folder` names no published model. Its folder says the
 shape too; this one is for plans without a checkpoint.
 """

@@ -7,7 +7,9 @@
         --config.model.folder=Qwen2.5-0.5B-Instruct
     python experiments/plan.py --config=configs/gsm8k_qwen2_5_0_5b.py --shape --topology=v5e:2x2
 
-Exits with 1 where it does not fit. Several slices are `v5e:16x16*4`.
+Says too between which bounds the model-FLOP utilisation of the updates should lie, and how much of
+what they send goes beside arithmetic. Exits with 1 where it does not fit. Several slices are
+`v5e:16x16*4`.
 """
 
 import json
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> None:
         made = plan.make_plan(built, topology, PROGRAMS.value)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from None
-    print(plan.to_text(made, topology.chip))
+    print(plan.to_text(made))
     if OUTPUT.value:
         Path(OUTPUT.value).write_text(json.dumps(plan.to_dict(made), indent=2) + "\n")
     raise SystemExit(0 if made.fits else 1)

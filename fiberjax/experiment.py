@@ -375,6 +375,11 @@ def _from_config(
             "config.policy.num_experts of at least 1, or False"
         )
     check_cache(rollout, training, policy)
+    if sizes.fsdp == -1:
+        shapes = jax.eval_shape(lambda: init(policy, jax.random.key(0)))
+        tiled = shardings.in_whole_tiles(device_mesh, shapes)
+        sampling_mesh = tiled if sampling_mesh is device_mesh else sampling_mesh
+        device_mesh = tiled
     adapters = make_adapters(config.lora, policy)
     shardings.placement(device_mesh, policy)  # Raises where the kernel cannot run.
     if model.folder and load_data is None:

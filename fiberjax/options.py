@@ -909,7 +909,8 @@ class Mesh:
 
     Attributes:
       data: replicas of the parameters; rows of a batch are split.
-      fsdp: parameters and optimizer state are split, and rows too.
+      fsdp: parameters and optimizer state are split, and rows too. On TPUs -1 splits them no finer
+        than into whole tiles, and what it leaves goes to data; see `shardings.tiled_parts`.
       tensor: heads, MLP and vocabulary are split.
     """
 

@@ -29,6 +29,7 @@ import faults_of_making_way
 import faults_of_mathematics
 import faults_of_models
 import faults_of_passes
+import faults_of_pods
 import faults_of_replays
 import faults_of_reports
 import faults_of_rewards
@@ -59,6 +60,7 @@ MUTANTS = (
     *faults_of_reports.FAULTS,
     *faults_of_looking.FAULTS,
     *faults_of_replays.FAULTS,
+    *faults_of_pods.FAULTS,
     *faults_of_buckets.FAULTS,
     *faults_of_lag.FAULTS,
     *faults_of_passes.FAULTS,

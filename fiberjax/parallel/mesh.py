@@ -52,7 +52,22 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         )
     # Auto axes: the compiler places what the specs below leave open.
     arranged = np.array(_arrange(devices)).reshape(shape)
-    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_aligned(arranged), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def with_fsdp(device_mesh: Mesh, parts: int) -> Mesh:
+    """The same devices in the same order, `parts` along `fsdp` and the others in more replicas.
+
+    Rows lie where they lay: they are split over `data` and `fsdp` together.
+
+    Raises:
+      ValueError: parts that do not divide `fsdp`.
+    """
+    data, fsdp, tensor = device_mesh.devices.shape
+    if parts < 1 or fsdp % parts:
+        raise ValueError(f"fsdp={fsdp} cannot be cut into groups of {parts}")
+    devices = device_mesh.devices.reshape(data * (fsdp // parts), parts, tensor)
+    return Mesh(_aligned(devices), AXES, axis_types=device_mesh.axis_types)
 
 
 def split(
@@ -114,6 +129,28 @@ def _arrange(devices: Sequence[Any]) -> list[Any]:
         for host in _snake(hosts, corner):
             arranged += _snake(host, lambda device: (*device.coords, device.core_on_chip))
     return arranged
+
+
+def _aligned(devices: np.ndarray) -> np.ndarray:
+    """Devices [data, fsdp, tensor] with every replica in the order of the first one.
+
+    A snake runs through every other line backwards: the devices of the same rank in each replica
+    would lie askew, and the TPU compiler refuses exchanges between such for slices without
+    wraparound. Replicas that are no translations of the first stay as they are.
+    """
+    if not all(hasattr(device, "coords") for device in devices.flat):
+        return devices
+    orders = []
+    for replica in devices:
+        places = np.array([(*of.coords, of.core_on_chip) for of in replica.flat])
+        relative = map(tuple, places - places.min(0))
+        orders.append(dict(zip(relative, replica.flat, strict=True)))
+    first = list(orders[0])
+    if any(order.keys() != orders[0].keys() for order in orders):
+        return devices
+    aligned = np.empty(devices.shape, object)
+    aligned.reshape(-1)[:] = [order[at] for order in orders for at in first]
+    return aligned
 
 
 def _snake(items: list[Any], place: Callable[[Any], tuple[int, ...]]) -> list[Any]:

@@ -19,7 +19,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fiberjax.layout import TRAJECTORY, Layout
-from fiberjax.parallel.mesh import REPLICATED, ROW_AXES, ROWS, local_rows, row_shards
+from fiberjax.parallel.mesh import (
+    REPLICATED,
+    ROW_AXES,
+    ROWS,
+    local_rows,
+    row_shards,
+    with_fsdp,
+)
 from fiberjax.policy import Placement, TransformerConfig, attention
 from fiberjax.policy.placement import put_rows, select_columns, write_columns
 
@@ -68,6 +75,63 @@ KERNEL_SPECS: Mapping[str, tuple[P, P]] = {
 def path_name(path: tuple[Any, ...]) -> str:
     """A pytree path as `layers/attention/q/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+# Rows of a TPU's smallest tile, [8, 128] numbers.
+SUBLANES = 8
+
+# Bytes a device of parameters and two moments in float32 that more replicas may cost it: a
+# fifteenth of the smallest TPU's memory.
+REPLICA_BYTES = 2**30
+
+
+def tiled_parts(shapes: Mapping[str, tuple[int, ...]], fsdp: int, tensor: int = 1) -> int:
+    """Into how many parts `fsdp` devices of a TPU should split the parameters; divides `fsdp`.
+
+    The most that leave every part of every matrix a multiple of 8 along the axis that is split,
+    whole tiles. Thinner parts the TPU compiler pads to tiles at best; on a slice of one replica it
+    neither gathers nor scatters them, but adds whole matrices padded with zeros, which sends twice
+    the bytes. Devices beyond that hold replicas. Where a device would then hold more than
+    `REPLICA_BYTES` of parameters and moments, the state is what must fit and all of `fsdp` split
+    it, whatever is sent.
+
+    Args:
+      shapes: path of each parameter -> its shape, as `PARTITION_RULES` knows them.
+      fsdp: devices that could each hold a part.
+      tensor: size of that mesh axis, which splits other axes.
+
+    >>> shapes = {"layers/mlp/up/kernel": (24, 896, 4864)}
+    >>> tiled_parts(shapes, 16), tiled_parts(shapes, 64)  # 56 rows each; 14 would be too few.
+    (16, 16)
+    """
+    sizes = [
+        size
+        for name, shape in shapes.items()
+        for pattern, spec in PARTITION_RULES
+        if re.search(pattern, name)
+        for size, axis in zip(shape, spec, strict=False)
+        if axis == "fsdp"
+    ]
+    divisors = [parts for parts in range(fsdp, 0, -1) if fsdp % parts == 0]
+    whole = (parts for parts in divisors if all(size % (SUBLANES * parts) == 0 for size in sizes))
+    parts = next(whole, 1)
+    held = 12 * sum(map(math.prod, shapes.values())) // (parts * tensor)
+    return parts if held <= REPLICA_BYTES else fsdp
+
+
+def in_whole_tiles(device_mesh: Mesh, params: Any) -> Mesh:
+    """The mesh with `fsdp` of `tiled_parts` and replicas beyond; itself on what has no tiles.
+
+    Args:
+      device_mesh: with as many devices along `fsdp` as could each hold a part.
+      params: parameters, or their shapes.
+    """
+    if device_mesh.devices.flat[0].platform != "tpu":
+        return device_mesh
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    shapes = {path_name(path): leaf.shape for path, leaf in leaves}
+    sizes = device_mesh.shape
+    return with_fsdp(device_mesh, tiled_parts(shapes, sizes["fsdp"], sizes["tensor"]))
 
 
 def param_shardings(mesh: Mesh, params: Any) -> Any:

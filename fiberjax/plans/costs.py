@@ -34,10 +34,15 @@ def flops(module: Module, default_trips: int = 1) -> int:
     """
     total = 0
     for instruction, computation, times in walk(module, default_trips):
-        total += times * _matmul_flops(instruction, computation)
-        if instruction.opcode == "fusion":
-            total += times * sum(_matmul_flops(i, c) for i, c in fused(module, instruction))
+        total += times * products(module, instruction, computation)
     return total
+
+
+def products(module: Module, instruction: Instruction, computation: Computation) -> int:
+    """Operations of one instruction and of what is fused into it, not of loops in it."""
+    inner = fused(module, instruction) if instruction.opcode == "fusion" else ()
+    own = _matmul_flops(instruction, computation)
+    return own + sum(_matmul_flops(*of) for of in inner)
 
 
 def _matmul_flops(instruction: Instruction, computation: Computation) -> int:
@@ -180,25 +185,39 @@ def collectives(module: Module, default_trips: int = 1) -> list[Collective]:
     """
     found: dict[tuple, Collective] = {}
     for instruction, computation, times in walk(module, default_trips):
-        if async_stage(module, instruction) in ("continue", "done"):
-            continue
-        inner = [(instruction, computation)]
-        if instruction.opcode == "fusion":
-            inner = list(fused(module, instruction))
-        for candidate, place in inner:
-            kind = candidate.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                one = _collective(candidate, place, kind, times)
-                key = (kind, one.shapes, one.devices, one.num_bytes, one.source)
-                if key in found:
-                    one = dataclasses.replace(one, times=times + found[key].times)
-                found[key] = one
+        for one in exchanges(module, instruction, computation):
+            key = (one.kind, one.shapes, one.devices, one.num_bytes, one.source)
+            before = found[key].times if key in found else 0
+            found[key] = dataclasses.replace(one, times=before + times)
     return sorted(found.values(), key=lambda c: -c.wire_bytes)
 
 
-def _collective(
-    instruction: Instruction, computation: Computation, kind: str, times: int
-) -> Collective:
+def exchanges(
+    module: Module, instruction: Instruction, computation: Computation
+) -> list[Collective]:
+    """The exchanges that begin with one run of an instruction, inside fusions too.
+
+    A TPU scatters sums by a fusion that is called `all-reduce-scatter` and holds an all-reduce and
+    a slice of it; it sends no more than a reduce-scatter does, and counts as one.
+    """
+    if async_stage(module, instruction) in ("continue", "done"):
+        return []
+    inner = [(instruction, computation)]
+    scatters = False
+    if instruction.opcode == "fusion":
+        inner = list(fused(module, instruction))
+        (callee,) = instruction.callees()["calls"]
+        scatters = callee.startswith("%all-reduce-scatter")
+    found = []
+    for candidate, place in inner:
+        kind = candidate.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            sums = "reduce-scatter" if scatters and kind == "all-reduce" else kind
+            found.append(_collective(candidate, place, sums))
+    return found
+
+
+def _collective(instruction: Instruction, computation: Computation, kind: str) -> Collective:
     arrays = instruction.arrays
     if instruction.opcode.endswith("-start") and len(arrays) > 1:
         arrays = arrays[len(instruction.operands) : 2 * len(instruction.operands)] or arrays[1:2]
@@ -208,15 +227,21 @@ def _collective(
         kind=kind,
         shapes=", ".join(dict.fromkeys(shown)),
         devices=_group_size(instruction.attributes),
-        times=times,
+        times=1,
         num_bytes=max(sum(array.num_bytes for array in arrays), given),
         source=instruction.source,
     )
 
 
 def _group_size(attributes: str) -> int:
-    """Devices in one group of a collective, in the three forms that XLA prints."""
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes)
+    """Devices in one group of a collective, in the forms that XLA prints.
+
+    Raises:
+      ValueError: groups in another form.
+    """
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? ?\{([^}]*)\}", attributes
+    )
     if named:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named.group(1)))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named.group(2)))
@@ -224,7 +249,11 @@ def _group_size(attributes: str) -> int:
     if iota:
         return int(iota.group(2))
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
-    return len(listed.group(1).split(",")) if listed else 2
+    if listed:
+        return len(listed.group(1).split(","))
+    if "source_target_pairs=" in attributes:
+        return 2
+    raise ValueError(f"groups of devices in a form that is not known: {attributes[:200]}")
 
 
 def hbm_bytes(module: Module, default_trips: int = 1) -> int:

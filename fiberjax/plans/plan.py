@@ -7,7 +7,7 @@ from typing import Any
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
 from fiberjax.plans.programs import PROGRAMS, Program, batch_rows, decoded_rows
-from fiberjax.plans.topologies import Chip, Topology
+from fiberjax.plans.topologies import Topology
 from fiberjax.policy import TransformerConfig, num_params
 
 
@@ -40,6 +40,24 @@ class Plan:
     def fits(self) -> bool:
         """Whether every program fits."""
         return all(program.fits for program in self.programs)
+
+    @property
+    def utilisation(self) -> tuple[float, float] | None:
+        """Model-FLOP utilisation of the train step, at least and at most; None where none fits.
+
+        The seconds of 6 N D at the device's peak, over those of the step. At least, they are the
+        sum of the seconds of its arithmetic at peak, of its traffic at the HBM's bandwidth and of
+        what it sends at that of the links, as if one waited for the other; at most, they are the
+        longest of the three, as if all went at once. Below both lies what this does not count:
+        products that miss the peak, operations by element, latency, hosts. No accelerator
+        calibrated it.
+        """
+        for program in self.programs:
+            seconds = (program.ideal_seconds, program.hbm_seconds, program.wire_seconds)
+            if program.name == "train step" and program.flops:
+                model = program.ideal_seconds * self.ideal_flops / program.flops
+                return model / sum(seconds), model / max(seconds)
+        return None
 
 
 def make_plan(
@@ -150,6 +168,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     """The plan as JSON-like values."""
     result = dataclasses.asdict(plan)
     result["fits"] = plan.fits
+    result["utilisation"] = plan.utilisation
     for entry, program in zip(result["programs"], plan.programs, strict=True):
         entry["collectives_by_kind"] = program.by_kind()
         entry["wire_bytes"] = program.wire_bytes
@@ -159,7 +178,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     return result
 
 
-def to_text(plan: Plan, chip: Chip) -> str:
+def to_text(plan: Plan) -> str:
     """The plan for people."""
     mesh_shown = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     lines = [
@@ -180,17 +199,25 @@ def to_text(plan: Plan, chip: Chip) -> str:
             f"  {program.flops or program.compiler_flops:.3e} FLOPs a device, "
             f"{program.ideal_seconds:.3g} s at peak; "
             f"{shown(program.hbm_bytes)} of HBM traffic, "
-            f"{program.hbm_bytes * chip.devices / chip.hbm_bandwidth:.3g} s"
+            f"{program.hbm_seconds:.3g} s"
         )
         if program.name == "train step":
             lines.append(
                 f"  6 N D is {plan.ideal_flops:.3e}: the step does "
                 f"{program.flops / plan.ideal_flops:.2f} times that"
             )
+        if program.name == "train step" and plan.utilisation is not None:
+            low, high = plan.utilisation
+            lines.append(
+                f"  model-FLOP utilisation expected: {low:.0%} with nothing overlapped to "
+                f"{high:.0%} with everything (not calibrated)"
+            )
         if program.aliased[1]:
             lines.append(f"  donated state reused: {program.aliased[0]} of {program.aliased[1]}")
-        seconds = program.wire_bytes / chip.ici_bandwidth
-        lines.append(f"  collectives: {shown(program.wire_bytes)} sent a device, {seconds:.3g} s")
+        lines.append(
+            f"  collectives: {shown(program.wire_bytes)} sent a device, "
+            f"{program.wire_seconds:.3g} s; {shown(program.overlapped_bytes)} of it beside products"
+        )
         for kind, entry in program.by_kind().items():
             lines.append(
                 f"    {kind:<18} {entry['times']:>7} times, {shown(entry['wire_bytes']):>10}"

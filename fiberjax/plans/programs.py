@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh, shardings
 from fiberjax.parallel.shardings import abstract
-from fiberjax.plans import costs, hlo
+from fiberjax.plans import costs, hlo, overlap
 from fiberjax.plans.topologies import Chip
 from fiberjax.policy import TokenOutputs, cast_kernels, init_cache
 from fiberjax.policy.drawing import stage_ends
@@ -46,6 +46,10 @@ class Program:
         what to read of a program without loops or products, such as the gate's.
       hbm_bytes: traffic with HBM.
       ideal_seconds: arithmetic at the device's peak.
+      hbm_seconds: traffic at the HBM's bandwidth.
+      wire_seconds: what is sent at the bandwidth of the links.
+      overlapped_bytes: of what is sent, what the schedule has beside matrix products; see
+        `overlap.overlapped_bytes`.
       collectives: largest traffic first.
       temporaries: the largest arrays made on the way: (bytes, shape, source).
       aliased: results that reuse donated memory, and how many could.
@@ -60,6 +64,9 @@ class Program:
     compiler_flops: float = 0.0
     hbm_bytes: int = 0
     ideal_seconds: float = 0.0
+    hbm_seconds: float = 0.0
+    wire_seconds: float = 0.0
+    overlapped_bytes: float = 0.0
     collectives: Sequence[costs.Collective] = ()
     temporaries: Sequence[tuple[int, str, str]] = ()
     aliased: tuple[int, int] = (0, 0)
@@ -386,6 +393,8 @@ def read_program(
     memory["temporaries"] = peak - sum(memory.values())
     module = hlo.parse(compiled.as_text())
     flops = costs.flops(module, default_trips)
+    traffic = costs.hbm_bytes(module, default_trips)
+    exchanged = costs.collectives(module, default_trips)
     return Program(
         name=name,
         fits=peak <= limit,
@@ -394,9 +403,14 @@ def read_program(
         memory=memory,
         flops=flops,
         compiler_flops=(compiled.cost_analysis() or {}).get("flops", 0.0),
-        hbm_bytes=costs.hbm_bytes(module, default_trips),
+        hbm_bytes=traffic,
         ideal_seconds=flops * chip.devices / chip.peak_flops,
-        collectives=costs.collectives(module, default_trips),
+        hbm_seconds=traffic * chip.devices / chip.hbm_bandwidth,
+        wire_seconds=sum(one.wire_bytes for one in exchanged) / chip.ici_bandwidth,
+        overlapped_bytes=overlap.overlapped_bytes(
+            module, chip.ici_bandwidth * chip.devices / chip.peak_flops, default_trips
+        ),
+        collectives=exchanged,
         temporaries=costs.largest(module),
         aliased=(module.aliased, donated),
     )

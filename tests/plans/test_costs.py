@@ -220,5 +220,9 @@ def test_groups_of_a_collective():
         ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
         ("replica_groups=[2,8]<=[16]", 8),
         ("replica_groups=mesh['axis_0'=16,'axis_1'=4] {'axis_0'}, dimensions={0}", 16),
+        ("replica_groups=mesh['a'=2,'b'=16,'c'=4], device_ids=([4,16,2]T(1,0,2)) {'b','c'}, x", 64),
+        ("channel_id=1, source_target_pairs={{0,1},{1,0}}", 2),
     ):
         assert costs._group_size(text) == size
+    with pytest.raises(ValueError, match="in a form that is not known: replica_groups=new"):
+        costs._group_size("replica_groups=new")
