@@ -512,16 +512,16 @@ def legend(axes: Axes, across: int | None = None) -> None:
 
     Args:
       axes: has its heading and its lines.
-      across: labels beside each other, at most, as many of them as fit; None for short ones, all in
-        a row, or three where that is too long.
+      across: labels beside each other, at most, as many of them as fit; None for all in a row, or
+        for three where that is too long.
     """
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return
-    if across is None:
-        across = len(labels) if sum(len(label) + 4 for label in labels) <= 50 else 3
+    if across is None and sum(len(label) + 4 for label in labels) <= 50:
+        across = len(labels)
     else:
-        across = min(across, len(labels))
+        across = min(across or 3, len(labels))
         while across > 1 and across * (max(map(len, labels)) + 5) > 64:
             across -= 1
     axes.legend(

@@ -164,3 +164,15 @@ def test_shares_are_stacked_where_there_are_any(tmp_path):
     _, (axes,) = plots._grid(1, 1)
     plots.draw(axes, panel, columns)
     assert axes.get_xlim() == (2, 4) and len(axes.collections) == 5
+
+
+@pytest.mark.parametrize(
+    ("labels", "across"),
+    [(["a", "b", "c", "d"], 4), (["number"] * 8, 3), (["a run's long name, rate 0.001"] * 5, 1)],
+)
+def test_a_legend_has_as_many_columns_as_fit(labels, across):
+    _, (axes,) = plots._grid(1, 1)
+    for label in labels:
+        axes.plot([0, 1], label=label)
+    plots.legend(axes)
+    assert axes.get_legend()._ncols == across
