@@ -60,7 +60,7 @@ FAULTS = (
     ),
     Mutant(
         "a lag needs no correction",
-        "fiberjax/experiment.py",
+        "fiberjax/train/checks.py",
         'if rollout.lag and training.mismatch == "none"',
         'if rollout.devices and training.mismatch == "none"',
         (f"{AHEAD}::test_what_does_not_go_together_is_refused",),

@@ -45,7 +45,7 @@ FAULTS = (
     ),
     Mutant(
         "a rounded cache needs no correction",
-        "fiberjax/train/rollout.py",
+        "fiberjax/train/checks.py",
         'exact = rollout.cache_dtype in ("", policy.compute_dtype)',
         "exact = True",
         (

@@ -17,6 +17,7 @@ from fiberjax.parallel import mesh
 from fiberjax.run import identity, loop
 from fiberjax.run.kept import Kept
 from fiberjax.tasks.loading import no_domains
+from fiberjax.train.checks import check_rows
 from fiberjax.train.forward import make_log_probs
 from fiberjax.train.rollout import positions_of
 
@@ -150,7 +151,7 @@ def _placed(config: ConfigDict, devices: Sequence[Any]) -> tuple[ConfigDict, Seq
     )
     for sizes, on in wanted:
         try:
-            experiment.check_rows(mesh.make_mesh(sizes, on), *batches)
+            check_rows(mesh.make_mesh(sizes, on), *batches)
         except ValueError:
             continue
         return ConfigDict(dict(sizes)), on

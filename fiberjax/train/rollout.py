@@ -13,8 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fiberjax import options, seeds
-from fiberjax.mismatch import CORRECTIONS
+from fiberjax import seeds
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import Samples, TransformerConfig, cast_kernels, sample
 from fiberjax.tasks import Domain, Examples, PromptBatch, Vocabulary, reward_completions
@@ -342,24 +341,6 @@ class Sampler:
             slots=self.slots,
             cache_dtype=self.cache_dtype,
             placement=shardings.placement(self.mesh, self.config),
-        )
-
-
-def check_cache(
-    rollout: options.Rollout, training: options.Training, policy: TransformerConfig
-) -> None:
-    """Refuses a cache that is rounded where nothing corrects what that does.
-
-    Raises:
-      ValueError: names the options.
-    """
-    exact = rollout.cache_dtype in ("", policy.compute_dtype)
-    if not exact and training.mismatch == "none" and training.edge != "direct":
-        raise ValueError(
-            f"config.rollout.cache_dtype = {rollout.cache_dtype!r} rounds what the sampler reads, "
-            f"in {policy.compute_dtype} otherwise, so that its log-probabilities are not the "
-            "trainer's, and config.training.mismatch = 'none' would not correct it: expected one "
-            f"of {', '.join(CORRECTIONS)}, or config.training.edge = 'direct'"
         )
 
 
