@@ -16,7 +16,7 @@ from absl import app, flags
 from experiments.study import early_warning, halving, pictures, records, summary
 from experiments.study.figures import FIGURES, SIX
 from experiments.study.records import Record
-from experiments.study.settings import SEEDS, Setting
+from experiments.study.settings import SEEDS, Setting, told, value_told
 from experiments.study.summary import Cell
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ OURS = SIX[5].method
 
 GRID = (
     *("tuned", "rates", "own_rates", "updates", "staleness"),
-    *("noise", "length", "domains", "low_entropy"),
+    *("noise", "eight_bits", "experts", "length", "domains", "low_entropy"),
 )
 """The figures that are axes: every method with tuned budgets at each place."""
 
@@ -118,7 +118,7 @@ def table(cells: Sequence[Cell]) -> str:
         lines.append(
             [
                 cell.method,
-                *(f"{place[name]:g}" if name in place else "" for name in places),
+                *(value_told(place[name]) if name in place else "" for name in places),
                 str(len(cell.runs)),
                 f"{row.before:.3f}",
                 f"{value:.3f}" if alone else f"{value:.3f} [{low:.3f}, {high:.3f}]",
@@ -183,12 +183,12 @@ def _missing(settings: Sequence[Setting], cells: Sequence[Cell]) -> list[str]:
         place = tuple(setting.axis.items())
         if (setting.method, place) not in there:
             places = absent.setdefault(setting.method, [])
-            if place and pictures.told(place) not in places:
-                places.append(pictures.told(place))
+            if place and told(place) not in places:
+                places.append(told(place))
     lines = []
     if absent:
-        told = [f"{method} ({'; '.join(at)})" if at else method for method, at in absent.items()]
-        lines.append(f"No run yet: {'; '.join(told)}.")
+        names = [f"{method} ({'; '.join(at)})" if at else method for method, at in absent.items()]
+        lines.append(f"No run yet: {'; '.join(names)}.")
     few = sum(len(cell.runs) < len(SEEDS) for cell in cells)
     if few:
         lines.append(f"{few} of {len(cells)} lines have fewer than {len(SEEDS)} seeds.")

@@ -105,6 +105,9 @@ SIX = tuple(
 MORE = (_tuned("GSPO, share"),)
 """Beside them: what the share does without the upper levels."""
 
+FOUR = (SIX[0], SIX[1], SIX[5], MORE[0])
+"""Where seven would be too many: GRPO, GSPO, ours, and GSPO with the share."""
+
 ALONE = SIX[5].at(0, **{f"gate__levels__{level}__budget": 10.0 for level in ("group", "domain")})
 """The same without its upper levels, whose budgets nothing reaches."""
 
@@ -382,7 +385,7 @@ def staleness(stage: int, find: Find) -> tuple[Setting, ...]:
             )
             for queue in (0, 1, 4, 16)
             for rate in (1e-3, 3e-3)
-            for method in (SIX[0], SIX[1], SIX[5], MORE[0])
+            for method in FOUR
         ],
         stage,
     )
@@ -395,6 +398,37 @@ def noise(stage: int, find: Find) -> tuple[Setting, ...]:
             method.on({"σ": sigma}, noise=sigma)
             for sigma in (0.0, 0.3, 0.1, 0.02)
             for method in _methods()
+        ],
+        stage,
+    )
+
+
+def eight_bits(stage: int, find: Find) -> tuple[Setting, ...]:
+    """A sampler in eight bits: its weights, or the cache of its keys and values."""
+    kinds: Mapping[str, Mapping[str, Any]] = {
+        "int8 weights": {"rounding": "int8"},
+        "float8 weights": {"rounding": "float8"},
+        "int8 cache": {"rollout__cache_dtype": "int8"},
+    }
+    return _over(
+        [
+            method.on({"sampler": kind}, **changes)
+            for kind, changes in kinds.items()
+            for method in FOUR
+        ],
+        stage,
+    )
+
+
+def experts(stage: int, find: Find) -> tuple[Setting, ...]:
+    """A mixture of four experts, two a token, with and without the old policy's routes."""
+    mixture = {"num_experts": 4, "experts_per_token": 2, "mlp_dim": 96, "norm_topk_prob": True}
+    options = {f"policy__{name}": value for name, value in mixture.items()}
+    return _over(
+        [
+            method.on({"routes": routes}, training__router_replay=replayed, **options)
+            for routes, replayed in (("old policy's", True), ("its own", False))
+            for method in FOUR
         ],
         stage,
     )
@@ -511,6 +545,8 @@ FIGURES: Mapping[str, Callable[[int, Find], tuple[Setting, ...]]] = {
         updates,
         staleness,
         noise,
+        eight_bits,
+        experts,
         length,
         domains,
         low_entropy,

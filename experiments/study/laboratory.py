@@ -6,6 +6,7 @@ learning rate, budgets, staleness or noise alone share every program.
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from experiments.study.rounding import Rounding, rounder
 from experiments.study.settings import EVALUATE_EVERY, Setting
 from fiberjax import experiment
 from fiberjax.experiment import Experiment
@@ -53,6 +55,7 @@ class Laboratory:
         self._first: dict[str, dict[str, Any]] = {}
         self._trainers: dict[str, Trainer] = {}
         self._fresh: dict[str, Callable[[Any, float], TrainState]] = {}
+        self._rounder: Callable[[Rounding], Callable[[Any], Any] | None] = functools.cache(rounder)
 
     def config(self, setting: Setting) -> ConfigDict:
         """The whole config of a setting.
@@ -96,7 +99,7 @@ class Laboratory:
         config = self.config(setting)
         built = self._build(config)
         start, start_key = self._start(built, config)
-        trainer, state = self._begin(built, config, start, setting.noise)
+        trainer, state = self._begin(built, config, start, setting)
         held_out = [self._first_evaluation(built, start, start_key)]
         rows: list[dict[str, float]] = []
         collapsed = None
@@ -175,7 +178,7 @@ class Laboratory:
         return self._starts[key], key
 
     def _begin(
-        self, built: Experiment, config: ConfigDict, start: Any, noise: float
+        self, built: Experiment, config: ConfigDict, start: Any, setting: Setting
     ) -> tuple[Trainer, TrainState]:
         """The trainer of the run and its first state."""
         compiled = config.copy_and_resolve_references()
@@ -194,7 +197,10 @@ class Laboratory:
         built = dataclasses.replace(built, optimizer=first.experiment.optimizer)
         params = jax.tree.map(lambda leaf: leaf.copy(), start)  # The state is donated.
         state = self._fresh[key](params, float(built.schedule(0)))
-        return first.again(built, None, logit_noise=noise), state
+        again = first.again(
+            built, None, logit_noise=setting.noise, sampled=self._rounder(setting.rounding)
+        )
+        return again, state
 
     def _first_evaluation(self, built: Experiment, start: Any, start_key: str) -> dict[str, Any]:
         """Before the first iteration; measured once for all runs that begin alike."""

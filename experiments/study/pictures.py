@@ -17,6 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator
 
 from experiments.study import summary
+from experiments.study.settings import Place, told, value_told
 from experiments.study.summary import Cell
 from fiberjax.run.plots import HEADING, finish
 
@@ -139,7 +140,7 @@ def collapse_map(cells: Sequence[Cell], path: Path) -> Path | None:
                 color="white" if row.after.value > 0.5 else "black",
             )
         image = axes.imshow(np.ma.masked_invalid(table), cmap=MAP, vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(values)), [f"{value:g}" for value in values], fontsize=9)
+        axes.set_xticks(range(len(values)), [value_told(value) for value in values], fontsize=9)
         axes.set_yticks(range(len(methods)), methods, fontsize=9)
         axes.set_xlabel(first, fontsize=9)
         axes.set_title(told(panel), loc="left", **HEADING)
@@ -158,16 +159,11 @@ def collapse_map(cells: Sequence[Cell], path: Path) -> Path | None:
     return _save(figure, path)
 
 
-def _across(places: Sequence[tuple[tuple[str, float], ...]]) -> int:
+def _across(places: Sequence[Place]) -> int:
     """Panels in a row: of two axes the values of the second."""
     if len(places[0]) == 2:
         return len({place[1] for place in places})
     return min(3, math.ceil(math.sqrt(len(places))))
-
-
-def told(place: Sequence[tuple[str, float]]) -> str:
-    """A place in words: its axes with their values."""
-    return ", ".join(f"{name} = {value:g}" for name, value in place)
 
 
 def _line(

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from experiments.study.rounding import Rounding
 from fiberjax.presets import preset
 
 PINNED: Mapping[str, Any] = {
@@ -71,6 +72,22 @@ TUNING_SEEDS = (100, 101)
 EVALUATE_EVERY = 5
 """Iterations between evaluations on held-out prompts, beside those at the start and the end."""
 
+APART = ("staleness", "noise", "rounding")
+"""What a run has beside its options."""
+
+Place = tuple[tuple[str, float | str], ...]
+"""Where a run stands: the axes of its figure by name, with its value on each."""
+
+
+def told(place: Place) -> str:
+    """A place in words."""
+    return ", ".join(f"{name} = {value_told(value)}" for name, value in place)
+
+
+def value_told(value: float | str) -> str:
+    """A value of an axis in words."""
+    return value if isinstance(value, str) else f"{value:g}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
@@ -95,6 +112,7 @@ class Setting:
       overrides: dotted path of an option -> its value, on top of `BASE`; `gate.…` too.
       staleness: iterations between sampling a batch and training on it.
       noise: standard deviation of the noise on the sampler's logits.
+      rounding: of the weights that the sampler computes with.
       seed: of sampling; the warm start is the same for all.
       replay: where the learning rate follows another run; None where it is constant.
       axis: where the run stands on the axes of its figure, as in `{"σ": 0.1}`; for pictures alone.
@@ -105,12 +123,13 @@ class Setting:
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     staleness: int = 0
     noise: float = 0.0
+    rounding: Rounding = ""
     seed: int = 0
     replay: Replay | None = None
-    axis: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    axis: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
-        places = [f"{name} = {value:g}" for name, value in self.axis.items()]
+        places = [told(tuple(self.axis.items()))] if self.axis else []
         return ", ".join([self.method, *places, f"seed {self.seed}"])
 
     @property
@@ -139,6 +158,8 @@ class Setting:
             "noise": self.noise,
             "seed": self.seed,
         }
+        if self.rounding:
+            fields["rounding"] = self.rounding
         if self.replay is not None:
             fields["replay"] = {"of": self.replay.of.identity(), "form": self.replay.form}
         return json.loads(json.dumps(fields))
@@ -148,8 +169,8 @@ class Setting:
         given = {path.replace("__", "."): value for path, value in overrides.items()}
         return dataclasses.replace(self, seed=seed, overrides={**self.overrides, **given})
 
-    def on(self, axis: Mapping[str, float], **changes: Any) -> "Setting":
-        """The setting at a place of its figure: further overrides, or `staleness` and `noise`."""
-        fields = {name: changes.pop(name) for name in ("staleness", "noise") if name in changes}
+    def on(self, axis: Mapping[str, float | str], **changes: Any) -> "Setting":
+        """The setting at a place of its figure: further overrides, or one of `APART`."""
+        fields = {name: changes.pop(name) for name in APART if name in changes}
         moved = self.at(self.seed, **changes)
         return dataclasses.replace(moved, axis={**self.axis, **axis}, **fields)

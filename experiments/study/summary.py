@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.study import records
 from experiments.study.records import Record
-from experiments.study.settings import Setting
+from experiments.study.settings import Place, Setting, told
 from fiberjax.run.statistics import Interval, real_interval
 
 LOST = 0.1
@@ -25,7 +25,7 @@ class Cell(NamedTuple):
     """
 
     method: str
-    place: tuple[tuple[str, float], ...]
+    place: Place
     runs: tuple[Record, ...]
 
 
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 def cells(settings: Sequence[Setting], made: Sequence[Record]) -> list[Cell]:
     """The cells of a figure that have runs, in its order; the newest run of each seed."""
-    found: dict[tuple[str, tuple[tuple[str, float], ...]], list[Record]] = {}
+    found: dict[tuple[str, Place], list[Record]] = {}
     for setting in settings:
         run = records.find(made, setting)
         runs = found.setdefault((setting.method, tuple(setting.axis.items())), [])
@@ -116,7 +116,7 @@ def duel(grid: Mapping[str, Sequence[Cell]], ours: str, other: str) -> Duel | No
             others = by_place.get((other, place), {})
             if method != ours:
                 continue
-            name = ", ".join([figure, *(f"{axis} = {value:g}" for axis, value in place)])
+            name = ", ".join([figure, told(place)] if place else [figure])
             for seed in sorted(runs.keys() & others.keys()):
                 if runs[seed] in seen:
                     continue

@@ -106,6 +106,7 @@ class Trainer:
         self._keeper = keeper
         self._reference = reference
         self.ahead: tuple[Drawn, ...] = ()
+        self._sampled: Callable[[Any], Any] | None = None
         self._sampler = experiment.training_sampler()
         self._step: Step = make_step(
             experiment.policy,
@@ -130,7 +131,12 @@ class Trainer:
         self._learning_rate: Callable = jax.jit(jax.vmap(experiment.schedule))
 
     def again(
-        self, experiment: Experiment, reference: Any, *, logit_noise: float = 0.0
+        self,
+        experiment: Experiment,
+        reference: Any,
+        *,
+        logit_noise: float = 0.0,
+        sampled: Callable[[Any], Any] | None = None,
     ) -> "Trainer":
         """The trainer of another experiment, by the functions that this one has compiled.
 
@@ -139,6 +145,7 @@ class Trainer:
             another seed, data, knobs and numbers of iterations, prompts, samples and epochs.
           reference: as `Trainer` takes it.
           logit_noise: makes its sampler disagree with the policy; see `policy.sample`.
+          sampled: parameters -> those that its sampler computes with; the same without it.
 
         Raises:
           ValueError: it differs in what is compiled; names in what.
@@ -152,7 +159,7 @@ class Trainer:
         other = copy.copy(self)
         other.experiment, other._reference = experiment, reference
         other._watch = other._updates = other._keeper = None
-        other.ahead = ()
+        other.ahead, other._sampled = (), sampled
         other._sampler = experiment.training_sampler(logit_noise=logit_noise)
         other._learning_rate = jax.jit(jax.vmap(experiment.schedule))
         return other
@@ -323,7 +330,9 @@ class Trainer:
         return self.experiment.rollout.resample > 1 or several_turns
 
     def _pushed(self, params: Any) -> Any:
-        """Parameters where the sampler's devices hold them."""
+        """Parameters as the sampler computes with them, where its devices hold them."""
+        if self._sampled is not None:
+            params = self._sampled(params)
         if not self._apart:
             return params
         where = shardings.sampling_shardings(self.experiment.sampling_mesh, params)

@@ -11,6 +11,7 @@ from compilations import compilations
 from ml_collections import ConfigDict
 
 from experiments.study.laboratory import Laboratory
+from experiments.study.rounding import rounded
 from experiments.study.settings import BASE, Replay, Setting
 from fiberjax import experiment
 from fiberjax.run.trainer import Trainer
@@ -128,6 +129,42 @@ def test_noise_makes_the_sampler_disagree_and_the_evaluation_does_not_have_it(la
     gap = "mismatch/log_prob_abs_mean"
     assert first["metrics"][gap][0] < 1e-5 < 0.05 < noisy["metrics"][gap][0]
     assert noisy["held_out"][0] == first["held_out"][0]
+
+
+def test_weights_are_rounded_for_the_sampler_alone(laboratory, first):
+    coarse = laboratory.run(setting(rounding="int8"))
+    gap = "mismatch/log_prob_abs_mean"
+    assert first["metrics"][gap][0] < 1e-5 < 1e-3 < coarse["metrics"][gap][0]
+    assert coarse["held_out"][0] == first["held_out"][0]
+
+
+@pytest.mark.parametrize(("to", "units"), [("int8", 127), ("float8", 448)])
+def test_a_channel_is_rounded_by_its_largest(to, units):
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    kernel[1, :, 3] = 0
+    table = rng.normal(size=(7, 4)).astype(np.float32)
+    params = {
+        "embed": {"kernel": table},
+        "layers": {"q": {"kernel": kernel}, "norm": {"scale": kernel[:, 0]}},
+        "router": {"kernel": kernel},
+    }
+    found = rounded(params, to)
+    for old, new, inputs in (
+        (kernel, found["layers"]["q"]["kernel"], 1),
+        (table, found["embed"]["kernel"], 1),
+    ):
+        new, largest = np.asarray(new), np.abs(old).max(axis=inputs, keepdims=True)
+        there = np.abs(old) == largest
+        np.testing.assert_allclose(new[there], old[there], rtol=1e-6)
+        # A step of int8 is one unit; of e4m3 an eighth of the value, above its subnormals.
+        step = (
+            largest / units if to == "int8" else np.maximum(np.abs(old) / 8, largest / units / 512)
+        )
+        assert (np.abs(new - old) <= 0.501 * step).all()
+        assert (new != old).any()
+    np.testing.assert_array_equal(found["layers"]["norm"]["scale"], kernel[:, 0])
+    np.testing.assert_array_equal(found["router"]["kernel"], kernel)
 
 
 def test_a_replay_takes_the_steps_of_another_run(laboratory, first):
