@@ -10,7 +10,30 @@ UNREAD = f"{OF_REWARDS}::test_what_names_no_number"
 READ = f"{OF_REWARDS}::test_numbers_are_read_in_all_their_forms"
 MARKS = f"{OF_REWARDS}::test_marks_are_found"
 
+OF_READING = "tests/tasks/test_reading.py"
+
 FAULTS = (
+    Mutant(
+        "a narrow float is read as a wide one",
+        "fiberjax/tasks/reading/formats.py",
+        "values[name] = _python(column)",
+        "values[name] = column.to_pylist()",
+        (f"{OF_READING}::test_floats_of_tables_are_their_shortest_text",),
+    ),
+    Mutant(
+        "half of a data set goes for all of it",
+        "fiberjax/tasks/files.py",
+        "if missing and len(listed(paths)) == 1:",
+        "if False:",
+        (f"{OF_READING}::test_shards_that_are_missing_are_told",),
+    ),
+    Mutant(
+        "a chat in a CSV is its JSON text",
+        "fiberjax/tasks/reading/columns.py",
+        "    return chat if messages else value\n",
+        "    return value\n",
+        (f"{OF_READING}::test_chats_in_other_spellings_are_the_same_chat",),
+    ),
     Mutant(
         "a comparison is an equation",
         NUMBERS,
