@@ -191,7 +191,7 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.curriculum.domain_probability = ConfigDict()
 
     config.evaluation = ConfigDict({"prompts": 400, "samples": 4, "batch": 200})
-    config.evaluation.every = 5
+    config.evaluation.every = 10
     config.evaluation.curve_prompts = 40
     config.evaluation.temperature = 1.0
     config.evaluation.top_k = 0

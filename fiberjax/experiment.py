@@ -28,13 +28,19 @@ from fiberjax.tasks import (
     Vocabulary,
     supervised_batches,
 )
-from fiberjax.tasks.environments import ENVIRONMENTS, Environment, Turns, make_turns
+from fiberjax.tasks.environments import (
+    ENVIRONMENTS,
+    Environment,
+    Turns,
+    environments_of,
+    make_turns,
+)
 from fiberjax.tasks.fitting import check_answers, fit_prompts
 from fiberjax.tasks.golds import check_rewards
 from fiberjax.tasks.levels import PROMPT, Levels, check_names, columns_of, make_levels, of_layout
 from fiberjax.tasks.loading import load_domains, make_vocabulary
 from fiberjax.tasks.rewards import Verifier
-from fiberjax.tasks.rewards.own import expressions_of, table_of
+from fiberjax.tasks.rewards.own import expressions_of, limits_of, table_of
 from fiberjax.train import passes
 from fiberjax.train.checks import check_cache, check_lag, check_rows
 from fiberjax.train.engine import Engine
@@ -457,7 +463,7 @@ def _tables(
         gates=plugins.merge(gate_table, loaded, "GATES"),
         rewards=verifiers.verifiers,
         estimators=plugins.merge(estimator_table, loaded, "ESTIMATORS"),
-        environments=plugins.merge(environment_table, loaded, "ENVIRONMENTS"),
+        environments=environments_of(environment_table, loaded, limits_of(rewards)),
         digests=verifiers.digests | {plugin.name: plugin.digest for plugin in loaded},
     )
     if run.advantage not in tables.estimators:

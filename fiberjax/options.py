@@ -237,13 +237,14 @@ class Rewards:
     """What rewards may take, what becomes of them, and what is looked at before training.
 
     Attributes:
-      workers: processes a function that runs apart, the user's own and `math`, at most, and no more
-        than there are cores.
-      seconds: of processor time that such a function may take for a completion, and ten times as
-        long asleep or waiting; a batched function so much for each.
+      workers: processes a function that runs apart, the user's own rewards, environment and
+        `math`, at most, and no more than there are cores.
+      seconds: of processor time that such a function may take for a completion or a reply, and ten
+        times as long asleep or waiting; a batched function so much for each.
       megabytes: of memory that it may take beyond its imports.
       failed: what becomes of a completion for which it raises, takes more, or ends its process:
-        "zero" pays 0 and counts it, as `verifier/failed`; "stop" ends the run.
+        "zero" pays 0 and counts it, as `verifier/failed`, or ends the episode there and counts it
+        as `turns/failed`; "stop" ends the run.
       format: the regular expression that the verifier `format` wants a whole completion to match,
         in the syntax of RE2; "" for none.
       truncated: what becomes of a completion that did not end by itself: "score" pays what its text

@@ -9,8 +9,8 @@ A plugin is a file, or a module that Python finds, and defines one or more of th
                 called in processes of their own; see `tasks.rewards.workers`
     ESTIMATORS  name -> (reward [M], group_id [M], num_groups) -> advantage [M], compiled, chosen by
                 `config.advantage`
-    ENVIRONMENTS name -> (example, said) -> reply or None, chosen by `config.turns.environment`; see
-                `tasks.environments`
+    ENVIRONMENTS name -> (example, said) -> reply or None, chosen by `config.turns.environment`,
+                called in processes of their own; see `tasks.environments`
 
 It is ordinary code and is executed, once a process, under its own name. Nothing registers itself:
 `merge` adds a plugin's table to the framework's where an experiment is built, and two entries of

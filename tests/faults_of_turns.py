@@ -16,9 +16,30 @@ FAULTS = (
     Mutant(
         "a turn that was cut off is answered",
         "fiberjax/train/turns.py",
-        "tuple(said[row])) if ended else None",
-        "tuple(said[row]))",
+        "ended = going[drawn.finished]",
+        "ended = going",
         (f"{TURNS}::test_rows_are_one_sequence_of_turns_and_replies",),
+    ),
+    Mutant(
+        "an environment that failed is not counted",
+        "fiberjax/train/turns.py",
+        "                failed[row] = True\n",
+        "                pass\n",
+        (f"{TURNS}::test_an_environment_that_fails_ends_the_episode_and_is_counted",),
+    ),
+    Mutant(
+        "an environment of a plugin runs in the run itself",
+        "fiberjax/tasks/environments.py",
+        'for name in plugin.tables["ENVIRONMENTS"]:',
+        "for name in ():",
+        (f"{ENVIRONMENTS}::test_environments_of_plugins_run_in_workers",),
+    ),
+    Mutant(
+        "a reply may be anything",
+        "fiberjax/tasks/rewards/worker.py",
+        'return {"values": [reply_of(function(*case)) for case in cases]}',
+        'return {"values": [function(*case) for case in cases]}',
+        (f"{ENVIRONMENTS}::test_what_an_environment_does_wrong_is_the_end_of_one_episode",),
     ),
     Mutant(
         "a turn leaves a gap behind the one before",

@@ -564,7 +564,7 @@ FAULTS = (
     Mutant(
         "two boxes side by side name the last of them",
         "fiberjax/tasks/rewards/marked.py",
-        "if _BETWEEN_GUESSES.fullmatch(text, closed, boxes[-1].start()):",
+        "if listed and first.strip() != inside.strip():",
         "if False:",
         ("tests/tasks/test_rewards.py::test_marks_are_found",),
     ),

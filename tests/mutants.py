@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import faults_of_answers
 import faults_of_buckets
 import faults_of_data
 import faults_of_families
@@ -68,6 +69,7 @@ MUTANTS = (
     *faults_of_segments.FAULTS,
     *faults_of_sampling.FAULTS,
     *faults_of_making_way.FAULTS,
+    *faults_of_answers.FAULTS,
 )
 
 

@@ -92,7 +92,13 @@ def turn_metrics(device_mesh: Mesh, drawn: Sequence[Rollouts]) -> dict[str, floa
         "turns/mean": float(turns.mean()),
         "turns/replied": float(np.mean(turns > 1)),
         "turns/replies_cut": float(cut / max((turns - 1).sum(), 1)),
+        "turns/failed": float(gathered(_replies_failed).sum()),
     }
+
+
+def _replies_failed(rollouts: Rollouts) -> np.ndarray:
+    assert rollouts.replies_failed is not None
+    return rollouts.replies_failed
 
 
 def _failed(rollouts: Rollouts) -> np.ndarray:

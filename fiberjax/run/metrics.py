@@ -100,6 +100,9 @@ METRICS: Mapping[str, Metric] = {
     "turns/replies_cut": Metric(
         "fraction", "replies that the window or the vocabulary did not hold whole"
     ),
+    "turns/failed": Metric(
+        "count", "episodes that ended where the environment raised or passed its limits"
+    ),
     "rollout/lag": Metric("iterations", "finished since the policy that sampled the rollouts"),
     "rollout/kept_mass/mean": Metric("probability", "mass kept by top-k and top-p, mean"),
     "rollout/kept_mass/min": Metric("probability", "mass kept by top-k and top-p, smallest"),

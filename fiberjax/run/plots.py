@@ -186,6 +186,7 @@ NOT_DRAWN: Mapping[str, str] = {
     "batch/reward/mean": "what was kept, which says nothing of the policy: reward/mean does",
     "turns/mean": "seen in turns/replied",
     "turns/replies_cut": "0 where config.turns.reply is wide enough",
+    "turns/failed": "0 but where an environment runs in workers and fails, which is printed",
     "rollout/wasted_steps": "of the sampler's loop, not of the policy",
     "rollout/lag": "set by rollout.lag",
     "mismatch/effective_sample_size": "1 where the sampler is the trainer's policy",

@@ -12,6 +12,7 @@ from fiberjax.run import rollouts, shown
 from fiberjax.run.evaluation import Measures, curve_point, evaluate
 from fiberjax.run.progress import Progress
 from fiberjax.run.writers import CheckedWriter
+from fiberjax.tasks.environments import Apart
 from fiberjax.tasks.rewards import isolated_in, tells
 from fiberjax.train.rollout import Rollouts
 
@@ -42,7 +43,7 @@ class Watch:
         self._writer = writer
         self._progress = progress
         self._seconds = 0.0
-        self._told = False
+        self._told: set[str] = set()
 
     def start(self, before: Measures) -> dict[str, float]:
         """The evaluation before the first iteration: its samples, and the curve's point 0."""
@@ -116,16 +117,26 @@ class Watch:
         return curve_point(measured, [domain.name for domain in self._experiment.test])
 
     def failures(self, iteration: int, scalars: Mapping[str, float]) -> None:
-        """Says once that a reward failed, and why.
+        """Says once that a reward failed, and why; and once that an environment did.
 
         Args:
           iteration: that it failed in.
           scalars: its metrics.
         """
-        failed = scalars.get("verifier/failed", 0)
-        if self._told or failed == 0 or jax.process_index() > 0:
+        if jax.process_index() > 0:
             return
-        self._told = True
+        failed, environment = scalars.get("turns/failed", 0), self._experiment.turns.environment
+        if failed > 0 and "turns/failed" not in self._told and isinstance(environment, Apart):
+            self._told.add("turns/failed")
+            self._progress.print(
+                f"iteration {iteration}: the environment failed in {failed:.0f} episodes, which "
+                "end there and are counted as turns/failed "
+                f"({shown.visible(f'{environment.name}: {environment.trouble}')})"
+            )
+        failed = scalars.get("verifier/failed", 0)
+        if "verifier/failed" in self._told or failed == 0:
+            return
+        self._told.add("verifier/failed")
         apart = [part for of in self._experiment.train for part in isolated_in(of.verify)]
         causes = dict.fromkeys(f"{part.name}: {part.trouble}" for part in apart if part.trouble)
         self._progress.print(

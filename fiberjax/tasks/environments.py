@@ -7,16 +7,22 @@ or None where the episode is over. It must be a function of its arguments alone,
 run sees what the first one saw, and total on every string: what a policy writes is anybody's text.
 
 One environment serves a run: it knows a domain by `example.domain`, and has nothing to say to a
-policy that does not turn to it.
+policy that does not turn to it. One of the user's own runs in workers (`rewards.workers`), under
+the limits of rewards.
 """
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from fiberjax import options
+from fiberjax import options, plugins
+from fiberjax.plugins import Plugin
 from fiberjax.tasks.countdown import evaluate
 from fiberjax.tasks.examples import Example
+from fiberjax.tasks.rewards.base import Failed
+from fiberjax.tasks.rewards.worker import Target
+from fiberjax.tasks.rewards.workers import Limits, Pool
 from fiberjax.tasks.vocabulary import Vocabulary
 
 Environment = Callable[[Example, Sequence[str]], str | None]
@@ -57,6 +63,66 @@ def calculator(example: Example, said: Sequence[str]) -> str | None:
 ENVIRONMENTS: Mapping[str, Environment] = {"calculator": calculator}
 """By name; a plugin's are added."""
 
+Asked = tuple[Example, Sequence[str]]
+"""What an environment is asked: the example, and what was said."""
+
+
+class Apart:
+    """An environment that runs in workers.
+
+    Attributes:
+      name: as the config has it.
+    """
+
+    def __init__(self, name: str, target: Target, limits: Limits):
+        self.name = name
+        self._pool = Pool(name, target, limits, replies=True)
+
+    def __call__(self, example: Example, said: Sequence[str]) -> str | None:
+        """One reply.
+
+        Raises:
+          ValueError: it failed.
+        """
+        (reply,) = self.many([(example, said)])
+        if isinstance(reply, Failed):
+            raise ValueError(f"the environment {self.name} failed: {reply.why}")
+        return reply
+
+    def many(self, asked: Sequence[Asked]) -> list[Any]:
+        """Several replies, None where an episode is over; `Failed` where it failed."""
+        return self._pool.run(asked)
+
+    def load(self) -> None:
+        """Has a worker load it.
+
+        Raises:
+          ValueError: it cannot be.
+        """
+        self._pool.run([])
+
+    @property
+    def trouble(self) -> str:
+        """Why it last failed; "" where it never did."""
+        return self._pool.trouble
+
+
+def environments_of(
+    table: Mapping[str, Environment], loaded: Sequence[Plugin], limits: Limits
+) -> dict[str, Environment]:
+    """The environments that a run chooses from, those of plugins in workers.
+
+    Raises:
+      ValueError: a name is taken.
+    """
+    found = plugins.merge(table, loaded, "ENVIRONMENTS")
+    for plugin in loaded:
+        module, file = plugins.locate(plugin.name, f"config.plugins: {plugin.name}")
+        path = str(file) if plugin.name.endswith(".py") else ""
+        for name in plugin.tables["ENVIRONMENTS"]:
+            found[name] = Apart(name, Target(module, path, name, "ENVIRONMENTS"), limits)
+    return found
+
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
@@ -83,6 +149,26 @@ class Turns:
         20
         """
         return (columns - (self.limit - 1) * self.reply) // self.limit
+
+    def replies(self, asked: Sequence[Asked]) -> list[Any]:
+        """The replies of the environment, None where an episode is over; `Failed` where it failed.
+
+        Raises:
+          ValueError: it failed where that ends the run; names the domain, the prompt and the turn.
+        """
+        if not isinstance(self.environment, Apart):
+            assert self.environment is not None
+            return [self.environment(example, said) for example, said in asked]
+        found = self.environment.many(asked)
+        for (example, said), reply in zip(asked, found, strict=True):
+            if isinstance(reply, Failed) and reply.stops:
+                raise ValueError(
+                    f"the environment {self.environment.name} failed in domain "
+                    f"{example.domain!r} for the prompt {example.prompt[:200]!r} and the turn "
+                    f"{said[-1][:200]!r}: {reply.why} (config.rewards.failed = 'zero' counts such "
+                    "episodes and ends them there)"
+                )
+        return found
 
     def text(self, said: Sequence[str]) -> str:
         """What a verifier reads of what was said; "" of nothing."""
@@ -131,7 +217,8 @@ def make_turns(
       environments: by name.
 
     Raises:
-      ValueError: no such environment, or a window without room for a turn or a reply.
+      ValueError: no such environment, one that cannot be loaded, or a window without room for a
+        turn or a reply.
     """
     if not chosen.environment:
         return Turns(role=chosen.role, read=chosen.read)
@@ -143,6 +230,8 @@ def make_turns(
     turns = Turns(
         environments[chosen.environment], chosen.limit, chosen.reply, chosen.role, chosen.read
     )
+    if isinstance(turns.environment, Apart):
+        turns.environment.load()
     if turns.tokens(columns) < 1:
         raise ValueError(
             f"config.window.completion = {columns} columns have no room for config.turns.limit = "

@@ -20,6 +20,7 @@ from fiberjax.tasks.reading.columns import (
 from fiberjax.tasks.reading.formats import (
     Source,
     find_sources,
+    missing_shards,
     read_rows,
     shown,
     shown_path,
@@ -174,7 +175,11 @@ class Reader:
             )
         layouts = layouts * len(every) if len(layouts) == 1 else layouts
         for path, layout in zip(every, layouts, strict=True):
-            yield find_sources(path), layout
+            sources = find_sources(path)
+            missing = missing_shards(sources)
+            if missing and len(listed(paths)) == 1:
+                self.tell(f"{shown_path(path)}: shards are missing ({missing})")
+            yield sources, layout
 
     def _parted(self, sources: Sequence[Source]) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
         """The files to train on and those held out, as far as their names say."""

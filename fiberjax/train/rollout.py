@@ -44,6 +44,7 @@ class Rollouts:
       prompts: what was asked, one row a group.
       texts: what verifiers read, decoded.
       failed: bool[R], whether the reward's function failed for it; None where none can.
+      replies_failed: bool[R], whether the environment failed in it; None where nobody answers.
       held: int32[R], steps for which the row's place in a batch of the sampler was its own; None
         where nobody counted.
     """
@@ -61,6 +62,7 @@ class Rollouts:
     prompts: PromptBatch
     texts: list[str]
     failed: np.ndarray | None = None
+    replies_failed: np.ndarray | None = None
     held: np.ndarray | None = None
 
     @property
@@ -225,6 +227,7 @@ class Sampler:
                 log_kept=played.log_kept,
                 reward=np.full(len(tokens), np.nan, np.float32),
                 replies_cut=played.cut,
+                replies_failed=played.failed,
                 prompts=prompts,
                 texts=[],
                 held=None if self.engine is not None else played.held,

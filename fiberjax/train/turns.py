@@ -15,6 +15,7 @@ from fiberjax.policy import Samples
 from fiberjax.tasks import Vocabulary
 from fiberjax.tasks.environments import Turns
 from fiberjax.tasks.examples import Example
+from fiberjax.tasks.rewards.base import Failed
 
 Draw = Callable[[np.ndarray, np.ndarray, np.ndarray, int], Samples | None]
 """`(prompts [N, W], prompt_mask [N, W], rows [N], turn)` -> a turn of each row, on the host.
@@ -36,6 +37,7 @@ class Episodes(NamedTuple):
       log_kept: float32[R, C], alike.
       finished: bool[R], whether the last turn ended by itself.
       cut: int32[R], replies that are not whole: too long, or not in the vocabulary.
+      failed: bool[R], whether the environment failed, which ended the episode.
       held: int32[R], steps for which the row had a place in a batch of the sampler, all turns.
     """
 
@@ -47,6 +49,7 @@ class Episodes(NamedTuple):
     log_kept: np.ndarray
     finished: np.ndarray
     cut: np.ndarray
+    failed: np.ndarray
     held: np.ndarray
 
 
@@ -76,7 +79,7 @@ def play(
     real, mask = np.zeros((2, num, columns), bool)
     turn = np.zeros((num, columns), np.int32)
     log_prob, log_kept = np.zeros((2, num, columns), np.float32)
-    finished, (cut, held) = np.zeros(num, bool), np.zeros((2, num), np.int32)
+    (finished, failed), (cut, held) = np.zeros((2, num), bool), np.zeros((2, num), np.int32)
     used = np.zeros(num, np.int64)
     said: list[list[str]] = [[] for _ in range(num)]
     going = np.arange(num)
@@ -104,11 +107,15 @@ def play(
         held[going] += drawn.held
         if turns.environment is None or number + 1 == turns.limit:
             break
-        on = []
-        for row, length, ended in zip(going, drawn.length, drawn.finished, strict=True):
+        for row, length in zip(going, drawn.length, strict=True):
             said[row].append(vocabulary.decode(tokens[row, used[row] - length : used[row]]))
-            reply = turns.environment(examples[int(row)], tuple(said[row])) if ended else None
-            if reply is None:
+        ended = going[drawn.finished]
+        asked = [(examples[int(row)], tuple(said[row])) for row in ended]
+        on = []
+        for row, reply in zip(ended, turns.replies(asked), strict=True):
+            if isinstance(reply, Failed):
+                failed[row] = True
+            if not isinstance(reply, str):
                 continue
             ids, whole = turns.encode_reply(vocabulary, reply, int(tokens[row, used[row] - 1]))
             said[row].append(vocabulary.decode_reply(ids, turns.role))
@@ -118,7 +125,7 @@ def play(
             cut[row] += not whole
             on.append(row)
         going = np.array(on, np.int64)
-    return Episodes(tokens, real, mask, turn, log_prob, log_kept, finished, cut, held)
+    return Episodes(tokens, real, mask, turn, log_prob, log_kept, finished, cut, failed, held)
 
 
 def left_padded(

@@ -1,14 +1,29 @@
 """Who answers between turns: what a calculator reads, what a reply becomes, what is taught."""
 
+import re
+import time
+from pathlib import Path
+
 import folders
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fiberjax import options, plugins
 from fiberjax.tasks import CharVocabulary, Domain, EncodedExamples, make_family, published
-from fiberjax.tasks.environments import SEPARATOR, Turns, calculator, solved
+from fiberjax.tasks.environments import (
+    SEPARATOR,
+    Apart,
+    Turns,
+    calculator,
+    environments_of,
+    make_turns,
+    solved,
+)
 from fiberjax.tasks.examples import Example, example_rng
+from fiberjax.tasks.rewards import Limits, Target, close_all, workers
+from fiberjax.tasks.rewards.base import Failed
 from fiberjax.tasks.supervised import supervised_batches
 
 VOCABULARY = CharVocabulary()
@@ -151,3 +166,71 @@ def test_without_a_chat_a_reply_is_its_text(tmp_path):
     vocabulary = published.read_vocabulary(folders.model(folder))
     assert vocabulary.encode_reply("84") == vocabulary.encode("84")
     assert vocabulary.encode_reply("") == [] and vocabulary.decode_reply([]) == ""
+
+
+OWN = str(Path(__file__).with_name("own_environments.py"))
+ASKED = Example("p", "a", "a", "d", row={"kept": "k"})
+
+
+def apart(name="bad", **limits):
+    limits = {"seconds": 0.3, "megabytes": 256.0, "workers": 1} | limits
+    return Apart(name, Target("own_environments", OWN, name, "ENVIRONMENTS"), Limits(**limits))
+
+
+@pytest.fixture(scope="module")
+def bad():
+    yield apart()
+    close_all()
+
+
+@pytest.mark.parametrize(
+    ("turn", "why"),
+    [
+        ("hang", r"took more than 0\.3 s of processor time"),
+        ("bomb", r"needed more than 256 MB"),
+        ("die", r"its process was ended by SIGABRT"),
+        ("leave", r"SystemExit: 3"),
+        ("number", r"ValueError: replied 5, expected a text or None"),
+        ("long", r"ValueError: replied 100001 characters, expected at most 100000"),
+    ],
+)
+def test_what_an_environment_does_wrong_is_the_end_of_one_episode(bad, turn, why):
+    said = [(ASKED, (text,)) for text in ("good", turn, "over", "good")]
+    first, failed, over, last = Turns(bad, 2, 8).replies(said)
+    assert first == last == "pk1" and over is None
+    assert isinstance(failed, Failed) and re.search(why, failed.why)
+    assert bad.trouble == failed.why
+    with pytest.raises(ValueError, match="the environment bad failed: "):
+        bad(ASKED, (turn,))
+
+
+def test_an_environment_that_sleeps_is_killed(monkeypatch):
+    monkeypatch.setattr(workers, "SLACK", 1)
+    environment = apart(seconds=0.05)
+    environment.load()
+    began = time.monotonic()
+    (reply,) = environment.many([(ASKED, ("sleep",))])
+    assert "waiting" in reply.why and time.monotonic() - began < 30
+    close_all()
+
+
+def test_a_failing_environment_may_stop_the_run():
+    turns = Turns(apart(stops=True), 2, 8)
+    message = (
+        r"environment bad failed in domain 'd' for the prompt 'p' and the turn 'leave': .*Exit"
+    )
+    with pytest.raises(ValueError, match=message):
+        turns.replies([(ASKED, ("good",)), (ASKED, ("leave",))])
+    close_all()
+
+
+def test_environments_of_plugins_run_in_workers():
+    (plugin,) = plugins.load_all((OWN,))
+    found = environments_of({"calculator": calculator}, (plugin,), Limits(workers=1))
+    assert found["calculator"] is calculator
+    assert found["bad"](ASKED, ("good", "reply", "good")) == "pk3"
+    with pytest.raises(
+        ValueError, match=r"environment one cannot be loaded: .*takes \(example\), e"
+    ):
+        make_turns(options.Turns("one", 2, 8, "user", "last"), 28, VOCABULARY, found)
+    close_all()

@@ -1,5 +1,6 @@
 """Data as people have it: every format, layout and case is read rightly or refused by its row."""
 
+import decimal
 import gzip
 import json
 
@@ -157,6 +158,24 @@ def test_answers_are_texts_numbers_or_lists_of_them(tmp_path, answer, accepted):
             assert example.answers == accepted and example.answer == accepted[0]
 
 
+@pytest.mark.parametrize(
+    ("of", "value", "text"),
+    [
+        (pyarrow.float16(), 0.1, "0.1"),
+        (pyarrow.float32(), 0.1, "0.1"),
+        (pyarrow.float64(), 0.1, "0.1"),
+        (pyarrow.list_(pyarrow.float32()), [0.1], "0.1"),
+        (pyarrow.float32(), 16777216.0, "16777216"),
+        (pyarrow.decimal128(5, 2), decimal.Decimal("1.50"), "1.5"),
+    ],
+)
+def test_floats_of_tables_are_their_shortest_text(tmp_path, of, value, text):
+    table = pyarrow.table({"prompt": ["p"], "answer": pyarrow.array([value], of)})
+    pyarrow.parquet.write_table(table, tmp_path / "f.parquet")
+    (example,) = rows_of(read_file(tmp_path / "f.parquet"))
+    assert example.answer == text
+
+
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_a_number_that_is_none_is_refused(tmp_path, text):
     path = jsonl(tmp_path / "a.jsonl", ['{"prompt": "p", "answer": ' + text + "}"])
@@ -221,6 +240,54 @@ def test_a_chat_of_another_kind_is_refused(tmp_path, chat, message):
     path = jsonl(tmp_path / "m.jsonl", [{"prompt": chat, "answer": "4"}])
     with pytest.raises(ValueError, match=f"row 1: .*{message}"):
         read_file(path)
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        json.dumps(CHAT),
+        [{"from": "system", "value": "Be short"}, {"from": "human", "value": "2+2"}],
+        [CHAT[0], {"role": "user", "content": [{"type": "text", "text": "2+2"}]}],
+    ],
+)
+def test_chats_in_other_spellings_are_the_same_chat(tmp_path, chat):
+    path = jsonl(tmp_path / "m.jsonl", [{"prompt": chat, "answer": "4"}])
+    (example,) = rows_of(read_file(path))
+    assert example.prompt == "2+2"
+    assert example.messages == (("system", "Be short"), ("user", "2+2"))
+
+
+@pytest.mark.parametrize(
+    "text", ['["role"]', '[{"role": "user"', "[]", '[{"role": "user"}]', "[" * 9999]
+)
+def test_a_text_that_is_no_chat_stays_a_text(tmp_path, text):
+    (example,) = rows_of(read_file(jsonl(tmp_path / "m.jsonl", [{"prompt": text, "answer": "4"}])))
+    assert example.prompt == text and example.messages == ()
+
+
+def test_an_object_as_answer_is_refused_with_a_path_into_it(tmp_path):
+    row = {"prompt": "a", "gold": {"value": "4", "aliases": ["4.0"]}}
+    path = jsonl(tmp_path / "m.jsonl", [row])
+    with pytest.raises(
+        ValueError, match=r"expected text or a finite number; .* such as gold\.value"
+    ):
+        read_file(path, columns={"answer": "gold"})
+    (example,) = rows_of(read_file(path, columns={"answer": "gold.value"}))
+    assert example.answer == "4"
+
+
+def test_shards_that_are_missing_are_told(tmp_path):
+    told = []
+    for number in (0, 2):
+        jsonl(tmp_path / "set" / f"train-0000{number}-of-00003.jsonl", [ROWS[number // 2]])
+    read_file(tmp_path / "set", tell=told.append)
+    assert [line.partition("set: ")[2] for line in told] == [
+        "shards are missing (train: 2 of 3 files)"
+    ]
+    jsonl(tmp_path / "set" / "train-00001-of-00003.jsonl", [{"prompt": "e", "answer": "f"}])
+    told.clear()
+    read_file(tmp_path / "set", tell=told.append)
+    assert told == []
 
 
 def test_a_column_whose_name_has_dots_comes_first(tmp_path):

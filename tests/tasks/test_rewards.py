@@ -99,12 +99,24 @@ READ = {
     "18 \u20ac": 18, "-$5": -5, "$-5": -5, r"\$18": 18, "USD 18": 18, "$12.50 per hour": 12.5,
     "50 percent": 50, "5 km/h": 5, "$5/hour": 5, "5 cm\u00b2": 5, r"90^\circ": 90, "5km": 5,
     "minus 5": -5, "negative 5": -5, "2+3=5": 5, "$x=5$": 5, "(5)": 5, "\uff15": 5, "5.0": 5,
+    "\u0661\u0660": 10, "\U0001d7cf": 1, "10,72,000": 1072000, "1.072,50 \u20ac": 1072.5,
+    "\u20ac 1.072,00": 1072, "1.000.000": 1e6, "1 072,50": 1072.5, "1.072 x 10^3": 1072,
+    "1.072\u00d710\u00b3": 1072, "1.072*10**3": 1072,
+    "5\u00d710\u207b\u00b2": 0.05, r"\frac{-1}{2}": -0.5, r"\frac{1}{-2}": -0.5,
+    r"\frac{{1}}{{2}}": 0.5, r"\frac{1.5}{2}": 0.75, r"\frac{1{,}000}{2}": 500,
+    r"2 \dfrac{1}{2}": 2.5, "2 and 1/2": 2.5, r"5~\text{m}": 5, r"5 \mathrm{~cm}^2": 5, "5 m^2": 5,
+    r"5\text{ cm}^{2}": 5, r"\underline{5}": 5, r"\color{red}{5}": 5, r"\left(5\right)": 5,
+    "US$5": 5, "C$ 1,072": 1072, "~5": 5, "<b>5</b>": 5, r"$\$5$.": 5, "**5**!": 5,
+    "x + y = 2 + 3 = 5": 5, "$1,000 + $72 = $1,072": 1072,
 }  # fmt: skip
 UNREAD = (
-    "", ".", "-", "$", "1,2", "1,23,456", "1/0", "1/2/3", "0x1", "--1", "1 2", "\u0661", "/2", "+",
+    "", ".", "-", "$", "1,2", "1,23,45", "1/0", "1/2/3", "0x1", "--1", "1 2", "/2", "+",
     "1.5/2", "9" * 65, "1/", "7 hours 30 minutes", "1, 2, 3", "2x", "5\u00b2", "\u221a5", "x - 5",
     "2020-01-02", "5th", "5 and a half", "<5", "2\u03c0", "3i", "1_000", "5 x 3", "\u00b15", "5/x",
     "[1,2]", "1e99999", "1.2.3", r"\sqrt{5}", r"2^{5}", "5 mod 7", "7:30",
+    ">= 5", "5 >= 5", "x != 5", "=/= 5", "x = 3, x = 5", "x = 3 or x = 5", "x = 3 and y = 5", "3,5",
+    "1.072,5,0", "1072,5", "5 pi", "log 5", "f(5)", "5 x", "anything but 5", "5 factorial",
+    r"5\times", "5\u2026", r"5\ldots", r"\frac{5}{0}", "--1/2", "5,6,7", r"5\,6", "5 and 6",
     "2**3", "2`3", "2*3*", "2__3", "2***3", "**2*3",
 )  # fmt: skip
 
@@ -137,6 +149,15 @@ def test_what_names_no_number(text):
         ("The answer is 5. Now the answer is clear.", "5"),
         ("answer: (B)", "(B)"),
         (r"the answer is 4, #### 5", "5"),
+        (r"\boxed{1} \boxed{1}", "1"),
+        (r"so $\boxed 7$ it is", "7"),
+        ("Answer\uff1a5", "5"),
+        ("The answer to the question is 5.", "5."),
+        ("the answer would be 5", "5"),
+        ("### Answer\n\n5 apples", "5 apples"),
+        ("**Final answer**\n5", "5"),
+        ("The answer isn't 5", None),
+        ("An answer\nis what I lack", None),
     ],
 )
 def test_marks_are_found(text, answer):
@@ -166,14 +187,49 @@ def test_texts_compare_composed():
     "text",
     [
         *("B", "(b)", "B.", "B) Paris", "#### B", "**B**", "The answer is (B).", "answer: B"),
-        *(r"\boxed{B}", r"\boxed{\text{B}}"),
+        *(r"\boxed{B}", r"\boxed{\text{B}}", "Option B", "The best option is B.", "\uff22", "'B'"),
+        *(
+            "The answer is option (B).",
+            "The answer is B, Paris",
+            "B - Paris",
+            "B\nBecause",
+            r"\(B\)",
+        ),
+        *(r"The answer is \(\textbf{(B)}\)", 'The answer is "B".', "Answer: (B) Paris", "B: Bath"),
+        *("The answer is choice B, since A is wrong.", "B. John A. Roe"),
     ],
 )
 def test_a_choice_is_its_letter(text):
     assert choice("", "B", text) == 1.0 and choice("", "C", text) == 0.0
 
 
-@pytest.mark.parametrize("text", ["", "A or B", "AB", "Because", "B, C", "1", "A B", "(A)(B)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "A or B",
+            "AB",
+            "Because",
+            "B, C",
+            "1",
+            "A B",
+            "(A)(B)",
+            "B. C.",
+            "B. or A",
+            "B) (C)",
+        ),
+        *(
+            "B) or C)",
+            "B. C. D.",
+            "B. Paris or C. Rome",
+            "B) Paris C) Rome",
+            "B: not",
+            "B.\nC.\nD.",
+        ),
+        *("The answer isn't B", "B. and also C."),
+    ],
+)
 def test_what_chooses_nothing(text):
     assert choice("", "B", text) == 0.0
 
@@ -181,7 +237,18 @@ def test_what_chooses_nothing(text):
 def test_json_is_compared_as_values():
     gold = '{"a": [1, true], "b": null}'
     assert same_json("", gold, '```json\n{"b": null, "a": [1.0, true]}\n```') == 1.0
-    for wrong in ('{"a": [1, 1], "b": null}', '{"a": [true, 1]}', "", "[" * 10**5, "NaN", "{}"):
+    assert same_json("", gold, f"so <answer>{gold}</answer>") == 1.0
+    assert same_json("", '{"\u00e9": "\u00e9"}', '```JSON {"e\u0301": "e\u0301"}```') == 1.0
+    assert same_json("", "1e999", "1e400") == 0.0 and same_json("", "{}", '{"a":1,"a":2}') == 0.0
+    for wrong in (
+        gold[:-1] + ', "b": null}',
+        '{"a": [1, 1], "b": null}',
+        '{"a": [true, 1]}',
+        "",
+        "[" * 10**5,
+        "NaN",
+        "{}",
+    ):
         assert same_json("", gold, wrong) == 0.0
 
 

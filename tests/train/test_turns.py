@@ -12,8 +12,10 @@ from fiberjax.policy import Samples, TokenOutputs
 from fiberjax.run.warm_start import random_params
 from fiberjax.seeds import TRAINING, of_turn
 from fiberjax.tasks import CharVocabulary
-from fiberjax.tasks.environments import Turns
+from fiberjax.tasks.environments import Apart, Turns
 from fiberjax.tasks.examples import Example
+from fiberjax.tasks.rewards import Limits, Target
+from fiberjax.tasks.rewards.base import Failed
 from fiberjax.train import resample
 from fiberjax.train.batch import batch_specs
 from fiberjax.train.diagnose import make_diagnose
@@ -111,6 +113,20 @@ def test_a_reply_that_does_not_fit_is_cut_and_counted():
     played = play(draw, turns, V, [Example("p", "", "", "d")], one, one > 0, 10)
     row = (played.tokens[0], played.mask[0], played.turn[0])
     assert spoken(V, "user", *row) == ["a", "12", "b"] and played.cut.tolist() == [1]
+
+
+def test_an_environment_that_fails_ends_the_episode_and_is_counted():
+    class Failing(Apart):
+        def many(self, asked):
+            return [Failed("why", False) if "b" in said[-1] else "c" for _, said in asked]
+
+    draw = Scripted([["a", "d"], ["ab", "d"], ["ab!", "d"]], 3)
+    three = np.ones((3, 1), np.int32)
+    turns = Turns(Failing("own", Target("own", "", "own"), Limits()), limit=2, reply=4)
+    played = play(draw, turns, V, [Example("p", "", "", "d")] * 3, three, three > 0, 10)
+    assert played.failed.tolist() == [False, True, False]  # The last was not asked.
+    assert played.turn.max(axis=1).tolist() == [1, 0, 0]
+    assert played.finished.tolist() == [True, True, False]
 
 
 @pytest.fixture(scope="module")

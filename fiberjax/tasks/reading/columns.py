@@ -2,6 +2,7 @@
 
 import dataclasses
 import decimal
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from fiberjax.tasks.reading.formats import shown
 REQUIRED = ("prompt", "answer")
 FIELDS = (*REQUIRED, "domain", "solution")
 ROLES = ("system", "user", "assistant")
+
+_SHARE_GPT = {"human": "user", "gpt": "assistant"}
 
 Columns = Mapping[str, str | Sequence[str]]
 Message = tuple[str, str]
@@ -163,13 +166,22 @@ def _text(value: Any, what: str, where: str, expected: str = "text") -> str:
 def _text_or_number(value: Any, what: str, where: str) -> str:
     """A text, or a number as its shortest decimal text: 4, 0.5, and 145 for 145.0."""
     expected = "text or a finite number"
+    if isinstance(value, dict) and "item" not in what:
+        expected += f"; a dotted path names one within it, such as {_within(what, value)}"
     if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         return _text(value, what, where, expected)
     if not math.isfinite(value):
         raise ValueError(f"{where}: {what} is {shown(value)}, expected {expected}")
     if value == int(value):
         return str(int(value))
-    return format(decimal.Decimal(repr(value)) if isinstance(value, float) else value, "f")
+    exact = decimal.Decimal(repr(value) if isinstance(value, float) else value)
+    return format(exact.normalize(), "f")
+
+
+def _within(what: str, value: Mapping[Any, Any]) -> str:
+    """A path into a value, for errors."""
+    column = what.partition("column '")[2].partition("'")[0] or what
+    return f"{column}.{next(iter(value), 'name')}"
 
 
 def _joined(row: Any, name: str, paths: Sequence[str], where: str) -> str:
@@ -187,7 +199,7 @@ def _joined(row: Any, name: str, paths: Sequence[str], where: str) -> str:
 
 def _prompt(row: Any, paths: tuple[str, ...], where: str) -> tuple[str, tuple[Message, ...], str]:
     """The prompt, its chat, and what a chat's assistant says to it."""
-    value = value_at(row, paths[0])
+    value = _chat(value_at(row, paths[0]))
     if len(paths) > 1 or not isinstance(value, list):
         return _joined(row, "prompt", paths, where), (), ""
     what = _said("prompt", paths[0])
@@ -207,6 +219,20 @@ def _prompt(row: Any, paths: tuple[str, ...], where: str) -> tuple[str, tuple[Me
     return (prompt if prompt.strip() else ""), tuple(messages), said
 
 
+def _chat(value: Any) -> Any:
+    """A chat that is written as JSON text, as a CSV has it; another value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("[") or '"role"' not in value:
+        return value
+    try:
+        chat = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    messages = chat and all(
+        isinstance(of, dict) and {"role", "content"} <= of.keys() for of in chat
+    )
+    return chat if messages else value
+
+
 def _message(value: Any, what: str, where: str) -> Message:
     """A message of a chat: its role and its text."""
     if not isinstance(value, dict):
@@ -214,9 +240,19 @@ def _message(value: Any, what: str, where: str) -> Message:
             f"{where}: {what} is {shown(value)}, expected an object with role and content"
         )
     role, content = value.get("role"), value.get("content")
+    if role is None and "from" in value:  # As ShareGPT has it.
+        role, content = _SHARE_GPT.get(value["from"], value["from"]), value.get("value")
+    if isinstance(content, list) and all(map(_is_text_part, content)):
+        content = "".join(part["text"] for part in content)
     if role not in ROLES:
         raise ValueError(f"{where}: {what} has the role {shown(role)}, expected {', '.join(ROLES)}")
     return str(role), _text(content, f"{what}, content", where)
+
+
+def _is_text_part(part: Any) -> bool:
+    """Whether a part of a message is a text, where its content is a list of parts."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind == "text" and isinstance(part.get("text"), str)
 
 
 def _answers(row: Any, paths: tuple[str, ...], where: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
@@ -31,7 +32,7 @@ _ZIP = ".gz"
 # What `datasets` and the hub write beside the rows.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _MOST_FILES = 20_000
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -112,6 +113,27 @@ def stem(path: Path) -> str:
     kind = _kind(path) or ""
     name = path.name[: len(path.name) - len(kind)]
     return _SHARD.sub("", name)
+
+
+def missing_shards(sources: Sequence[Source]) -> str:
+    """Says which shards of a data set are not among its files; "" where all are, or none says.
+
+    Their names say how many there are: `train-00000-of-00002.parquet`.
+    """
+    seen: dict[tuple[Path, str, int], set[int]] = {}
+    for source in sources:
+        kind = _kind(source.path) or ""
+        name = source.path.name[: len(source.path.name) - len(kind)]
+        shard = _SHARD.search(name)
+        if shard is not None:
+            key = (source.path.parent, name[: shard.start()], int(shard[2]))
+            seen.setdefault(key, set()).add(int(shard[1]))
+    lacking = [
+        f"{name}: {len(found)} of {count} files"
+        for (_, name, count), found in seen.items()
+        if len(found) < count
+    ]
+    return ", ".join(lacking)
 
 
 def without_split(name: str) -> str:
@@ -339,7 +361,7 @@ def _batches(
             try:
                 column = batch.column(batch.schema.get_field_index(name))
                 column.validate(full=True)  # What a damaged file says of itself is read unchecked.
-                values[name] = column.to_pylist()
+                values[name] = _python(column)
             except (ValueError, OverflowError, pyarrow.ArrowException) as error:
                 raise ValueError(
                     f"{where}, after row {number}: the column {name!r} cannot be read "
@@ -348,3 +370,29 @@ def _batches(
         for index in range(batch.num_rows):
             number += 1
             yield number, TableRow({name: of[index] for name, of in values.items()}, schema.names)
+
+
+def _python(column: pyarrow.Array) -> list[Any]:
+    """The values of a column; those of float32 as the shortest decimal text of a float32 says."""
+    values = column.to_pylist()
+    if not _has_float32(column.type):
+        return values
+    return [_shortest(value, column.type) for value in values]
+
+
+def _has_float32(of: pyarrow.DataType) -> bool:
+    narrow = pyarrow.types.is_float32(of) or pyarrow.types.is_float16(of)
+    return narrow or any(_has_float32(of.field(k).type) for k in range(of.num_fields))
+
+
+def _shortest(value: Any, of: pyarrow.DataType) -> Any:
+    """A value of a type that has floats of 32 bits or fewer in it: 0.1, not 0.10000000149011612."""
+    if isinstance(value, float):
+        if pyarrow.types.is_float32(of):
+            return float(str(np.float32(value)))
+        return float(str(np.float16(value))) if pyarrow.types.is_float16(of) else value
+    if isinstance(value, dict):
+        return {name: _shortest(part, of.field(name).type) for name, part in value.items()}
+    if isinstance(value, list) and of.num_fields == 1:
+        return [_shortest(part, of.field(0).type) for part in value]
+    return value

@@ -40,15 +40,20 @@ class Layout:
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` of a text holds, braces balanced; None without one.
+    r"""What the last `\boxed{...}` of a text holds, or `\boxed ` brings; None without one.
+
+    Braces are balanced.
 
     Example:
       >>> boxed(r"so $x = \boxed{\frac{1}{2}}$.")
       '\\frac{1}{2}'
-      >>> boxed(r"\boxed{1") is None
-      True
+      >>> boxed(r"\boxed{1") is None, boxed(r"so $\boxed 7$ it is")
+      (True, '7')
     """
     start = max(text.rfind(r"\boxed{"), text.rfind(r"\fbox{"))
+    bare = text.rpartition("\\boxed ")
+    if bare[1] and len(bare[0]) > start:  # As MATH has a few: what follows, up to the dollar.
+        return bare[2].partition("$")[0].strip() or None
     if start < 0:
         return None
     begin = text.index("{", start) + 1

@@ -71,8 +71,8 @@ SHIPPED: Mapping[str, Verifier] = {
 READERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     **dict.fromkeys(("number", "last_number", "numeric"), ("name one number", texts.number_of)),
     "strict_number": ("end in a number", strict.strict_answer),
-    "choice": ("be the letter of a choice", texts.choice_of),
-    "json": ("be JSON", texts.json_of),
+    "choice": ("name the letter of a choice", texts.choice_of),
+    "json": ("hold one JSON value", texts.json_of),
     "math": ("give one number, expression or word", expression_of),
 }
 """What an answer of the data must do for a verifier, and what reads it, None where it does not."""

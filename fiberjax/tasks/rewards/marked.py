@@ -3,13 +3,14 @@ r"""Where a completion says what its answer is.
 Four marks are looked for, the last of the first three counting before any of the fourth:
 
     #### 72                 the rest of its line, or the next line where that is empty
-    \boxed{72}              what its braces hold, \fbox too
+    \boxed{72}              what its braces hold, \fbox too; of `\boxed 7` what follows
     <answer>72</answer>     what stands between
-    the answer is 72        the rest of its sentence; "answer:" too
+    the answer is 72        the rest of its sentence; "answer:" too, and a heading "Answer"
 
 A mark may hold another, which is then the one that is read. Boxes that stand side by side with
-nothing but "or", "and" or a comma between them are a list of guesses, and name nothing; so does a
-box or an element that is not closed. Everything here takes time linear in the text.
+nothing but "or", "and" or a comma between them are a list of guesses, and name nothing unless they
+hold the same; nor does a box or an element that is not closed. Everything here takes time linear in
+the text.
 """
 
 import re
@@ -17,15 +18,24 @@ import re
 WORKED_DELIMITER = "#"
 
 _HASHES = "####"
-_OPEN_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+_OPEN_BOX = re.compile(r"\\f?box(?:ed)?\s*\{|\\boxed\s+([^\s{}$\\]+)")
 _BRACE = re.compile(r"\\[{}]|[{}]")
 _ELEMENT = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_PHRASE = re.compile(r"\banswer\b[*_`\"\s]{0,8}(?:is|was|equals|=|:)[*_`:\s]{0,8}", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"\banswer\b(?: to (?:the|this|your|our) [\w ]{1,40}?)?[*_`\"\s]{0,8}"
+    r"(?:(?:is|was|equals|(?:would|will|should|must) be)\b|[=:：])[*_`:\s]{0,8}"
+    r"|(?m:^[#*_ ]{0,8}(?:(?:the|my|final|correct) ){0,3}answer[*_ ]{0,8}$)\s{0,8}",
+    re.IGNORECASE,
+)
 _SENTENCE = re.compile(
     r"[.!?][*_`)\"']{0,4}\s+(?=[^\W\d_])(?!or\b|and\b|maybe\b)|\n", re.IGNORECASE
 )
 _REASON = re.compile(r"\s(?:because|since)\s", re.IGNORECASE)
 _BETWEEN_GUESSES = re.compile(r"(?:\s|[$,;/]|or|and|\\text\{|\})*", re.IGNORECASE)
+_CHOSEN = re.compile(
+    r"(?:\\(?:text|math)[a-z]{0,2}|(?i:option|choice|letter)\b|[^\w]){0,12}"
+    r"(?:[A-Za-z](?:[^\w]{0,12}$)|(?<=\()[A-Za-z]\)|[A-Z][.):,]\s)"
+)
 _DEEPEST = 4
 
 
@@ -90,17 +100,23 @@ def _box(text: str) -> tuple[int, str] | None:
     boxes = list(_OPEN_BOX.finditer(text))[-2:]
     if not boxes:
         return None
-    inside, end = _in_braces(text, boxes[-1].end())
+    inside, end = _in_box(text, boxes[-1])
     if end is None:
         return boxes[-1].start(), ""
     if len(boxes) == 2:
-        _, closed = _in_braces(text[: boxes[-1].start()], boxes[0].end())
+        first, closed = _in_box(text[: boxes[-1].start()], boxes[0])
         if closed is not None:
-            if _BETWEEN_GUESSES.fullmatch(text, closed, boxes[-1].start()):
+            listed = _BETWEEN_GUESSES.fullmatch(text, closed, boxes[-1].start())
+            if listed and first.strip() != inside.strip():
                 return boxes[-1].start(), ""
-        elif _in_braces(text, boxes[0].end())[1] is None:
+        elif _in_box(text, boxes[0])[1] is None:
             return boxes[0].start(), ""
     return boxes[-1].start(), inside
+
+
+def _in_box(text: str, box: re.Match[str]) -> tuple[str, int | None]:
+    """What a box holds and where it ends; None for one that is not closed."""
+    return _in_braces(text, box.end()) if box[1] is None else (box[1], box.end())
 
 
 def _in_braces(text: str, start: int) -> tuple[str, int | None]:
@@ -126,12 +142,12 @@ def _element(text: str) -> tuple[int, str] | None:
 
 
 def _phrase(text: str) -> str | None:
-    """What follows the last "answer is" whose sentence has a digit, or whose answer is a letter."""
+    """What follows the last "answer is" whose sentence has a digit, or begins with a choice."""
     phrases = list(_PHRASE.finditer(text))
     for k in reversed(range(len(phrases))):
         end = phrases[k + 1].start() if k + 1 < len(phrases) else len(text)
         said = _first_sentence(text[phrases[k].end() : end].strip())
-        if any(character.isdigit() for character in said) or len(said.strip("()[]*. ")) == 1:
+        if any(character.isdigit() for character in said) or _CHOSEN.match(said):
             return said
     return None
 

@@ -1,17 +1,20 @@
 r"""The one number that a text names, read exactly.
 
     72   -72   −72   +72.   .5   007        signs, typographic ones too, and a closing full stop
-    1,250   1 000 000   1{,}000             thousands
+    1,250   1 000 000   1{,}000   10,72,000 thousands
+    1.250,50 €   1.000.000                  points as thousands, where they can be nothing else
     1/3   \frac{1}{3}   1 1/2   1\frac12 ½  fractions and mixed numbers
-    1e6   2.5 × 10^3   3 million            powers of ten and their words
-    $18   18 €   50%   72 apples   5 km     currencies, percent signs, words and units
+    1e6   2.5 × 10^3   10³   3 million      powers of ten and their words
+    $18   18 €   50%   72 apples   5 km²    currencies, percent signs, words and units
     **5**   `5`   $5$   \text{5}   x = 5    Markdown, LaTeX, and what a name is said to equal
 
-A text with two numbers, a comparison, an operation or an alternative names none: neither
-`7 hours 30 minutes` nor `1, 2, 3`, `5 or 6`, `2x`, `5^2`, `more than 5`, `3:4`.
+Digits of any script are digits. A text with two numbers, a comparison, an operation or an
+alternative names none: neither `7 hours 30 minutes` nor `1, 2, 3`, `5 or 6`, `x = 3, x = 5`, `2x`,
+`5^2`, `more than 5`, `x != 5`, `3:4`, nor what may be read in two ways, as `3,5`.
 """
 
 import re
+import unicodedata
 from fractions import Fraction
 
 _LONGEST = 1_000  # Characters of a text that is read.
@@ -23,16 +26,20 @@ _CHARACTERS = str.maketrans(
     {
         **dict.fromkeys(_SPACES, " "),
         **dict.fromkeys("\u2212\u2012\u2013\u2014\u2010\u2011\ufe63\uff0d", "-"),
-        **dict.fromkeys("\u00d7\u22c5\u00b7\u2217", "*"),
+        **dict.fromkeys("\u22c5\u00b7\u2217", "\u00d7"),
         "\u2044": "/",
         "\u2215": "/",
         "\u2248": "=",
         "\u200b": "",
         "\ufeff": "",
         "\u2019": "'",
-        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
+        "\uff0e": ".",
+        "\uff0c": ",",
+        "\uff04": "$",
+        "\uff05": "%",
     }
 )
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _VULGAR = {
     **{"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5"},
     **{"⅗": "3/5", "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8"},
@@ -40,26 +47,72 @@ _VULGAR = {
 }
 _VULGAR_FRACTION = re.compile(f"[{''.join(_VULGAR)}]")
 
+_PART = r"([+-]?)\s*\$?\s*([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:\.[0-9]+)?)"
+_FRACTION = re.compile(rf"\\[dtc]?frac\s*\{{\s*{_PART}\s*\}}\s*\{{\s*{_PART}\s*\}}")
 _LATEX = (
-    (re.compile(r"\\[dtc]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}"), r" \1/\2"),
+    (re.compile(r"\{\s*\{([^{}]*)\}\s*\}"), r"{\1}"),
     (re.compile(r"\\[dtc]?frac\s*([0-9])\s*([0-9])(?![0-9])"), r" \1/\2"),
-    (re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit|textrm|emph|bm)\s*\{([^{}]*)\}"), r" \1 "),
-    (re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z])|displaystyle(?![A-Za-z])|[()\[\]])"), ""),
-    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
+    (re.compile(r"\\(?:text)?color\s*\{[a-zA-Z]*\}"), ""),
+    (
+        re.compile(
+            r"\\(?:text(?:bf|rm|it|sf)?|math(?:rm|bf|it|sf)|boldsymbol|mbox|emph|bm|underline)"
+            r"\s*\{([^{}]*)\}"
+        ),
+        r" \1 ",
+    ),
+    (re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!()\[\]]"), ""),
+    (re.compile(r"\\(?:[,;: ]|q?quad(?![A-Za-z]))"), " "),
+    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
     (re.compile(r"\\(?:approx|simeq)(?![A-Za-z])"), "="),
     (re.compile(r"\\(?:circ|degree)(?![A-Za-z])|\^\s*\{?\s*\\circ\s*\}?"), "°"),
+    (re.compile(r"\\(?:ldots|dots)(?![A-Za-z])"), "…"),
     (re.compile(r"\\([$%#&_])"), r"\1"),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\^\{\s*([+-]?[0-9]+)\s*\}"), r"^\1"),
 )
+_WRITTEN = (
+    (re.compile(r"</?(?:b|i|u|em|strong)>"), ""),
+    (re.compile(r"\b(?:US|CA|AU|NZ|HK|C|A|S) ?\$"), "$"),
+    (re.compile(r"^ *~(?=[ $€£¥₹]{0,2}[0-9])"), ""),
+    # Points as thousands, commas as decimals: where the one says that the other is so.
+    (re.compile(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})+),([0-9]{1,2})(?![0-9.,'])"), r"\1.\2"),
+    (
+        re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+(?![0-9]|[.,'][0-9])"),
+        lambda found: found.group().replace(".", "").replace(",", "."),
+    ),
+    (
+        re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3}){2,}(?![0-9]|[.,'][0-9])"),
+        lambda found: found.group().replace(".", ""),
+    ),
+    # Powers of ten, and those of units.
+    (
+        re.compile(r"(?<=[×*xX ])10([⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"),
+        lambda found: "10^" + found[1].translate(_RAISED),
+    ),
+    (re.compile(r"(?<![0-9])10 ?\*\* ?(?=[+-]?[0-9])"), "10^"),
+    (re.compile(r"(?<=[0-9]) ?[xX*×] ?(?=10\^)"), "×"),
+    (
+        re.compile(
+            r"(?<![^\W\d_])(k?m|cm|mm|dm|mi|ft|in|yd|feet|foot|inch(?:es)?|yards?|miles?|units?"
+            r"|(?:kilo|centi|milli)?met(?:er|re)s?)(?: ?\^[23](?![0-9])|[²³])"
+        ),
+        r"\1",
+    ),
+    (re.compile(r"(?<=[0-9]) and (?=[0-9]+/[0-9])"), " "),
+    (re.compile(r"(?<=[*_`])!+$"), ""),
+    (re.compile(r" {2,}"), " "),
+)
 
 # ASCII digits only: `\d` and `int` accept the digits of every script.
-_WHOLE = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]{1,3}(?:'[0-9]{3})+|[0-9]+"
+_WHOLE = (
+    r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}"
+    r"|[0-9]{1,3}(?: [0-9]{3})+|[0-9]{1,3}(?:'[0-9]{3})+|[0-9]+"
+)
 _NUMBER = re.compile(
     r"(?P<sign>(?<![0-9A-Za-z)])[+-] ?)?[$€£¥₹₩]? ?(?P<inner>[+-])?"
     rf"(?:(?P<mixed>[0-9]+) (?=[0-9]+/[0-9]))?(?P<whole>{_WHOLE})?"
     r"(?:[.](?P<decimals>[0-9]+)|(?P<point>[.](?![0-9]))| ?/ ?(?P<denominator>[0-9]+))?"
-    r"(?:[eE](?P<exponent>[+-]?[0-9]+)| ?\* ?10\^(?P<power>[+-]?[0-9]+))?"
+    r"(?:[eE](?P<exponent>[+-]?[0-9]+)|×10\^(?P<power>[+-]?[0-9]+))?"
 )
 _START = re.compile(r"[0-9]|[.][0-9]")
 
@@ -71,16 +124,20 @@ _NEGATIVE = ("minus", "negative")
 _REFUSED = frozenset(
     "not no isn't never or nor between than least most up plus times over divided half halves "
     "quarter quarters third thirds double twice triple squared cubed sqrt root if unless except "
-    "from nearly almost".split()
+    "from nearly almost factorial choose mod modulo log ln exp sin cos tan pi".split()
 )
+_REFUSED_BEFORE = frozenset("but any anything everything either maybe perhaps possibly".split())
 _UNITS = frozenset(
     "km m cm mm kg g mg lb lbs oz l ml h hr hrs min mins s sec secs mph kph ft in yd mi am pm "
     "cents c f usd eur gbp kb mb gb w kw kwh v a hz".split()
 )
+# An equation says one thing; comparisons are none, nor are several equations.
+_NO_EQUATION = re.compile(r"[<>!≠~/]=|=[<>!/]|=\s*/\s*=")
+_APART = re.compile(r"\b(?:or|and)\b|[;|]|,(?![0-9]{3}(?![0-9]))|[0-9] +[^\W\d_]\s*$")
 _WORD_OVER_WORD = re.compile(r"([^\W\d_]*)/([^\W\d_]+)")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 # What is left of a text beside its number, its words and its marks of Markdown and LaTeX.
-_OPERATORS = re.compile(r"[*+/^<>≤≥≠±√∛!|~&\\÷]|(?<![^\W\d_])-|-(?![^\W\d_])|[:;,](?=\s*\S*[0-9])")
+_OPERATORS = re.compile(r"[*×+/^<>≤≥≠±√∛!|~&\\÷]|(?<![^\W\d_])-|-(?![^\W\d_])|[:;,](?=\s*\S*[0-9])")
 _MARKS = re.compile(
     r"(?<![0-9*`])[*`]{1,3}(?=[^\s*`])|(?<=[^\s*`])[*`]{1,3}(?![0-9*`])"
     r"|(?<!\w)_{1,2}(?=\S)|(?<=[^\W_])_{1,2}(?!\w)"
@@ -103,8 +160,12 @@ def read_number(text: str) -> Fraction | None:
     """
     if len(text) > _LONGEST:
         return None
-    text = _plain(text)
-    text = text.rpartition("=")[2].strip()
+    said = _equated(_plain(text))
+    return None if said is None else _alone(said)
+
+
+def _alone(text: str) -> Fraction | None:
+    """The number of a plain text that has one and nothing against it."""
     starts = _START.search(text)
     if starts is None:
         return None
@@ -132,18 +193,51 @@ def last_number_of(text: str) -> Fraction | None:
     return _value(matches[-1])
 
 
+def _equated(text: str) -> str | None:
+    """What a text says that something is; None where it compares, or says two things."""
+    said, equals, value = text.rpartition("=")
+    if not equals:
+        return text
+    hedged = {word.lower() for word in _WORD.findall(said)} & (_REFUSED | _REFUSED_BEFORE)
+    several = any(_APART.search(part) for part in said.split("=")[1:])
+    return None if hedged or several or _NO_EQUATION.search(text) else value.strip()
+
+
 def _plain(text: str) -> str:
     """A text without LaTeX, Markdown and typographic forms."""
     text = text.translate(_CHARACTERS)
-    text = _VULGAR_FRACTION.sub(lambda match: " " + _VULGAR[match.group()], text)
+    if not text.isascii():
+        text = "".join(_digit(character) for character in text)
+        text = _VULGAR_FRACTION.sub(lambda match: " " + _VULGAR[match.group()], text)
+    if "\\" in text:
+        text = text.replace("~", " ")
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
-    text = text.strip()
+    text = _FRACTION.sub(_fraction, text).strip()
+    if text.endswith(".") and not text.endswith(".."):
+        text = text[:-1].strip()
     if len(text) > 1 and text.startswith("$") and text.endswith("$"):
         text = text.strip("$")
-    if "10^" not in text:  # There the star is a product's.
-        text = _MARKS.sub("", text)
+    for pattern, written in _WRITTEN:
+        text = pattern.sub(written, text)
+    text = _MARKS.sub("", text)
     return text.strip().removesuffix("$").strip()
+
+
+def _digit(character: str) -> str:
+    """A digit of any script as an ASCII one; another character as it is."""
+    value = unicodedata.decimal(character, None)
+    return character if value is None else str(value)
+
+
+def _fraction(found: re.Match[str]) -> str:
+    """A fraction of LaTeX on one line, its signs before it; decimals as whole numbers."""
+    sign = "-" if (found[1] == "-") != (found[3] == "-") else ""
+    above, below = Fraction(found[2].replace(",", "")), Fraction(found[4].replace(",", ""))
+    if below == 0 or above == 0:
+        return f" {sign}{found[2]}/{found[4]}"
+    value = above / below
+    return f" {sign}{value.numerator}/{value.denominator}"
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
@@ -177,7 +271,9 @@ def _stands_alone(before: str, after: str) -> bool:
         return False
     if before and (before[-1].isalnum() or before[-1] in "_.,/^"):
         return False
-    if after and (after[0].isdigit() or after[0] == "_"):  # Of digits, those that are raised.
+    if after and (after[0].isdigit() or after[0] in "_…"):  # Of digits, those that are raised.
+        return False
+    if before.endswith("(") and before[-2:-1].isalpha():
         return False
     if after[:1] == "." and after[1:2].strip():
         return False
@@ -186,8 +282,15 @@ def _stands_alone(before: str, after: str) -> bool:
         return False
     if _OPERATORS.search(before) or _OPERATORS.search(after.replace("%", " ")):
         return _unit_over_unit(before, after)
-    words = {word.lower() for word in _WORD.findall(before + " " + after)}
-    return not words & _REFUSED
+    first = {word.lower() for word in _WORD.findall(before)}
+    words = first | {word.lower() for word in _WORD.findall(after)}
+    return not (words & _REFUSED or first & _REFUSED_BEFORE or _variable(after))
+
+
+def _variable(after: str) -> bool:
+    """Whether one letter, which is no unit, is all that follows."""
+    letter = after.strip()
+    return len(letter) == 1 and letter.isalpha() and letter.lower() not in _UNITS
 
 
 def _unit_over_unit(before: str, after: str) -> bool:

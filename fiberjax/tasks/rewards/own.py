@@ -38,6 +38,11 @@ def expressions_of(tasks: options.Tasks) -> tuple[str, ...]:
     return (tasks.verifier, *(expression for _, expression in tasks.verifiers))
 
 
+def limits_of(rewards: options.Rewards) -> Limits:
+    """The limits of what runs in workers."""
+    return Limits(rewards.seconds, rewards.megabytes, rewards.workers, rewards.failed == "stop")
+
+
 def table_of(
     shipped: Mapping[str, Verifier],
     loaded: Iterable[Plugin],
@@ -57,7 +62,7 @@ def table_of(
         pattern is none.
     """
     loaded = tuple(loaded)
-    limits = Limits(rewards.seconds, rewards.megabytes, rewards.workers, rewards.failed == "stop")
+    limits = limits_of(rewards)
     verifiers: dict[str, Verifier] = {}
     for name, entry in plugins.merge(shipped, loaded, "REWARDS").items():
         try:

@@ -5,18 +5,30 @@ answer (`marked`), that is what is read; a gold answer may be marked as well, as
 """
 
 import json
+import math
 import re
 import unicodedata
 from fractions import Fraction
-from typing import Any
+from typing import Any, NoReturn
 
 from fiberjax.tasks.rewards.base import extracts
-from fiberjax.tasks.rewards.marked import marked_answer
+from fiberjax.tasks.rewards.marked import answer_element, marked_answer
 from fiberjax.tasks.rewards.numbers import last_number_of, read_number
 
-_CHOICE = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+|$)(?:\s.*)?", re.DOTALL)
+_CHOICE = re.compile(
+    r"(?:(?:option|choice|letter)\s+)?[(\[]?([A-Z])"
+    r"(?:[)\].:,!]+(?=\s|$)|\s+[-\u2013\u2014](?=\s)|(?=\s*\n)|\s*$)(.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+# What is said behind a letter where others are chosen too.
+_FURTHER = re.compile(
+    r"(?:^|\n)\s*[(\[]?[A-Z](?:[)\].:,;/]|\s*$)|(?<![^\W_])[(\[]?[A-Z][)\]]"
+    r"|\b(?:or|and)\s+(?:\w{1,12}\s+)?[(\[]?[A-Z](?![\w'])|^\s*(?:not?|or|nor)\b"
+)
+_OPTION = re.compile(r".*\b(?:option|choice)\s+(?:is|would be)\b:?", re.DOTALL | re.IGNORECASE)
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
-_FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+_LATEX_MATH = re.compile(r"\\[()\[\]]")
+_FENCED = re.compile(r"```(?:json)?\s(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
 def composed(text: str) -> str:
@@ -98,10 +110,11 @@ def choice(prompt: str, answer: str, completion: str) -> float:
 def choice_of(text: str) -> str | None:
     """The capital letter that a text chooses; None where it chooses none."""
     found = marked_answer(text)
-    text = (text if found is None else found)[:1_000]
-    text = _LATEX_TEXT.sub(r"\1", text).strip().strip("*`$_ ")
+    text = (_OPTION.sub("", text[-1_000:]) if found is None else found)[:1_000]
+    text = _LATEX_MATH.sub("", _LATEX_TEXT.sub(r"\1", unicodedata.normalize("NFKC", text)))
+    text = text.strip().strip("*`$_.!\"'\u2018\u2019\u201c\u201d ")
     chosen = _CHOICE.fullmatch(text)
-    return None if chosen is None else chosen[1].upper()
+    return None if chosen is None or _FURTHER.search(chosen[2]) else chosen[1].upper()
 
 
 def same_json(prompt: str, answer: str, completion: str) -> float:
@@ -116,16 +129,40 @@ def same_json(prompt: str, answer: str, completion: str) -> float:
 
 
 def json_of(text: str) -> tuple[Any] | None:
-    """The JSON value of a text, in a tuple; None where it is none."""
+    """The JSON value of a text, of its `<answer>` or last fenced block; None where it is none.
+
+    A key that stands twice in an object names two values, and a number beyond float64 none.
+    """
+    text = answer_element(text).removeprefix("\ufeff")
     blocks = _FENCED.findall(text)
     try:
-        return (json.loads(blocks[-1] if blocks else text, parse_constant=_refuse),)
+        value = json.loads(
+            blocks[-1] if blocks else text,
+            parse_constant=_refuse,
+            parse_float=_finite,
+            object_pairs_hook=_object,
+        )
     except (ValueError, RecursionError):
         return None
+    return (value,)
 
 
-def _refuse(constant: str) -> None:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        _refuse(text)
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = {unicodedata.normalize("NFC", key): of for key, of in pairs}
+    if len(value) < len(pairs):
+        _refuse("a key that stands twice")
+    return value
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -143,6 +180,9 @@ def _equal(a: Any, b: Any) -> bool:
             if len(a) != len(b):
                 return False
             pending += list(zip(a, b, strict=True))
+        elif isinstance(a, str) and isinstance(b, str):
+            if unicodedata.normalize("NFC", a) != unicodedata.normalize("NFC", b):
+                return False
         elif a != b:
             return False
     return True

@@ -1,4 +1,6 @@
-"""The process of a worker: one reward function, and one batch of completions after the other.
+"""The process of a worker: one function, and one batch of completions after the other.
+
+The function is a reward, or an environment that answers between turns.
 
 `workers` starts it with the number of a file descriptor, and speaks with it over that socket. It
 imports what the function needs and nothing of jax. Its limits are the kernel's: of processor time,
@@ -9,6 +11,7 @@ does, whatever the function is doing, and minds no signal meant for that side.
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import json
 import numbers
 import os
@@ -23,10 +26,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fiberjax.tasks.rewards.base import Case, Form, form_of
+from fiberjax.tasks.rewards.base import Form, form_of
 
 WAITING = 10
 """How many times its processor time a completion may take, asleep or waiting."""
+
+LONGEST_REPLY = 100_000
+"""Characters of a reply, at most."""
 
 _UNITS = 2**20
 _LOOK = 0.5  # Seconds.
@@ -74,12 +80,14 @@ class Order(NamedTuple):
       seconds: of processor time that a completion may take.
       megabytes: that the process may grow by, after its imports.
       parent: the process that it works for.
+      replies: whether the function is an environment, `(example, said) -> reply`.
     """
 
     target: Target
     seconds: float
     megabytes: float
     parent: int
+    replies: bool = False
 
 
 def reason(error: BaseException, file: str = "") -> str:
@@ -104,6 +112,34 @@ def number_of(value: Any) -> float | str:
     return repr(value)[:200]
 
 
+def reply_of(value: Any) -> str | None:
+    """A reply, checked.
+
+    Raises:
+      ValueError: it is neither a text nor None, or too long.
+    """
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"replied {repr(value)[:200]}, expected a text or None")
+    if value is not None and len(value) > LONGEST_REPLY:
+        raise ValueError(f"replied {len(value)} characters, expected at most {LONGEST_REPLY}")
+    return value
+
+
+def form_of_environment(function: Callable[..., Any]) -> Form:
+    """How an environment is called: one example and what was said, each time.
+
+    Raises:
+      TypeError: it takes something else.
+    """
+    with contextlib.suppress(ValueError):  # Of a built-in, which does not say.
+        signature = inspect.signature(function)
+        try:
+            signature.bind("example", "said")
+        except TypeError:
+            raise TypeError(f"takes {signature}, expected (example, said)") from None
+    return Form(row=False, batched=False)
+
+
 def limit_memory(megabytes: float) -> None:
     """Lets this process grow by so much; where its size cannot be read, it is not limited."""
     try:
@@ -115,7 +151,7 @@ def limit_memory(megabytes: float) -> None:
 
 
 def answer(
-    function: Callable[..., Any], form: Form, cases: Sequence[Case], order: Order, extract: bool
+    function: Callable[..., Any], form: Form, cases: Sequence[Any], order: Order, extract: bool
 ) -> dict[str, Any]:
     """What the function makes of some cases: their `values`, or why it `failed`.
 
@@ -124,6 +160,8 @@ def answer(
     seconds = order.seconds * len(cases)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
+        if order.replies:
+            return {"values": [reply_of(function(*case)) for case in cases]}
         if extract:
             found = [function.extract(case.completion) for case in cases]  # type: ignore[attr-defined]
             return {"values": [None if text is None else str(text) for text in found]}
@@ -153,7 +191,7 @@ def serve(connection: Connection) -> None:
     end_with(order.parent)
     try:
         function = order.target.load()
-        form = form_of(function)
+        form = form_of_environment(function) if order.replies else form_of(function)
     except BaseException as error:
         connection.send_bytes(json.dumps({"failed": reason(error, order.target.file)}).encode())
         return

@@ -1,8 +1,9 @@
-"""Rewards in processes of their own, with limits of time and memory: killed, counted, replaced.
+"""Functions in processes of their own, with limits of time and memory: killed, counted, replaced.
 
-A function that a policy's text can hang (sympy), or that is the user's own, is called in workers
-(`worker`). What it does there, raising, hanging, taking all memory or ending its process, costs the
-run one completion's reward. Time is the worker's own processor time, so that a busy machine changes
+A reward that a policy's text can hang (sympy), or that is the user's own, is called in workers
+(`worker`), and so is an environment of the user's own (`tasks.environments`). What it does there,
+raising, hanging, taking all memory or ending its process, costs the run one completion's reward,
+or the rest of one episode. Time is the worker's own processor time, so that a busy machine changes
 no reward; one that sleeps or waits has `WAITING` times as long.
 
 Workers start when they are first needed, each runs one function, and they end with `close_all`,
@@ -83,7 +84,7 @@ class _Worker:
     def idle(self) -> bool:
         return self.ready and self.job is None
 
-    def give(self, job: int, cases: Sequence[Case], seconds: float, extract: bool) -> None:
+    def give(self, job: int, cases: Sequence[Any], seconds: float, extract: bool) -> None:
         """Sends a job; the answer is there within that time, or the worker is to be killed."""
         self.job = job
         self.deadline = time.monotonic() + seconds
@@ -136,16 +137,17 @@ class Pool:
       name: of the function, for errors.
       target: where it is found.
       limits: that hold for it.
+      replies: whether it is an environment, whose cases are an example and what was said.
 
     Attributes:
       trouble: why it last failed; "" where it never did.
     """
 
-    def __init__(self, name: str, target: Target, limits: Limits):
+    def __init__(self, name: str, target: Target, limits: Limits, replies: bool = False):
         self.trouble = ""
         self._name = name
         self._limits = limits
-        self._order = Order(target, limits.seconds, limits.megabytes, os.getpid())
+        self._order = Order(target, limits.seconds, limits.megabytes, os.getpid(), replies)
         self._workers: list[_Worker] = []
         self._form: dict[str, Any] | None = None
         self._lock = threading.Lock()
@@ -164,7 +166,7 @@ class Pool:
         assert self._form is not None
         return self._form["extract"]
 
-    def run(self, cases: Sequence[Case], extract: bool = False) -> list[Any]:
+    def run(self, cases: Sequence[Any], extract: bool = False) -> list[Any]:
         """What the function gives for each case, or `Failed`; of none, loads it.
 
         Args:
@@ -181,7 +183,7 @@ class Pool:
                 _end(self._workers)  # Their answers are nobody's.
                 raise
 
-    def _run(self, cases: Sequence[Case], extract: bool) -> list[Any]:
+    def _run(self, cases: Sequence[Any], extract: bool) -> list[Any]:
         values: list[Any] = [None] * len(cases)
         while self._form is None:  # How it is called, the first worker says.
             self._grow(1)
@@ -199,15 +201,17 @@ class Pool:
             self._step(jobs, values)
         return values
 
-    def _jobs(self, cases: Sequence[Case]) -> dict[int, list[int]]:
+    def _jobs(self, cases: Sequence[Any]) -> dict[int, list[int]]:
         """Which cases go together: each alone, but under a batched function all."""
         assert self._form is not None
         if self._form["batched"]:
             return {0: list(range(len(cases)))}
         return {index: [index] for index in range(len(cases))}
 
-    def _sent(self, case: Case) -> Case:
+    def _sent(self, case: Any) -> Any:
         assert self._form is not None
+        if self._order.replies:
+            return case
         return case._replace(row=dict(case.row) if self._form["row"] else {})
 
     def _grow(self, size: int) -> None:
@@ -245,7 +249,8 @@ class Pool:
         worker.job = None
         if not worker.ready:
             if "failed" in said:
-                raise ValueError(f"the reward {self._name} cannot be loaded: {said['failed']}")
+                what = "environment" if self._order.replies else "reward"
+                raise ValueError(f"the {what} {self._name} cannot be loaded: {said['failed']}")
             worker.ready, self._form = True, said
         elif job is not None:
             failed = Failed(said.get("failed", ""), self._limits.stops)

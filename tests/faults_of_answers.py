@@ -1,0 +1,86 @@
+"""Deliberate faults of what is read as an answer; see `mutants.py`."""
+
+from faults_of_mathematics import Mutant
+
+MARKED = "fiberjax/tasks/rewards/marked.py"
+NUMBERS = "fiberjax/tasks/rewards/numbers.py"
+TEXTS = "fiberjax/tasks/rewards/texts.py"
+OF_REWARDS = "tests/tasks/test_rewards.py"
+UNREAD = f"{OF_REWARDS}::test_what_names_no_number"
+READ = f"{OF_REWARDS}::test_numbers_are_read_in_all_their_forms"
+MARKS = f"{OF_REWARDS}::test_marks_are_found"
+
+OF_READING = "tests/tasks/test_reading.py"
+
+FAULTS = (
+    Mutant(
+        "a narrow float is read as a wide one",
+        "fiberjax/tasks/reading/formats.py",
+        "values[name] = _python(column)",
+        "values[name] = column.to_pylist()",
+        (f"{OF_READING}::test_floats_of_tables_are_their_shortest_text",),
+    ),
+    Mutant(
+        "half of a data set goes for all of it",
+        "fiberjax/tasks/files.py",
+        "if missing and len(listed(paths)) == 1:",
+        "if False:",
+        (f"{OF_READING}::test_shards_that_are_missing_are_told",),
+    ),
+    Mutant(
+        "a chat in a CSV is its JSON text",
+        "fiberjax/tasks/reading/columns.py",
+        "    return chat if messages else value\n",
+        "    return value\n",
+        (f"{OF_READING}::test_chats_in_other_spellings_are_the_same_chat",),
+    ),
+    Mutant(
+        "a comparison is an equation",
+        NUMBERS,
+        "if hedged or several or _NO_EQUATION.search(text) else",
+        "if hedged or several else",
+        (UNREAD,),
+    ),
+    Mutant(
+        "the last of several equations is an answer",
+        NUMBERS,
+        "if hedged or several or",
+        "if hedged or",
+        (UNREAD,),
+    ),
+    Mutant(
+        "a decimal comma is guessed",
+        NUMBERS,
+        '(re.compile(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})+),([0-9]{1,2})',
+        '(re.compile(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})*),([0-9]{1,2})',
+        (UNREAD,),
+    ),
+    Mutant(
+        "two signs of a fraction are one",
+        NUMBERS,
+        'sign = "-" if (found[1] == "-") != (found[3] == "-") else ""',
+        'sign = "-" if found[1] == "-" else ""',
+        (READ,),
+    ),
+    Mutant(
+        "what is not the answer is",
+        MARKED,
+        "(?:would|will|should|must) be)\\b|[=:\uff1a])",
+        "(?:would|will|should|must) be)|[=:\uff1a])",
+        (MARKS,),
+    ),
+    Mutant(
+        "the first of several choices is one",
+        TEXTS,
+        "if chosen is None or _FURTHER.search(chosen[2]) else",
+        "if chosen is None else",
+        (f"{OF_REWARDS}::test_what_chooses_nothing",),
+    ),
+    Mutant(
+        "the last of two values under one key counts",
+        TEXTS,
+        "if len(value) < len(pairs):",
+        "if False:",
+        (f"{OF_REWARDS}::test_json_is_compared_as_values",),
+    ),
+)
