@@ -84,9 +84,11 @@ def _kernel_flops(instruction: Instruction, computation: Computation) -> int:
 def _splash_flops(instruction: Instruction, computation: Computation) -> int:
     """Of JAX's splash attention with a causal mask, which leaves out the blocks that see nothing.
 
-    Its first operand is the table of blocks, int8[heads or 1, n, w] or the other way round: each of
-    n rows of blocks sees the w blocks that end with its own, all n of them without a window. Those
-    that would lie before the first are not computed.
+    Its first operand is the table of blocks, int8[heads or 1, n, w], or for the gradient of keys
+    [heads or 1, w, n]: each of n rows of blocks sees the w blocks that end with its own, all n of
+    them without a window. Those that would lie before the first are not computed. Where the columns
+    of a row lie on several devices, queries are a part of them, and each device computes as many
+    blocks as any other.
     """
     kind = re.match(r"%splash_m[hq]a_(fwd|dq|dkv)_", instruction.name)
     if kind is None:
@@ -95,10 +97,16 @@ def _splash_flops(instruction: Instruction, computation: Computation) -> int:
             "attention's and ragged products'"
         )
     operands = [computation[name].arrays[0].shape for name in instruction.operands[:5]]
-    width, blocks = sorted(operands[0][-2:])
-    computed = blocks * width - width * (width - 1) // 2
     *rows, columns, head_dim = operands[2]
     *_, keys, _ = operands[3]
+    if kind.group(1) == "dkv":
+        width, blocks = operands[0][-2:]
+        # A device with some of the queries has no more rows than these, though blocks see more.
+        width = blocks if width * keys == blocks * columns else width
+    else:
+        queries, width = operands[0][-2:]
+        blocks = queries * keys // columns
+    computed = blocks * width - width * (width - 1) // 2
     product = 2 * math.prod(rows) * columns * keys * head_dim
     return _SPLASH_PRODUCTS[kind.group(1)] * product * computed // blocks**2
 

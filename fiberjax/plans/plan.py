@@ -6,7 +6,7 @@ from typing import Any
 
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
-from fiberjax.plans.programs import PROGRAMS, Program, batch_rows, decoded_rows
+from fiberjax.plans.programs import PROGRAMS, Program, batch_rows, decoded_rows, drawing_mesh
 from fiberjax.plans.topologies import Topology
 from fiberjax.policy import TransformerConfig, num_params
 
@@ -123,7 +123,7 @@ def advise(experiment: Experiment, program: Program) -> list[str]:
     )
     advice = []
     if program.name == "sampler":
-        rows = decoded_rows(experiment) // mesh.row_shards(experiment.mesh)
+        rows = decoded_rows(experiment) // mesh.row_shards(drawing_mesh(experiment))
         option = "slots" if experiment.rollout.slots else "max_rows"
         advice.append(
             f"rollout.{option} = {max(1, rows // 2)}: {rows} rows at a time on each row shard keep "
@@ -149,6 +149,8 @@ def advise(experiment: Experiment, program: Program) -> list[str]:
             f"a larger mesh.fsdp in place of mesh.data = {shape['data']}: parameters and optimizer "
             f"fill {shown(kept)} a device"
         )
+    if program.name != "sampler" and shape["sequence"] == 1:
+        advice.append("mesh.sequence = 2 or 4 if answers are long: the columns of rows are split")
     if shape["tensor"] == 1:
         advice.append("mesh.tensor = 2 or 4: heads, MLP and logits are split too")
     advice.append("more chips, or a generation with more memory")

@@ -203,7 +203,7 @@ def _categorical(uniform: Array, z: Array, placement: Placement) -> tuple[Array,
     mass = jnp.where(z > -_DEEPEST, jnp.exp(z), 0.0)
     mass = jnp.pad(mass, ((0, 0), (0, -vocab % width)))
     blocks = mass.reshape(batch, -1, width)
-    block_mass = placement.activation(jnp.sum(blocks, axis=-1), "activation")
+    block_mass = placement.activation(jnp.sum(blocks, axis=-1), "rows")
     block = _invert(block_mass, uniform[:, 0])
     within = _invert(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], uniform[:, 1])
     token = block * width + within

@@ -168,7 +168,7 @@ def _sample(
         cache_dtype=cache_dtype,
     )
     # A table that no step writes would otherwise be whole on every device.
-    return Samples(*(placement.activation(of, "activation") for of in samples))
+    return Samples(*(placement.activation(of, "rows") for of in samples))
 
 
 class _State(NamedTuple):
