@@ -85,6 +85,11 @@ class Program:
         """Bytes that a device sends."""
         return sum(collective.wire_bytes for collective in self.collectives)
 
+    @property
+    def slow_bytes(self) -> float:
+        """Of these, bytes over the network between slices."""
+        return sum(collective.slow_bytes for collective in self.collectives)
+
 
 def batch_rows(experiment: Experiment) -> int:
     """Rows of an optimizer batch before packing."""
@@ -271,6 +276,7 @@ def plan_step(
         memory,
         resident=reference_bytes(experiment),
         donated=len(jax.tree.leaves(state)),
+        slice_devices=slice_devices(experiment),
     )
 
 
@@ -315,6 +321,7 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
         memory,
         resident=resident,
         default_trips=turn // len(stage_ends(looped)),
+        slice_devices=slice_devices(experiment),
     )
 
 
@@ -343,7 +350,16 @@ def plan_gate(experiment: Experiment, chip: Chip) -> Program:
         )
 
     lowered = jax.jit(gate).lower(outputs, batch, experiment.knobs)
-    return read_program("gate", lowered, chip, {}, resident={})
+    return read_program(
+        "gate", lowered, chip, {}, resident={}, slice_devices=slice_devices(experiment)
+    )
+
+
+def slice_devices(experiment: Experiment) -> int:
+    """Devices of a slice where the mesh is of several, else 0."""
+    devices = experiment.mesh.devices
+    count = mesh.slices(devices.flat)
+    return devices.size // count if count > 1 else 0
 
 
 def device_bytes(tree: Any) -> int:
@@ -363,6 +379,7 @@ def read_program(
     resident: dict[str, int],
     default_trips: int = 1,
     donated: int = 0,
+    slice_devices: int = 0,
 ) -> Program:
     """Compiles a program and reads what it costs; a refusal of the compiler is a `Program` too.
 
@@ -374,6 +391,7 @@ def read_program(
       resident: bytes that a run keeps on a device beside it, by name.
       default_trips: see `hlo.walk`.
       donated: arguments whose memory it may reuse.
+      slice_devices: of a slice, where there are several; see `costs.collectives`.
     """
     limit = chip.hbm // chip.devices
     memory = memory | resident
@@ -401,7 +419,7 @@ def read_program(
     module = hlo.parse(compiled.as_text())
     flops = costs.flops(module, default_trips)
     traffic = costs.hbm_bytes(module, default_trips)
-    exchanged = costs.collectives(module, default_trips)
+    exchanged = costs.collectives(module, default_trips, slice_devices)
     return Program(
         name=name,
         fits=peak <= limit,

@@ -227,6 +227,36 @@ def test_overlapped_exchanges_count_once():
     assert costs.hbm_bytes(module) == table + 24 * 2 * 8 * 8 * 4
 
 
+@pytest.mark.parametrize(
+    ("text", "spanned"),
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 1),
+        ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", 2),
+        ("replica_groups=[2,4]<=[8]", 1),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}", 1),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", 2),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, x", 2),
+        ("channel_id=1, source_target_pairs={{0,1},{1,4}}", 2),
+    ],
+)
+def test_exchanges_between_slices_are_told(text, spanned):
+    """Of two slices with four devices each."""
+    kind = "collective-permute" if "pairs" in text else "all-reduce"
+    program = f"""HloModule m
+
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT %s = f32[8]{{0}} {kind}(%x), {text}
+}}
+"""
+    (one,) = costs.collectives(hlo.parse(program), slice_devices=4)
+    assert one.slices == spanned
+    share = spanned / one.devices if spanned > 1 else 0
+    assert one.slow_bytes == share * one.wire_bytes
+    assert costs.collectives(hlo.parse(program))[0].slow_bytes == 0
+
+
 def test_groups_of_a_collective():
     for text, size in (
         ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
