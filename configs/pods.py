@@ -47,5 +47,5 @@ def get_config(gate: str = DEFAULT) -> ConfigDict:
     config.evaluation.every = 20
     config.evaluation.curve_prompts = 32
     config.checkpoint.every = 10
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "sequence": 1, "tensor": 1})
     return config

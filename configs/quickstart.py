@@ -202,7 +202,7 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.diagnostics = ConfigDict({"every": 1})
     config.checkpoint = ConfigDict({"every": 20, "keep": 2, "best": "", "best_mode": "max"})
     config.stop = ConfigDict({"metric": "", "patience": 3, "min_delta": 0.0, "mode": "max"})
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1})
     # Of another program that draws; read where config.rollout.engine is "http".
     config.server = ConfigDict(
         {

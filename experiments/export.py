@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         workdir = storage.place(WORKDIR.value)
         config = identity.read_config(workdir)
         config, load_data = policies.without_data(config)
-        config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+        config.mesh = ConfigDict({"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1})
         if FOLDER.value is not None:
             config.model.folder = FOLDER.value
         built = experiment.from_config(config, jax.devices()[:1], load_data)

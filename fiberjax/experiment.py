@@ -42,7 +42,7 @@ from fiberjax.tasks.loading import load_domains, make_vocabulary
 from fiberjax.tasks.rewards import Verifier
 from fiberjax.tasks.rewards.own import expressions_of, limits_of, table_of
 from fiberjax.train import passes
-from fiberjax.train.checks import check_cache, check_lag, check_rows
+from fiberjax.train.checks import check_cache, check_columns, check_lag, check_rows
 from fiberjax.train.engine import Engine
 from fiberjax.train.rollout import Sampler
 from fiberjax.train.server import make_engine
@@ -222,7 +222,7 @@ class Experiment:
         """
         return Sampler(
             config=self.policy,
-            mesh=self.mesh,
+            mesh=mesh.folded(self.mesh),
             vocabulary=self.vocabulary,
             domains=domains,
             max_new_tokens=self.window.completion,
@@ -241,7 +241,7 @@ class Experiment:
     def training_sampler(self, *, logit_noise: float = 0.0) -> Sampler:
         """The sampler of rollouts, which may have devices of its own; `logit_noise` as above."""
         sampler = self.sampler(self.train, logit_noise=logit_noise)
-        return dataclasses.replace(sampler, mesh=self.sampling_mesh)
+        return dataclasses.replace(sampler, mesh=mesh.folded(self.sampling_mesh))
 
     def evaluation_sampler(self) -> Sampler:
         """The sampler of the held-out domains, which draws as `config.evaluation` says."""
@@ -368,6 +368,8 @@ def _from_config(
     diagnostics = options.parse(options.Diagnostics, config.diagnostics, "config.diagnostics")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)
     check_lag(sampling_mesh, rollout, training)
+    curriculum = options.parse(options.Curriculum, config.curriculum, "config.curriculum")
+    check_columns(device_mesh, window, rollout, curriculum, evaluation)
     model = options.parse(options.Model, config.model, "config.model")
     shape = read_shape(model.folder)
     check_model(model, window, warm_start)
@@ -409,7 +411,7 @@ def _from_config(
         engine=make_engine(server, rollout, training, policy, device_mesh),
         training=training,
         budget_control=make_budget_control(config.budget_control, gate, diagnostics),
-        curriculum=options.parse(options.Curriculum, config.curriculum, "config.curriculum"),
+        curriculum=curriculum,
         evaluation=evaluation,
         keep=options.parse(options.Keep, config.keep, "config.keep"),
         diagnostics=diagnostics,

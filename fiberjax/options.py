@@ -912,11 +912,14 @@ class Mesh:
       data: replicas of the parameters; rows of a batch are split.
       fsdp: parameters and optimizer state are split, and rows too. On TPUs -1 splits them no finer
         than into whole tiles, and what it leaves goes to data; see `shardings.tiled_parts`.
+      sequence: the columns of every row are split, for answers too long for one device, and
+        parameters further than fsdp does; sampling splits rows instead.
       tensor: heads, MLP and vocabulary are split.
     """
 
     data: Annotated[int, MESH_SIZE]
     fsdp: Annotated[int, MESH_SIZE]
+    sequence: Annotated[int, MESH_SIZE]
     tensor: Annotated[int, MESH_SIZE]
 
 

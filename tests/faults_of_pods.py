@@ -12,7 +12,7 @@ FAULTS = (
     Mutant(
         "parameters are split into parts thinner than a tile",
         SHARDINGS,
-        "size % (SUBLANES * parts) == 0",
+        "size % (least * parts) == 0",
         "size % parts == 0",
         (f"{TILES}::test_parts_are_whole_tiles_where_replicas_are_small",),
     ),

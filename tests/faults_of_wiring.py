@@ -34,7 +34,7 @@ FAULTS = (
     Mutant(
         "drawn tables that nobody wrote are whole on every device",
         "fiberjax/policy/sampler.py",
-        'return Samples(*(placement.activation(of, "activation") for of in samples))',
+        'return Samples(*(placement.activation(of, "rows") for of in samples))',
         "return samples",
         (f"{ROLLOUT}::test_what_is_drawn_lies_where_its_rows_do",),
     ),

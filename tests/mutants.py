@@ -25,6 +25,7 @@ import faults_of_data
 import faults_of_families
 import faults_of_keeping
 import faults_of_lag
+import faults_of_long
 import faults_of_looking
 import faults_of_making_way
 import faults_of_mathematics
@@ -70,6 +71,7 @@ MUTANTS = (
     *faults_of_sampling.FAULTS,
     *faults_of_making_way.FAULTS,
     *faults_of_answers.FAULTS,
+    *faults_of_long.FAULTS,
 )
 
 

@@ -73,13 +73,18 @@ KNOBS = Knobs(BUDGETS, np.float32(1.0), np.float32(0.01), np.float32(0.1))
 OPTIONS = StepOptions(kl_estimator="k3", entropy_bonus=True, chunk=4)
 
 
-def build(shape, options=OPTIONS, config=CONFIG, batch=None):
+def mesh_of(shape):
+    """A mesh of sizes (data, fsdp, tensor), and sequence if there is a fourth."""
+    sizes = dict(zip(("data", "fsdp", "tensor", "sequence"), shape, strict=False))
+    return mesh.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
+
+
+def build(shape, options=OPTIONS, config=CONFIG, batch=None, gate=GATE):
     """The step, its state and its batch on a mesh of this shape.
 
     With adapters the state is of these, and the step is of all parameters as its base.
     """
-    count = int(np.prod(shape))
-    device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
+    device_mesh = mesh_of(shape)
 
     def fresh() -> TrainState:
         params = init(config, jax.random.key(0))
@@ -91,7 +96,7 @@ def build(shape, options=OPTIONS, config=CONFIG, batch=None):
     state = jax.jit(fresh, out_shardings=shardings)()
     batch = make_batch() if batch is None else batch
     placed = mesh.place(device_mesh, batch, batch_specs(batch))
-    step = make_step(config, device_mesh, GATE, OPTIMIZER, options, shardings)
+    step = make_step(config, device_mesh, gate, OPTIMIZER, options, shardings)
     if options.lora is not None:
         base = init(config, jax.random.key(0))
         base = jax.device_put(base, param_shardings(device_mesh, base))

@@ -116,7 +116,7 @@ BAD = [
     ("optimizer.decay_all", 1, r"config\.optimizer\.decay_all must be bool; got 1"),
     ("optimizer.learning_rate", -1.0, r"config\.optimizer: learning_rate must be positive"),
     ("optimizer.moment_dtype", "int8", r"config\.optimizer: moment_dtype must be one of .*'int8'"),
-    ("mesh.data", 3, r"mesh data=3, fsdp=1, tensor=1 does not fit 1 devices"),
+    ("mesh.data", 3, r"mesh data=3, fsdp=1, sequence=1, tensor=1 does not fit 1 devices"),
     ("mesh.date", 1, r"config\.mesh\.date does not exist; did you mean 'data'"),
     # Policy, windows, data.
     ("policy.head_dim", 7, r"config\.policy: head_dim must be even"),

@@ -117,7 +117,7 @@ def test_the_share_scales_steps_and_decay_and_leaves_the_moments():
 def test_shards_of_the_rows_have_the_share_of_all_tokens():
     found = {}
     for shape in ((1, 1, 1), (4, 2, 1)):
-        sizes = dict(zip(mesh.AXES, shape, strict=True))
+        sizes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
         device_mesh = mesh.make_mesh(sizes, jax.devices()[: int(np.prod(shape))])
         batch = small_step.make_batch()
         batch = mesh.place(device_mesh, batch, batch_specs(batch))

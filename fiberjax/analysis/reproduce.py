@@ -229,7 +229,7 @@ def _fitted(config: ConfigDict, devices: Sequence[Any] | None) -> tuple[ConfigDi
     if min(sizes) < 0:
         return config, there
     if math.prod(sizes) > len(there):
-        config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+        config.mesh = ConfigDict(dict.fromkeys(config.mesh, 1))
         return config, there[:1]
     return config, there[: math.prod(sizes)]
 

@@ -1,13 +1,14 @@
 """The mesh, and which rows each process holds: nobody else makes one.
 
-Three axes: `data` (replicas of the parameters), `fsdp` (parameters and optimizer state split, rows
-split too) and `tensor` (heads, MLP and vocabulary split). Rows of a batch lie over `data` and
-`fsdp` together.
+Four axes: `data` (replicas of the parameters), `fsdp` (parameters and optimizer state split, rows
+split too), `sequence` (the same of them split further, and the columns of every row) and `tensor`
+(heads, MLP and vocabulary split). Rows of a batch lie over `data` and `fsdp` together. To sample,
+columns come one at a time: there `sequence` splits rows like `fsdp` (`folded`).
 """
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,17 +16,20 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 ROW_AXES = ("data", "fsdp")
+# What splits parameters beside `tensor`.
+STORE_AXES = ("fsdp", "sequence")
 ROWS = P(ROW_AXES)
 REPLICATED = P()
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with axes `data`, `fsdp` and `tensor`.
+    """A mesh with the axes `AXES`.
 
     Args:
-      sizes: size of each axis; one of them may be −1 and takes what the others leave.
+      sizes: size of each axis, `sequence` 1 where it is not named; one of them may be −1 and takes
+        what the others leave.
       devices: the devices to use, all of them by default.
 
     Raises:
@@ -33,6 +37,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = {"sequence": 1} | dict(sizes)
     if set(sizes) != set(AXES):
         raise ValueError(f"mesh must give a size for each of {AXES}; got {sorted(sizes)}")
     shape = [sizes[axis] for axis in AXES]
@@ -44,7 +49,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         shape[shape.index(-1)] = len(devices) // known
     if math.prod(shape) != len(devices):
         raise ValueError(f"mesh {shown} does not fit {len(devices)} devices")
-    num_slices = len({_slice(device) for device in devices})
+    num_slices = slices(devices)
     if shape[0] % num_slices:
         raise ValueError(
             f"mesh data={shape[0]} must be a multiple of the {num_slices} slices: only replicas of "
@@ -63,11 +68,33 @@ def with_fsdp(device_mesh: Mesh, parts: int) -> Mesh:
     Raises:
       ValueError: parts that do not divide `fsdp`.
     """
-    data, fsdp, tensor = device_mesh.devices.shape
+    data, fsdp, *others = device_mesh.devices.shape
     if parts < 1 or fsdp % parts:
         raise ValueError(f"fsdp={fsdp} cannot be cut into groups of {parts}")
-    devices = device_mesh.devices.reshape(data * (fsdp // parts), parts, tensor)
+    devices = device_mesh.devices.reshape(data * (fsdp // parts), parts, *others)
     return Mesh(_aligned(devices), AXES, axis_types=device_mesh.axis_types)
+
+
+def folded(device_mesh: Mesh) -> Mesh:
+    """The same devices in the same order, those of `sequence` along `fsdp`: what samples.
+
+    Parameters lie where they lay. Each process holds the rows that it held, finer split.
+
+    Raises:
+      ValueError: the columns of a row lie on several processes, which would each hold others of the
+        rows to sample than of those to train on.
+    """
+    data, fsdp, sequence, tensor = device_mesh.devices.shape
+    if sequence == 1:
+        return device_mesh
+    for shard in device_mesh.devices.reshape(data * fsdp, -1):
+        if len({device.process_index for device in shard}) > 1:
+            raise ValueError(
+                f"mesh sequence={sequence} × tensor={tensor} lies over several processes: expected "
+                "no more than the devices of one"
+            )
+    devices = device_mesh.devices.reshape(data, fsdp * sequence, 1, tensor)
+    return Mesh(devices, AXES, axis_types=device_mesh.axis_types)
 
 
 def split(
@@ -100,6 +127,11 @@ def split(
     apart = {"data": sampling // tensor, "fsdp": 1, "tensor": tensor}
     trains = make_mesh(sizes, devices[: len(devices) - sampling])
     return trains, make_mesh(apart, devices[len(devices) - sampling :])
+
+
+def slices(devices: Iterable[Any]) -> int:
+    """How many TPU slices devices are of; 1 on other hardware."""
+    return len({_slice(device) for device in devices})
 
 
 def _slice(device: Any) -> int:
@@ -172,6 +204,11 @@ def _snake(items: list[Any], place: Callable[[Any], tuple[int, ...]]) -> list[An
         return (*result, *at[3:])
 
     return sorted(items, key=key)
+
+
+def stored_parts(mesh: Mesh) -> int:
+    """Into how many parts parameters are split, beside those of `tensor`."""
+    return math.prod(mesh.shape[axis] for axis in STORE_AXES)
 
 
 def row_shards(mesh: Mesh) -> int:

@@ -23,11 +23,13 @@ from fiberjax.parallel.mesh import (
     REPLICATED,
     ROW_AXES,
     ROWS,
+    STORE_AXES,
     local_rows,
     row_shards,
+    stored_parts,
     with_fsdp,
 )
-from fiberjax.policy import Placement, TransformerConfig, attention
+from fiberjax.policy import Placement, TransformerConfig, apart, attention
 from fiberjax.policy.placement import put_rows, select_columns, write_columns
 
 # Path of a parameter (and of its moments in the optimizer state) -> how its axes are split. The
@@ -35,40 +37,42 @@ from fiberjax.policy.placement import put_rows, select_columns, write_columns
 # split by `tensor`, whole experts to a device. Adapters are split as the sides of their matrices
 # are; their rank is not.
 PARTITION_RULES: tuple[tuple[str, P], ...] = (
-    (r"(embed|head)/kernel$", P("tensor", "fsdp")),
-    (r"layers/attention/[qkv]/kernel$", P(None, "fsdp", "tensor")),
+    (r"(embed|head)/kernel$", P("tensor", STORE_AXES)),
+    (r"layers/attention/[qkv]/kernel$", P(None, STORE_AXES, "tensor")),
     (r"layers/attention/[qkv]/bias$", P(None, "tensor")),
-    (r"layers/attention/o/kernel$", P(None, "tensor", "fsdp")),
-    (r"layers/(attention/[qkv]|mlp/(gate|up))/lora_a$", P(None, "fsdp")),
+    (r"layers/attention/o/kernel$", P(None, "tensor", STORE_AXES)),
+    (r"layers/(attention/[qkv]|mlp/(gate|up))/lora_a$", P(None, STORE_AXES)),
     (r"layers/(attention/[qkv]|mlp/(gate|up))/lora_b$", P(None, None, "tensor")),
     (r"layers/(attention/o|mlp/down)/lora_a$", P(None, "tensor")),
-    (r"layers/(attention/o|mlp/down)/lora_b$", P(None, None, "fsdp")),
-    (r"layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
-    (r"layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),
-    (r"layers/experts/router/kernel$", P(None, "fsdp")),
-    (r"layers/experts/(gate|up)/kernel$", P(None, "tensor", "fsdp")),
-    (r"layers/experts/down/kernel$", P(None, "tensor", None, "fsdp")),
+    (r"layers/(attention/o|mlp/down)/lora_b$", P(None, None, STORE_AXES)),
+    (r"layers/mlp/(gate|up)/kernel$", P(None, STORE_AXES, "tensor")),
+    (r"layers/mlp/down/kernel$", P(None, "tensor", STORE_AXES)),
+    (r"layers/experts/router/kernel$", P(None, STORE_AXES)),
+    (r"layers/experts/(gate|up)/kernel$", P(None, "tensor", STORE_AXES)),
+    (r"layers/experts/down/kernel$", P(None, "tensor", None, STORE_AXES)),
     (r"norm/scale$", P()),
 )
 
 ACTIVATION_SPECS: Mapping[str, P] = {
-    "activation": P(ROW_AXES),  # [B, S, D]
-    "heads": P(ROW_AXES, None, "tensor"),  # [B, S, heads, head_dim]
-    "mlp": P(ROW_AXES, None, "tensor"),  # [B, S, F]
+    "rows": ROWS,  # [B, ...]
+    "activation": P(ROW_AXES, "sequence"),  # [B, S, D]
+    "heads": P(ROW_AXES, "sequence", "tensor"),  # [B, S, heads, head_dim]
+    "mlp": P(ROW_AXES, "sequence", "tensor"),  # [B, S, F]
     "column": P(ROW_AXES, "tensor"),  # [B, kv heads, S, head_dim]
+    "columns": P(ROW_AXES, "tensor", "sequence"),  # [B, kv heads, S, head_dim], of whole rows
 }
 
 # A layer's matrix by the axis that `tensor` splits (of experts, it is their first: by the axis that
 # `fsdp` does not), or one of its adapter -> as it is stored, and as its product reads it.
 KERNEL_SPECS: Mapping[str, tuple[P, P]] = {
-    "out": (P("fsdp", "tensor"), P(None, "tensor")),
-    "in": (P("tensor", "fsdp"), P("tensor", None)),
-    "out lora_a": (P("fsdp"), P()),
+    "out": (P(STORE_AXES, "tensor"), P(None, "tensor")),
+    "in": (P("tensor", STORE_AXES), P("tensor", None)),
+    "out lora_a": (P(STORE_AXES), P()),
     "out lora_b": (P(None, "tensor"), P(None, "tensor")),
     "in lora_a": (P("tensor"), P("tensor")),
-    "in lora_b": (P(None, "fsdp"), P()),
-    "expert out": (P("tensor", "fsdp"), P("tensor")),
-    "expert in": (P("tensor", None, "fsdp"), P("tensor")),
+    "in lora_b": (P(None, STORE_AXES), P()),
+    "expert out": (P("tensor", STORE_AXES), P("tensor")),
+    "expert in": (P("tensor", None, STORE_AXES), P("tensor")),
 }
 
 
@@ -85,7 +89,9 @@ SUBLANES = 8
 REPLICA_BYTES = 2**30
 
 
-def tiled_parts(shapes: Mapping[str, tuple[int, ...]], fsdp: int, tensor: int = 1) -> int:
+def tiled_parts(
+    shapes: Mapping[str, tuple[int, ...]], fsdp: int, tensor: int = 1, sequence: int = 1
+) -> int:
     """Into how many parts `fsdp` devices of a TPU should split the parameters; divides `fsdp`.
 
     The most that leave every part of every matrix a multiple of 8 along the axis that is split,
@@ -99,6 +105,7 @@ def tiled_parts(shapes: Mapping[str, tuple[int, ...]], fsdp: int, tensor: int = 
       shapes: path of each parameter -> its shape, as `PARTITION_RULES` knows them.
       fsdp: devices that could each hold a part.
       tensor: size of that mesh axis, which splits other axes.
+      sequence: of that one, which splits what `fsdp` does further.
 
     >>> shapes = {"layers/mlp/up/kernel": (24, 896, 4864)}
     >>> tiled_parts(shapes, 16), tiled_parts(shapes, 64)  # 56 rows each; 14 would be too few.
@@ -110,12 +117,13 @@ def tiled_parts(shapes: Mapping[str, tuple[int, ...]], fsdp: int, tensor: int = 
         for pattern, spec in PARTITION_RULES
         if re.search(pattern, name)
         for size, axis in zip(shape, spec, strict=False)
-        if axis == "fsdp"
+        if axis == STORE_AXES
     ]
     divisors = [parts for parts in range(fsdp, 0, -1) if fsdp % parts == 0]
-    whole = (parts for parts in divisors if all(size % (SUBLANES * parts) == 0 for size in sizes))
+    least = SUBLANES * sequence
+    whole = (parts for parts in divisors if all(size % (least * parts) == 0 for size in sizes))
     parts = next(whole, 1)
-    held = 12 * sum(map(math.prod, shapes.values())) // (parts * tensor)
+    held = 12 * sum(map(math.prod, shapes.values())) // (parts * sequence * tensor)
     return parts if held <= REPLICA_BYTES else fsdp
 
 
@@ -131,7 +139,8 @@ def in_whole_tiles(device_mesh: Mesh, params: Any) -> Mesh:
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     shapes = {path_name(path): leaf.shape for path, leaf in leaves}
     sizes = device_mesh.shape
-    return with_fsdp(device_mesh, tiled_parts(shapes, sizes["fsdp"], sizes["tensor"]))
+    parts = tiled_parts(shapes, sizes["fsdp"], sizes["tensor"], sizes["sequence"])
+    return with_fsdp(device_mesh, parts)
 
 
 def param_shardings(mesh: Mesh, params: Any) -> Any:
@@ -155,7 +164,7 @@ def param_shardings(mesh: Mesh, params: Any) -> Any:
 
 
 def sampling_shardings(mesh: Mesh, params: Any) -> Any:
-    """The sharding of each parameter while sampling: `fsdp` holds all of it, `tensor` a part.
+    """The sharding of each parameter while sampling: in parts over `tensor` alone.
 
     A decoding step reads every parameter for a few tokens: gathering them at each step would take
     longer than the step.
@@ -188,7 +197,8 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 def _check_divides(mesh: Mesh, name: str, shape: tuple[int, ...], spec: P) -> None:
     for size, axes in zip(shape, spec, strict=False):
-        names = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        named = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        names = [axis for axis in named if mesh.shape[axis] > 1]
         parts = math.prod(mesh.shape[axis] for axis in names)
         if size % parts:
             raise ValueError(
@@ -203,7 +213,9 @@ def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
     Raises:
       ValueError: attention that cannot run there; see `attention.choose`.
     """
-    chosen = attention.choose(config, hardware(mesh.devices.flat[0]), mesh.shape["tensor"])
+    chosen = attention.choose(
+        config, hardware(mesh.devices.flat[0]), mesh.shape["tensor"], mesh.shape["sequence"]
+    )
     return MeshPlacement(mesh, attention=chosen, window=config.sliding_window)
 
 
@@ -266,8 +278,8 @@ class MeshPlacement(Placement):
         )(x)
 
     def kernel(self, kernel: jax.Array, split: str) -> jax.Array:
-        """The matrix gathered over `fsdp`; its gradient is scattered over it."""
-        if self.mesh.shape["fsdp"] == 1:
+        """The matrix gathered over `STORE_AXES`; its gradient is scattered over them."""
+        if stored_parts(self.mesh) == 1:
             return kernel
         stored, read = (NamedSharding(self.mesh, spec) for spec in KERNEL_SPECS[split])
         return _gathered(kernel, stored, read)
@@ -282,8 +294,10 @@ class MeshPlacement(Placement):
         scale: float | None = None,
         window: jax.Array | int | None = None,
     ) -> jax.Array:
-        """Attention of whole rows, each device its rows and heads."""
+        """Attention of whole rows, each device its rows, heads and queries."""
         if self.attention == "dense":
+            if self.mesh.shape["sequence"] > 1:  # Its queries meet all keys.
+                key, value = (self._all_columns(part) for part in (key, value))
             return super().attend(query, key, value, segment_ids, scale=scale, window=window)
         # Fewer key-value heads than parts: several parts read the same one.
         copies = math.lcm(key.shape[1], self.mesh.shape["tensor"]) // key.shape[1]
@@ -299,8 +313,15 @@ class MeshPlacement(Placement):
             *parts,
         )
 
+    def _all_columns(self, x: jax.Array) -> jax.Array:
+        """Keys or values `[B, G, T, K]`, gathered over `sequence`."""
+        specs = ACTIVATION_SPECS["columns"], ACTIVATION_SPECS["column"]
+        return _gathered(x, *(NamedSharding(self.mesh, spec) for spec in specs))
+
     def _kernel(self, window: int | None, scale: float | None, *parts: jax.Array) -> jax.Array:
         """The kernel over query, key, value and segment ids."""
+        if self.mesh.shape["sequence"] > 1:
+            return self._kernel_apart(window, scale, *parts)
 
         def local(*parts: jax.Array) -> jax.Array:
             on_cpu = self.platform == "cpu"
@@ -322,6 +343,31 @@ class MeshPlacement(Placement):
             # The kernels do not say over which axes its result varies.
             check_vma=False,
         )(*parts)
+
+    def _kernel_apart(
+        self, window: int | None, scale: float | None, *parts: jax.Array
+    ) -> jax.Array:
+        """What `_kernel` computes where the columns of a row lie on several devices."""
+        count = self.mesh.shape["sequence"]
+        kernel = apart.make_kernel(
+            parts[0].shape[1] // count,
+            count,
+            window=window,
+            interpret=self.platform == "cpu",
+        )
+        tables = kernel.manual_sharding_spec(NamedSharding(self.mesh, P(None, "sequence")))
+        heads, narrow = ACTIVATION_SPECS["heads"], ACTIVATION_SPECS["columns"]
+
+        def local(kernel: attention.Kernel, *parts: jax.Array) -> jax.Array:
+            return apart.splash(*parts, axis="sequence", parts=count, kernel=kernel, scale=scale)
+
+        return jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=(tables, heads, narrow, narrow, ROWS),
+            out_specs=heads,
+            check_vma=False,
+        )(kernel, *parts)
 
     def experts(
         self,
@@ -345,8 +391,8 @@ class MeshPlacement(Placement):
         return jax.shard_map(
             held,
             mesh=self.mesh,
-            in_specs=(ROWS, ROWS, ROWS, *[P("tensor")] * len(kernels)),
-            out_specs=ROWS,
+            in_specs=(*[ACTIVATION_SPECS["activation"]] * 3, *[P("tensor")] * len(kernels)),
+            out_specs=ACTIVATION_SPECS["activation"],
             # Checked, the permutations' own gradients would have to say over which axes they vary.
             check_vma=False,
         )(x, share, expert, *kernels)
@@ -390,7 +436,7 @@ class MeshPlacement(Placement):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gathered(kernel: jax.Array, stored: NamedSharding, read: NamedSharding) -> jax.Array:
-    """A matrix that is split over `fsdp`, whole; its gradient is added and split again at once.
+    """An array that is split over some axes, whole; its gradient is added and split again at once.
 
     Left to itself, the TPU compiler may turn product and gather into a loop of partial products,
     which pass their sum through memory at every round.

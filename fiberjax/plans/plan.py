@@ -6,7 +6,7 @@ from typing import Any
 
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import mesh
-from fiberjax.plans.programs import PROGRAMS, Program, batch_rows, decoded_rows
+from fiberjax.plans.programs import PROGRAMS, Program, batch_rows, decoded_rows, drawing_mesh
 from fiberjax.plans.topologies import Topology
 from fiberjax.policy import TransformerConfig, num_params
 
@@ -123,7 +123,7 @@ def advise(experiment: Experiment, program: Program) -> list[str]:
     )
     advice = []
     if program.name == "sampler":
-        rows = decoded_rows(experiment) // mesh.row_shards(experiment.mesh)
+        rows = decoded_rows(experiment) // mesh.row_shards(drawing_mesh(experiment))
         option = "slots" if experiment.rollout.slots else "max_rows"
         advice.append(
             f"rollout.{option} = {max(1, rows // 2)}: {rows} rows at a time on each row shard keep "
@@ -149,6 +149,8 @@ def advise(experiment: Experiment, program: Program) -> list[str]:
             f"a larger mesh.fsdp in place of mesh.data = {shape['data']}: parameters and optimizer "
             f"fill {shown(kept)} a device"
         )
+    if program.name != "sampler" and shape["sequence"] == 1:
+        advice.append("mesh.sequence = 2 or 4 if answers are long: the columns of rows are split")
     if shape["tensor"] == 1:
         advice.append("mesh.tensor = 2 or 4: heads, MLP and logits are split too")
     advice.append("more chips, or a generation with more memory")
@@ -172,6 +174,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     for entry, program in zip(result["programs"], plan.programs, strict=True):
         entry["collectives_by_kind"] = program.by_kind()
         entry["wire_bytes"] = program.wire_bytes
+        entry["slow_bytes"] = program.slow_bytes
         entry["collectives"] = [
             dataclasses.asdict(c) | {"wire_bytes": c.wire_bytes} for c in program.collectives[:12]
         ]
@@ -218,6 +221,8 @@ def to_text(plan: Plan) -> str:
             f"  collectives: {shown(program.wire_bytes)} sent a device, "
             f"{program.wire_seconds:.3g} s; {shown(program.overlapped_bytes)} of it beside products"
         )
+        if program.slow_bytes:
+            lines.append(f"  {shown(program.slow_bytes)} of it from slice to slice")
         for kind, entry in program.by_kind().items():
             lines.append(
                 f"    {kind:<18} {entry['times']:>7} times, {shown(entry['wire_bytes']):>10}"

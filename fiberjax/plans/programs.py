@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fiberjax.experiment import Experiment
@@ -85,6 +85,11 @@ class Program:
         """Bytes that a device sends."""
         return sum(collective.wire_bytes for collective in self.collectives)
 
+    @property
+    def slow_bytes(self) -> float:
+        """Of these, bytes over the network between slices."""
+        return sum(collective.slow_bytes for collective in self.collectives)
+
 
 def batch_rows(experiment: Experiment) -> int:
     """Rows of an optimizer batch before packing."""
@@ -102,24 +107,29 @@ def packed_rows(experiment: Experiment) -> int | None:
     return shards * smaller[-1] if smaller else None
 
 
+def drawing_mesh(experiment: Experiment) -> Mesh:
+    """The mesh as sampling splits rows over it."""
+    return mesh.folded(experiment.mesh)
+
+
 def drawn_rows(experiment: Experiment) -> int:
     """Rows of the sampler's largest call: of rollouts, evaluations or profiles."""
     drawn = experiment.rollout
     most = 0 if drawn.slots else drawn.max_rows
-    shards = mesh.row_shards(experiment.mesh)
+    shards = mesh.row_shards(drawing_mesh(experiment))
     return shards * max(rollout.rows_at_a_time(rows, most) for rows in _shard_rows(experiment))
 
 
 def decoded_rows(experiment: Experiment) -> int:
     """Rows that are decoded at a time in it, which the cache holds: as many as there are slots."""
-    rows, shards = drawn_rows(experiment), mesh.row_shards(experiment.mesh)
+    rows, shards = drawn_rows(experiment), mesh.row_shards(drawing_mesh(experiment))
     return min(rows, shards * experiment.rollout.slots) if experiment.rollout.slots else rows
 
 
 def _shard_rows(experiment: Experiment) -> list[int]:
     """Rows of a row shard that are drawn in rollouts, profiles and evaluations."""
     drawn, wanted = experiment.rollout, experiment.evaluation
-    shards = mesh.row_shards(experiment.mesh)
+    shards = mesh.row_shards(drawing_mesh(experiment))
     per_shard = [
         drawn.prompts * drawn.samples // shards,
         drawn.prompts * experiment.curriculum.profile_samples // shards,
@@ -175,15 +185,15 @@ def abstract_batch(
         routes = jax.ShapeDtypeStruct(taken, policy.route_dtype)
     at: Any = shape(rows, columns, jnp.int32) if named else None
     batch = Batch(whole, whole, whole, layout, part, part, part, part, routes, at)
-    return _on_mesh(experiment, batch, batch_specs(batch))
+    return _on_mesh(experiment.mesh, batch, batch_specs(batch))
 
 
-def _on_mesh(experiment: Experiment, tree: Any, specs: Any) -> Any:
+def _on_mesh(device_mesh: Mesh, tree: Any, specs: Any) -> Any:
     if isinstance(specs, P):
         specs = jax.tree.map(lambda _: specs, tree)
     return jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=NamedSharding(experiment.mesh, spec)
+            leaf.shape, leaf.dtype, sharding=NamedSharding(device_mesh, spec)
         ),
         tree,
         specs,
@@ -223,10 +233,10 @@ def sampling_params(experiment: Experiment) -> Any:
     trained, base = experiment.abstract_state().params, experiment.abstract_base()
     params = jax.eval_shape(experiment.whole, trained, base)
     params = abstract(params, shardings.param_shardings(experiment.mesh, params))
-    if experiment.mesh.shape["fsdp"] == 1:
+    if mesh.stored_parts(experiment.mesh) == 1:
         return params
     cast = jax.eval_shape(lambda params: cast_kernels(params, experiment.policy), params)
-    return abstract(cast, shardings.sampling_shardings(experiment.mesh, params))
+    return abstract(cast, shardings.sampling_shardings(drawing_mesh(experiment), params))
 
 
 def lower_sampler(experiment: Experiment) -> Any:
@@ -243,7 +253,8 @@ def lower_sampler(experiment: Experiment) -> Any:
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)),
     )
     draw = jax.jit(experiment.sampler(experiment.train).draw)
-    return draw.lower(sampling_params(experiment), *_on_mesh(experiment, inputs, mesh.ROWS))
+    placed = _on_mesh(drawing_mesh(experiment), inputs, mesh.ROWS)
+    return draw.lower(sampling_params(experiment), *placed)
 
 
 def plan_step(
@@ -265,6 +276,7 @@ def plan_step(
         memory,
         resident=reference_bytes(experiment),
         donated=len(jax.tree.leaves(state)),
+        slice_devices=slice_devices(experiment),
     )
 
 
@@ -289,14 +301,15 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
     tables = jax.tree.leaves((cache.key, cache.value))
     # By rows, and by heads where they divide.
     tensor = experiment.mesh.shape["tensor"]
-    split = mesh.row_shards(experiment.mesh) * (tensor if config.num_kv_heads % tensor == 0 else 1)
+    shards = mesh.row_shards(drawing_mesh(experiment))
+    split = shards * (tensor if config.num_kv_heads % tensor == 0 else 1)
     memory = {
         "parameters": device_bytes(params),
         "key-value cache": sum(of.size * of.dtype.itemsize for of in tables) // split,
     }
     state = experiment.abstract_state()
     resident = reference_bytes(experiment) | {"optimizer": device_bytes(state.opt_state)}
-    copied = experiment.mesh.shape["fsdp"] > 1
+    copied = mesh.stored_parts(experiment.mesh) > 1
     if copied:
         resident |= base_bytes(experiment)
     if copied or experiment.lora is not None:  # Of adapters, one of two matrices at least.
@@ -308,6 +321,7 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
         memory,
         resident=resident,
         default_trips=turn // len(stage_ends(looped)),
+        slice_devices=slice_devices(experiment),
     )
 
 
@@ -336,7 +350,16 @@ def plan_gate(experiment: Experiment, chip: Chip) -> Program:
         )
 
     lowered = jax.jit(gate).lower(outputs, batch, experiment.knobs)
-    return read_program("gate", lowered, chip, {}, resident={})
+    return read_program(
+        "gate", lowered, chip, {}, resident={}, slice_devices=slice_devices(experiment)
+    )
+
+
+def slice_devices(experiment: Experiment) -> int:
+    """Devices of a slice where the mesh is of several, else 0."""
+    devices = experiment.mesh.devices
+    count = mesh.slices(devices.flat)
+    return devices.size // count if count > 1 else 0
 
 
 def device_bytes(tree: Any) -> int:
@@ -356,6 +379,7 @@ def read_program(
     resident: dict[str, int],
     default_trips: int = 1,
     donated: int = 0,
+    slice_devices: int = 0,
 ) -> Program:
     """Compiles a program and reads what it costs; a refusal of the compiler is a `Program` too.
 
@@ -367,6 +391,7 @@ def read_program(
       resident: bytes that a run keeps on a device beside it, by name.
       default_trips: see `hlo.walk`.
       donated: arguments whose memory it may reuse.
+      slice_devices: of a slice, where there are several; see `costs.collectives`.
     """
     limit = chip.hbm // chip.devices
     memory = memory | resident
@@ -394,7 +419,7 @@ def read_program(
     module = hlo.parse(compiled.as_text())
     flops = costs.flops(module, default_trips)
     traffic = costs.hbm_bytes(module, default_trips)
-    exchanged = costs.collectives(module, default_trips)
+    exchanged = costs.collectives(module, default_trips, slice_devices)
     return Program(
         name=name,
         fits=peak <= limit,

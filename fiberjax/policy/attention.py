@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from fiberjax.policy.config import TransformerConfig
@@ -25,7 +26,7 @@ _MASKED = -1e30
 # A window that no row fills, where the window of a layer is traced.
 EVERYTHING = 2**30
 # Columns are padded to a multiple of the TPU's lanes; a larger block reads keys fewer times.
-_LANES = 128
+LANES = 128
 _BLOCKS = (512, 384, 256, 128)
 # What cuDNN's kernel takes on every GPU that has it.
 _CUDNN_HEAD_DIM = 128
@@ -44,26 +45,29 @@ class Hardware(NamedTuple):
     capability: float = 0.0
 
 
-def choose(config: TransformerConfig, hardware: Hardware, tensor: int) -> str:
+def choose(config: TransformerConfig, hardware: Hardware, tensor: int, sequence: int = 1) -> str:
     """The implementation that a policy takes: "dense", "splash" or "cudnn".
 
     Args:
       config: `config.attention` is it, or "auto": the kernel of the platform where it can run.
       hardware: of every device.
       tensor: parts that the heads are split into.
+      sequence: parts that the columns of a row are split into.
 
     Raises:
       ValueError: the implementation that was asked for cannot run; says why.
     """
     if config.attention == "auto":
         kernel = {"tpu": "splash", "cuda": "cudnn"}.get(hardware.platform, "dense")
-        return "dense" if _obstacle(kernel, config, hardware, tensor) else kernel
-    if obstacle := _obstacle(config.attention, config, hardware, tensor):
+        return "dense" if _obstacle(kernel, config, hardware, tensor, sequence) else kernel
+    if obstacle := _obstacle(config.attention, config, hardware, tensor, sequence):
         raise ValueError(f"config.policy.attention = {config.attention!r} {obstacle}")
     return config.attention
 
 
-def _obstacle(kernel: str, config: TransformerConfig, hardware: Hardware, tensor: int) -> str:
+def _obstacle(
+    kernel: str, config: TransformerConfig, hardware: Hardware, tensor: int, sequence: int
+) -> str:
     """Why an implementation cannot run; "" where it can."""
     platform = hardware.platform
     if kernel == "dense":
@@ -83,6 +87,11 @@ def _obstacle(kernel: str, config: TransformerConfig, hardware: Hardware, tensor
             f"splits heads over mesh tensor={tensor}: num_heads = {config.num_heads} must divide "
             f"by lcm(num_kv_heads = {config.num_kv_heads}, {tensor}); choose 'dense', 'auto' or "
             "another size"
+        )
+    if kernel == "cudnn" and sequence > 1:
+        return (
+            f"does not split the columns of a row, as mesh sequence={sequence} does: choose "
+            "'dense' or 'auto'"
         )
     if kernel == "cudnn" and platform == "cuda":
         head_dim = config.head_dim
@@ -150,12 +159,8 @@ def splash(
       window: tokens that a token sees, itself included; None for all; static.
       interpret: run the kernel without a TPU, for tests; static.
     """
-    # What runs on no TPU never needs it, and every start would wait for it.
-    from jax.experimental.pallas.ops.tpu import splash_attention
-
-    length, heads, head_dim = query.shape[1:]
-    padding = -length % _LANES
-    columns = length + padding
+    length, head_dim = query.shape[1], query.shape[-1]
+    padding = -length % LANES
     # The kernel leaves the scale of the scores to its caller.
     scale = head_dim**-0.5 if scale is None else scale
     query = (query * scale).astype(query.dtype).swapaxes(1, 2)
@@ -163,27 +168,71 @@ def splash(
         jnp.pad(part, ((0, 0), (0, 0), (0, padding), (0, 0))) for part in (query, key, value)
     )
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
-    block = next(size for size in _BLOCKS if columns % size == 0)
-    square = (columns, columns)
+    columns = length + padding
+    kernel = make_kernel(np.arange(columns), block=columns, window=window, interpret=interpret)
+    out = run(kernel, query, key, value, segment_ids, segment_ids)
+    return out[:, :, :length].swapaxes(1, 2)
+
+
+Kernel = Any
+"""JAX's splash attention over given columns; a pytree of its tables."""
+
+
+def make_kernel(
+    order: np.ndarray, *, block: int, parts: int = 1, window: int | None, interpret: bool
+) -> Kernel:
+    """Splash attention of as many queries as keys.
+
+    Args:
+      order: int[T], the column of each query.
+      block: columns that a block of the kernel must divide.
+      parts: devices that the queries are split over; the kernel's tables are.
+      window: tokens that a token sees, itself included; None for all.
+      interpret: run it without a TPU.
+    """
+    # What runs on no TPU never needs it, and every start would wait for it.
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    size = next(size for size in _BLOCKS if block % size == 0)
+    square = (len(order), len(order))
     mask: Any = splash_attention.CausalMask(square)
     if window is not None:
         mask = splash_attention.LocalMask(square, window_size=(window - 1, 0), offset=0)
-    kernel = splash_attention.make_splash_mha_single_device(
-        splash_attention.MultiHeadMask([mask] * heads),
+    mask.q_sequence = order.astype(np.int32)
+    return splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([mask]),  # Of every head.
         block_sizes=splash_attention.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_kv_compute=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_kv_dkv_compute=block,
-            block_q_dq=block,
-            block_kv_dq=block,
+            block_q=size,
+            block_kv=size,
+            block_kv_compute=size,
+            block_q_dkv=size,
+            block_kv_dkv=size,
+            block_kv_dkv_compute=size,
+            block_q_dq=size,
+            block_kv_dq=size,
         ),
+        head_shards=1,
+        q_seq_shards=parts,
         interpret=interpret,
     )
-    out = jax.vmap(kernel)(query, key, value, splash_attention.SegmentIds(segment_ids, segment_ids))
-    return out[:, :, :length].swapaxes(1, 2)
+
+
+def run(
+    kernel: Kernel, query: Array, key: Array, value: Array, ids: Array, key_ids: Array
+) -> Array:
+    """A kernel's attention, dtype[B, H, T, K].
+
+    Args:
+      kernel: of `make_kernel`, or this device's part of it.
+      query: dtype[B, H, T, K], scaled.
+      key: dtype[B, G, C, K].
+      value: dtype[B, G, C, K].
+      ids: int32[B, T], segments of the queries.
+      key_ids: int32[B, C].
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    return jax.vmap(kernel)(query, key, value, splash_attention.SegmentIds(ids, key_ids))
 
 
 def cudnn(

@@ -19,6 +19,8 @@ from fiberjax.policy.placement import ONE_DEVICE, Placement
 _DEEPEST = 80.0
 # Columns of a stage where nothing else is asked for.
 _SHORTEST, _LONGEST = 32, 512
+# Stages of the longest completions.
+_MOST = 16
 
 
 class Samples(NamedTuple):
@@ -66,14 +68,16 @@ def stage_ends(columns: int, stage: int = 0) -> tuple[int, ...]:
     Args:
       columns: of all stages together.
       stage: the most of one stage; 0 takes a quarter of all, but no fewer than 32 and no more than
-        512: each stage is compiled by itself, and each lets steps read fewer columns.
+        512, or a sixteenth: each stage is compiled by itself, and each lets steps read fewer
+        columns.
 
     >>> stage_ends(3072), stage_ends(128)
     ((512, 1024, 1536, 2048, 2560, 3072), (32, 64, 96, 128))
     >>> stage_ends(10, 4)
     (3, 6, 10)
     """
-    stage = stage or min(max(-(-columns // 4), _SHORTEST), _LONGEST)
+    longest = max(_LONGEST, -(-columns // _MOST))
+    stage = stage or min(max(-(-columns // 4), _SHORTEST), longest)
     count = -(-columns // stage)
     return tuple(columns * (k + 1) // count for k in range(count))
 
@@ -203,7 +207,7 @@ def _categorical(uniform: Array, z: Array, placement: Placement) -> tuple[Array,
     mass = jnp.where(z > -_DEEPEST, jnp.exp(z), 0.0)
     mass = jnp.pad(mass, ((0, 0), (0, -vocab % width)))
     blocks = mass.reshape(batch, -1, width)
-    block_mass = placement.activation(jnp.sum(blocks, axis=-1), "activation")
+    block_mass = placement.activation(jnp.sum(blocks, axis=-1), "rows")
     block = _invert(block_mass, uniform[:, 0])
     within = _invert(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], uniform[:, 1])
     token = block * width + within

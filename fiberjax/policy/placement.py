@@ -28,8 +28,8 @@ class Placement:
 
         Args:
           x: the activation.
-          name: `"activation"` [B, T, D], `"heads"` [B, T, heads, K], `"mlp"` [B, T, F], or
-            `"column"` [B, G, T, K], new keys or values of the cache.
+          name: `"rows"` [B, ...], `"activation"` [B, T, D], `"heads"` [B, T, heads, K], `"mlp"`
+            [B, T, F], or `"column"` [B, G, T, K], new keys or values of the cache.
         """
         del name
         return x

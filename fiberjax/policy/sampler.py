@@ -82,7 +82,7 @@ def sample(
         take the places of those that have ended. 0 decodes all rows together; static. Rows draw the
         same, up to what rounding does to a draw at the edge of a token.
       stage: the most tokens of a stage; each is compiled by itself; 0 takes a quarter of all, from
-        32 to 512 (`stage_ends`); static.
+        32 to 512, or a sixteenth of very long ones (`stage_ends`); static.
       cache_dtype: what keys and values are kept in: "" is the compute dtype; "bfloat16"; "int8",
         each vector of a head and column with a scale of its own. Prompts are read in the compute
         dtype. What is reported is of the distribution drawn from, rounding included; static.
@@ -168,7 +168,7 @@ def _sample(
         cache_dtype=cache_dtype,
     )
     # A table that no step writes would otherwise be whole on every device.
-    return Samples(*(placement.activation(of, "activation") for of in samples))
+    return Samples(*(placement.activation(of, "rows") for of in samples))
 
 
 class _State(NamedTuple):

@@ -222,6 +222,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         added={"training.old_log_probs": "trainer", "training.old_log_probs_gap": 1e-3}, renamed={}
     ),
     Migration(added={"rollout.cache_dtype": ""}, renamed={}),
+    Migration(added={"mesh.sequence": 1}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

@@ -21,7 +21,7 @@ from fiberjax.train.checks import check_rows
 from fiberjax.train.forward import make_log_probs
 from fiberjax.train.rollout import positions_of
 
-ALONE = {"data": 1, "fsdp": 1, "tensor": 1}
+ALONE = {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,6 +182,7 @@ def rows_of(
     count = -(-count // unit) * unit
     before = max([built.window.prompt, *map(len, kept.prompt_tokens)])
     columns = max(built.window.completion, kept.mask.shape[1])
+    before += -(before + columns) % built.mesh.shape["sequence"]
     tokens = np.zeros((count, before + columns), np.int32)
     real = np.zeros(tokens.shape, bool)
     mask = np.zeros((count, columns), bool)

@@ -3,6 +3,7 @@
 from jax.sharding import Mesh
 
 from fiberjax import options
+from fiberjax.bounds import named
 from fiberjax.mismatch import CORRECTIONS
 from fiberjax.parallel import mesh
 from fiberjax.policy import TransformerConfig
@@ -35,6 +36,44 @@ def check_rows(
     for path, size in fed.items():
         if size % shards:
             raise ValueError(f"{path} = {size} does not divide over {shown}")
+
+
+def check_columns(
+    device_mesh: Mesh,
+    window: options.Window,
+    rollout: options.Rollout,
+    curriculum: options.Curriculum,
+    evaluation: options.Evaluation,
+) -> None:
+    """Refuses columns, and rows to sample, that do not divide over the mesh axis `sequence`.
+
+    Raises:
+      ValueError: names the options; or a row's columns would lie on several processes.
+    """
+    parts = device_mesh.shape["sequence"]
+    if parts == 1:
+        return
+    columns = window.prompt + window.completion
+    if columns % parts:
+        raise ValueError(
+            f"config.window.prompt + completion = {columns} tokens do not divide over "
+            f"config.mesh.sequence = {parts}"
+        )
+    with named("config.mesh"):
+        shards = mesh.row_shards(mesh.folded(device_mesh))
+    drawn = {
+        "config.rollout.prompts × samples": rollout.prompts * rollout.samples,
+        "config.rollout.prompts × config.curriculum.profile_samples": (
+            rollout.prompts * curriculum.profile_samples
+        ),
+        "config.evaluation.batch × samples": evaluation.batch * evaluation.samples,
+    }
+    for path, rows in drawn.items():
+        if rows % shards:
+            raise ValueError(
+                f"{path} = {rows} rows do not divide over the {shards} row shards that sample "
+                f"(mesh data × fsdp × sequence)"
+            )
 
 
 def check_lag(sampling_mesh: Mesh, rollout: options.Rollout, training: options.Training) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TokenOutputs, TransformerConfig, bind, chunked_token_outputs
@@ -33,6 +34,7 @@ def make_forward(
 
     The table of logits is gathered once, and each shard works through its own rows: left to the
     compiler, every chunk of columns would gather it, and add its gradient over devices, again.
+    Where columns lie apart, each works through all of its own, those of prompts too.
 
     Args:
       config: shape of the policy.
@@ -77,6 +79,11 @@ def _make_head(
             )
 
         rows = rows._replace(routes=None)
+        if device_mesh.shape["sequence"] > 1:
+            every = _of_every_column(
+                device_mesh, model, hidden, rows, temperature, chunk, entropy_gradient
+            )
+            return TokenOutputs(*(_completions(of, rows, window) for of in every))
         arguments = (hidden, model.unembedding().astype(hidden.dtype), rows, temperature)
         if mesh.row_shards(device_mesh) == 1:
             # The partitioner refuses a loop that is manual over axes of size one alone.
@@ -90,6 +97,45 @@ def _make_head(
         )(*arguments)
 
     return of_hidden
+
+
+def _of_every_column(
+    device_mesh: Mesh,
+    model: Any,
+    hidden: jax.Array,
+    rows: Rows,
+    temperature: Any,
+    chunk: int,
+    entropy_gradient: bool,
+) -> TokenOutputs:
+    """The outputs at each column of what follows it, `[B, S]`; columns lie on several devices."""
+    apart = P(mesh.ROW_AXES, "sequence")
+    tokens = jnp.where(rows.segment_ids != 0, rows.tokens, 0)
+
+    def local(hidden: Any, kernel: Any, targets: Any, temperature: Any) -> TokenOutputs:
+        return chunked_token_outputs(
+            hidden,
+            kernel,
+            targets,
+            temperature=temperature,
+            chunk=chunk,
+            entropy_gradient=entropy_gradient,
+        )
+
+    return jax.shard_map(
+        local,
+        mesh=device_mesh,
+        in_specs=(apart, mesh.REPLICATED, apart, mesh.REPLICATED),
+        out_specs=apart,
+        axis_names={*mesh.ROW_AXES, "sequence"},
+    )(hidden, model.unembedding().astype(hidden.dtype), jnp.roll(tokens, -1, 1), temperature)
+
+
+def _completions(outputs: jax.Array, rows: Rows, window: int) -> jax.Array:
+    """Of outputs at every column those of what the completions' tokens follow, `[B, T]`."""
+    if rows.columns is None:
+        return outputs[:, outputs.shape[1] - window - 1 : -1]
+    return jnp.take_along_axis(outputs, rows.columns - 1, axis=1)
 
 
 def make_log_probs(

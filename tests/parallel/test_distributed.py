@@ -109,7 +109,7 @@ def metrics(workdir: Path) -> list[dict[str, float]]:
 def parameters(workdir: Path) -> np.ndarray:
     """All parameters of the newest checkpoint of a run, in one row."""
     config = identity.read_config(workdir)
-    config.mesh = ConfigDict({"data": 1, "fsdp": 1, "tensor": 1})
+    config.mesh = ConfigDict({"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1})
     built = experiment.from_config(config, jax.devices()[:1], loading.named_domains)
     _, params = loop.saved_params(built, workdir)
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])

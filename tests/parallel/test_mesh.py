@@ -17,6 +17,7 @@ from small_step import (
     OPTIONS,
     build,
     make_batch,
+    mesh_of,
 )
 
 from fiberjax.layout import make_layout
@@ -155,8 +156,8 @@ class Device:
 
 def kernel_of(device: Device, tensor: int, **changes) -> str:
     config = dataclasses.replace(CONFIG, **changes)
-    devices = np.array([device] * tensor).reshape(1, 1, tensor)
-    stub = type("Mesh", (), {"devices": devices, "shape": {"tensor": tensor}})()
+    devices = np.array([device] * tensor).reshape(1, 1, 1, tensor)
+    stub = type("Mesh", (), {"devices": devices, "shape": {"sequence": 1, "tensor": tensor}})()
     return placement(stub, config).attention
 
 
@@ -182,7 +183,7 @@ def test_kernels_that_cannot_run_are_refused():
 
 def test_gate_exchanges_tables_only():
     shape = (2, 2, 2)
-    device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)))
+    device_mesh = mesh_of(shape)
     batch = make_batch()
     placed = mesh.place(device_mesh, batch, batch_specs(batch))
     outputs = TokenOutputs(placed.old_log_prob + 0.01, placed.old_log_prob)
@@ -299,8 +300,14 @@ def test_trajectory_may_span_shards():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"data": 3, "fsdp": 1, "tensor": 1}, "data=3, fsdp=1, tensor=1 does not fit 8 devices"),
-        ({"data": -1, "fsdp": 3, "tensor": 1}, "fsdp=3, tensor=1 does not fit 8 devices"),
+        (
+            {"data": 3, "fsdp": 1, "tensor": 1},
+            "data=3, fsdp=1, sequence=1, tensor=1 does not fit 8 devices",
+        ),
+        (
+            {"data": -1, "fsdp": 3, "tensor": 1},
+            "fsdp=3, sequence=1, tensor=1 does not fit 8 devices",
+        ),
         ({"data": -1, "fsdp": -1, "tensor": 1}, "at most one of them"),
         ({"data": 0, "fsdp": 1, "tensor": 1}, "must be positive"),
         ({"data": 8}, "a size for each of"),

@@ -82,7 +82,7 @@ def test_the_bound_on_replicas_is_of_what_a_device_holds():
 def test_rows_stay_where_they_are():
     wide = mesh.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
     narrow = mesh.with_fsdp(wide, 2)
-    assert dict(narrow.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert dict(narrow.shape) == {"data": 4, "fsdp": 2, "sequence": 1, "tensor": 1}
     assert list(narrow.devices.flat) == list(wide.devices.flat)
     assert mesh.row_shards(narrow) == mesh.row_shards(wide)
     with pytest.raises(ValueError, match="fsdp=8 cannot be cut into groups of 3"):
@@ -117,7 +117,7 @@ def planned(devices, **sizes):
 def test_what_is_left_to_fsdp_is_whole_tiles():
     """On TPUs; who says how many has as many."""
     left = planned(chips(8))
-    assert dict(left.mesh.shape) == {"data": 4, "fsdp": 16, "tensor": 1}
+    assert dict(left.mesh.shape) == {"data": 4, "fsdp": 16, "sequence": 1, "tensor": 1}
     assert left.sampling_mesh is left.mesh
     assert planned(chips(8), fsdp=64).mesh.shape["fsdp"] == 64
 

@@ -103,8 +103,9 @@ ENTRY %main (a: f32[4,2,28,64], b: f32[4,2,16,64]) -> f32[4,2,28,16] {
     assert costs.flops(hlo.parse(batched)) == 2 * 4 * 2 * 28 * 16 * 64
 
 
-def kernel(name: str, tables: str) -> str:
-    shapes = [f"s8[{tables}]", f"s8[{tables}]", "bf16[3,14,1024,64]", *2 * ["bf16[3,2,1024,64]"]]
+def kernel(name: str, tables: str, queries: int = 1024) -> str:
+    shapes = [f"s8[{tables}]", f"s8[{tables}]", f"bf16[3,14,{queries},64]"]
+    shapes += 2 * ["bf16[3,2,1024,64]"]
     given = "".join(f"  %p.{k} = {shape} parameter({k})\n" for k, shape in enumerate(shapes))
     operands = ", ".join(f"%p.{k}" for k in range(len(shapes)))
     return f"""HloModule m
@@ -119,8 +120,19 @@ ENTRY %main (x: f32[1]) -> f32[1] {{
 def test_kernels_count_the_blocks_that_they_compute(kind, products):
     """14 query heads, 1,024 columns, 64 wide: all of one block, or 10 of 16; under a window 7."""
     whole = products * 2 * 3 * 14 * 1024 * 1024 * 64
-    for tables, share in (("1,1,1", 1.0), ("1,4,4", 10 / 16), ("1,4,2", 7 / 16), ("1,2,4", 7 / 16)):
+    window = "1,2,4" if kind == "dkv" else "1,4,2"
+    for tables, share in (("1,1,1", 1.0), ("1,4,4", 10 / 16), (window, 7 / 16)):
         text = kernel(f"splash_mha_{kind}_segmented_no_residuals", tables)
+        assert costs.flops(hlo.parse(text)) == share * whole
+
+
+@pytest.mark.parametrize(("kind", "products"), [("fwd", 2), ("dq", 3), ("dkv", 4)])
+def test_kernels_of_some_queries_count_their_share(kind, products):
+    """Half of 1,024 queries: half of 10 blocks of 16, or of 7."""
+    whole = products * 2 * 3 * 14 * 1024 * 1024 * 64
+    every, window = ("1,2,4", "1,1,4") if kind == "dkv" else ("1,2,4", "1,2,2")
+    for tables, share in ((every, 5 / 16), (window, 7 / 32 if kind != "dkv" else 2 / 16)):
+        text = kernel(f"splash_mha_{kind}_segmented_no_residuals", tables, 512)
         assert costs.flops(hlo.parse(text)) == share * whole
 
 
@@ -213,6 +225,36 @@ def test_overlapped_exchanges_count_once():
     assert costs.flops(module) == 24 * 2 * 8**3
     table = 1000 * 16 * 2 + 1000 * 64 * 2
     assert costs.hbm_bytes(module) == table + 24 * 2 * 8 * 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "spanned"),
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 1),
+        ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", 2),
+        ("replica_groups=[2,4]<=[8]", 1),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}", 1),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", 2),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, x", 2),
+        ("channel_id=1, source_target_pairs={{0,1},{1,4}}", 2),
+    ],
+)
+def test_exchanges_between_slices_are_told(text, spanned):
+    """Of two slices with four devices each."""
+    kind = "collective-permute" if "pairs" in text else "all-reduce"
+    program = f"""HloModule m
+
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT %s = f32[8]{{0}} {kind}(%x), {text}
+}}
+"""
+    (one,) = costs.collectives(hlo.parse(program), slice_devices=4)
+    assert one.slices == spanned
+    share = spanned / one.devices if spanned > 1 else 0
+    assert one.slow_bytes == share * one.wire_bytes
+    assert costs.collectives(hlo.parse(program))[0].slow_bytes == 0
 
 
 def test_groups_of_a_collective():

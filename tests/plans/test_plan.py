@@ -100,7 +100,7 @@ def test_wrong_mesh_is_an_error_with_numbers(tmp_path):
         ["--config=tests/tiny.py", "--config.mesh.data=3"], "v5e:2x2", tmp_path / "plan.json"
     )
     assert done.returncode == 1
-    assert "data=3, fsdp=1, tensor=1 does not fit 4 devices" in done.stderr
+    assert "data=3, fsdp=1, sequence=1, tensor=1 does not fit 4 devices" in done.stderr
     done = make(["--config=tests/tiny.py"], "v5e:3x3", tmp_path / "plan.json")
     assert done.returncode == 1
     assert "v5e has no slice '3x3'" in done.stderr
@@ -211,7 +211,9 @@ def test_advice_names_numbers():
 
     class Stub:
         rollout = training = policy = Part()
-        mesh = jax.make_mesh((4, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:4])
+        mesh = jax.make_mesh(
+            (4, 1, 1, 1), ("data", "fsdp", "sequence", "tensor"), devices=jax.devices()[:4]
+        )
 
     stub: Experiment = Stub()  # type: ignore[assignment]
     advice = "\n".join(plan.advise(stub, program))

@@ -19,7 +19,7 @@ def config(kind: str, **changes) -> policy.TransformerConfig:
 
 def make_mesh(shape=(1, 1, 1)):
     devices = jax.devices()[: int(np.prod(shape))]
-    return mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), devices)
+    return mesh.make_mesh(dict(zip(("data", "fsdp", "tensor"), shape, strict=True)), devices)
 
 
 def placed(config, shape=(1, 1, 1)):

@@ -153,6 +153,7 @@ def test_stages_are_short_enough_and_complete():
             assert all(0 < b - a <= (stage or 512) for a, b in itertools.pairwise(ends))
     # Left to itself: four of an answer of any length between, and none too short to be worth it.
     assert [len(drawing.stage_ends(n)) for n in (32, 33, 64, 128, 2048, 2560)] == [1, 2, 2, 4, 4, 5]
+    assert [len(drawing.stage_ends(n)) for n in (8192, 9000, 32768)] == [16] * 3
     with pytest.raises(ValueError, match="stage must be 0 or positive, got -1"):
         draw(shapes.config(), shapes.params(shapes.config()), stage=-1)
 

@@ -59,7 +59,7 @@ def test_every_option_has_its_class(config):
         *("training.entropy_coefficient", "training.kl_coefficient", "training.router_replay"),
         *("training.micro_batches", "training.packing", "training.chunk"),
         *("training.old_log_probs", "training.old_log_probs_gap"),
-        *("mesh.data", "mesh.fsdp", "mesh.tensor"),
+        *("mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor"),
     }
     assert {"seed", "iterations", "optimizer.schedule", "gate.name"} <= by_kind["fixed"]
 

@@ -20,7 +20,9 @@ def found(shape):
     log_prob = (batch.old_log_prob + drift).astype(np.float32)
     log_prob[~batch.layout.mask] = np.nan  # Padding may hold anything.
     count = int(np.prod(shape))
-    device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
+    device_mesh = mesh.make_mesh(
+        dict(zip(("data", "fsdp", "tensor"), shape, strict=True)), jax.devices()[:count]
+    )
     placed = mesh.place(device_mesh, batch, batch_specs(batch))
     rows = jax.device_put(log_prob, placed.advantage.sharding)
     metrics = make_diagnose(device_mesh, GATE)(rows, placed, KNOBS)

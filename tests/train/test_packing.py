@@ -20,7 +20,9 @@ from fiberjax.train.update import objective_gradient
 def gradient_of(batch, shape=(1, 1, 1), options=OPTIONS):
     """Metrics and the gradient of the loss on a mesh of this shape."""
     count = int(np.prod(shape))
-    device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
+    device_mesh = mesh.make_mesh(
+        dict(zip(("data", "fsdp", "tensor"), shape, strict=True)), jax.devices()[:count]
+    )
     params = init(CONFIG, jax.random.key(0))
 
     @jax.jit

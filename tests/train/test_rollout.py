@@ -220,7 +220,9 @@ def test_draws_do_not_depend_on_the_parts_they_are_drawn_in(
 ):
     built, params, rollouts = build()
     count = int(np.prod(shape))
-    device_mesh = mesh.make_mesh(dict(zip(mesh.AXES, shape, strict=True)), jax.devices()[:count])
+    device_mesh = mesh.make_mesh(
+        dict(zip(("data", "fsdp", "tensor"), shape, strict=True)), jax.devices()[:count]
+    )
     sampler = dataclasses.replace(built.sampler(built.train), mesh=device_mesh, max_rows=max_rows)
     # Heads and vocabulary of the tiny policy do not divide over `tensor`.
     params = jax.device_put(params, jax.NamedSharding(device_mesh, mesh.REPLICATED))
