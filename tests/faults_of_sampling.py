@@ -4,6 +4,9 @@ from faults_of_mathematics import Mutant
 
 DRAWING = "fiberjax/policy/drawing.py"
 CACHE = "fiberjax/policy/cache.py"
+PLACEMENT = "fiberjax/policy/placement.py"
+COSTS = "fiberjax/plans/costs.py"
+TRAFFIC = ("tests/plans/test_costs.py::test_traffic_is_of_what_a_fusion_asks_for",)
 NUCLEUS = ("tests/policy/test_drawing.py::test_nucleus_without_a_sort_is_that_of_a_sort",)
 ROUNDED = "tests/policy/test_cache.py::test_log_probabilities_are_off_by_what_the_cache_rounds"
 
@@ -42,6 +45,27 @@ FAULTS = (
         "jnp.round(x * per_unit[..., None]).astype",
         "(x * per_unit[..., None]).astype",
         ("tests/policy/test_cache.py::test_a_number_is_off_by_half_a_scale",),
+    ),
+    Mutant(
+        "who reads a layer reads it as it was",
+        PLACEMENT,
+        "(layer, *[0] * (table.ndim - 1))), merged[0]",
+        "(layer, *[0] * (table.ndim - 1))), _first(table, layer, columns)[0]",
+        ("tests/policy/test_slots.py::test_a_column_is_written_by_scatter_as_by_selection",),
+    ),
+    Mutant(
+        "a copy inside a fusion reads all of a cache",
+        COSTS,
+        'elif user.opcode in ("bitcast", "copy"):',
+        'elif user.opcode == "bitcast":',
+        TRAFFIC,
+    ),
+    Mutant(
+        "a result that another fusion reads counts as never read",
+        COSTS,
+        "total += _read_bytes(module, inside, parameter, passed)",
+        "total += _read_bytes(module, inside, parameter, 0)",
+        TRAFFIC,
     ),
     Mutant(
         "a rounded cache needs no correction",

@@ -402,13 +402,21 @@ class MeshPlacement(Placement):
         return self._local(local, (ROWS,) * len(arrays), ROWS)(*arrays)
 
     def write(
-        self, table: jax.Array, layer: jax.Array, column: jax.Array, new: jax.Array
-    ) -> jax.Array:
+        self,
+        table: jax.Array,
+        layer: jax.Array,
+        column: jax.Array,
+        new: jax.Array,
+        *,
+        columns: int,
+    ) -> tuple[jax.Array, jax.Array]:
         """Each device its rows, and its heads where they divide."""
         narrow, cache = self._narrow(table)
         specs = (cache, REPLICATED, ROWS, narrow)
-        local = select_columns if self.platform == "tpu" else write_columns
-        return self._local(local, specs, cache)(table, layer, column, new)
+        local = functools.partial(
+            select_columns if self.platform == "tpu" else write_columns, columns=columns
+        )
+        return self._local(local, specs, (cache, narrow))(table, layer, column, new)
 
     def put(self, table: jax.Array, new: jax.Array, source: jax.Array) -> jax.Array:
         """Each device its rows, and its heads where they divide."""

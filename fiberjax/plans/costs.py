@@ -369,22 +369,34 @@ def _traffic(module: Module, instruction: Instruction, computation: Computation)
             position = int(parameter.literal)
             if position >= len(reads) or not reads[position]:
                 continue
-            users = [i for i in inside.values() if parameter.name in i.operands]
-            if users and all(
-                user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name
-                for user in users
-            ):
-                update = sum(inside[user.operands[1]].num_bytes for user in users)
-                writes = max(0, writes - reads[position]) + update
-                reads[position] = 0
-            else:
-                read = _read_bytes(module, inside, parameter)
-                reads[position] = min(reads[position], read)
+            read = _read_bytes(module, inside, parameter)
+            updates = [
+                inside[user.operands[1]].num_bytes
+                for user in inside.values()
+                if user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name
+            ]
+            if updates and read < reads[position]:
+                writes = max(0, writes - reads[position]) + sum(updates)
+            reads[position] = min(reads[position], read)
     return sum(reads) + writes
 
 
-def _read_bytes(module: Module, computation: Computation, value: Instruction) -> int:
-    """How much of a value a fused computation reads: all, or the slices it takes."""
+def _read_bytes(
+    module: Module, computation: Computation, value: Instruction, beyond: int | None = None
+) -> int:
+    """How much of a value a fused computation reads: all, or the slices it takes.
+
+    Inside a fusion a copy, into another tiling for one, makes what is asked of it and no more.
+    Where an update goes into the value itself, what it replaces is not read.
+
+    Args:
+      module: the program.
+      computation: of a fusion.
+      value: one of its instructions.
+      beyond: what is read of the computation's result, where another takes slices of it.
+    """
+    if value.root:
+        return value.num_bytes if beyond is None else beyond
     total = 0
     for user in computation.values():
         if value.name not in user.operands:
@@ -393,16 +405,19 @@ def _read_bytes(module: Module, computation: Computation, value: Instruction) ->
             user.opcode == "gather" and user.operands[0] == value.name
         ):
             total += user.num_bytes
-        elif user.opcode == "bitcast":
-            total += _read_bytes(module, computation, user)
+        elif user.opcode in ("bitcast", "copy"):
+            total += _read_bytes(module, computation, user, beyond)
+        elif user.opcode == "dynamic-update-slice" and user.operands.index(value.name) == 0:
+            continue
         elif user.opcode == "fusion":
             inside = module.computations[user.callees()["calls"][0]]
+            passed = _read_bytes(module, computation, user, beyond)
             for parameter in inside.values():
                 if (
                     parameter.opcode == "parameter"
                     and user.operands[int(parameter.literal)] == value.name
                 ):
-                    total += _read_bytes(module, inside, parameter)
+                    total += _read_bytes(module, inside, parameter, passed)
         else:
             return value.num_bytes
     return min(total, value.num_bytes)

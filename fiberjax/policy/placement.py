@@ -85,16 +85,22 @@ class Placement:
         """
         return local(*arrays)
 
-    def write(self, table: Array, layer: Array, column: Array, new: Array) -> Array:
+    def write(
+        self, table: Array, layer: Array, column: Array, new: Array, *, columns: int
+    ) -> tuple[Array, Array]:
         """The keys or values of a cache, with one column of a layer written in each row.
 
         Args:
           table: dtype[L, B, G, C, K], or without the last axis, as scales are.
           layer: int32[].
-          column: int32[B].
+          column: int32[B], below `columns` for rows whose contents mean anything.
           new: dtype[B, G, K], or without the last axis.
+          columns: that are read afterwards; static.
+
+        Returns:
+          The table, and the first `columns` of the layer in it, dtype[B, G, columns, K].
         """
-        return write_columns(table, layer, column, new)
+        return write_columns(table, layer, column, new, columns=columns)
 
     def put(self, table: Array, new: Array, source: Array) -> Array:
         """The keys or values of a cache, with the first columns of some rows replaced.
@@ -108,21 +114,34 @@ class Placement:
         return put_rows(table, new, source)
 
 
-def write_columns(table: Array, layer: Array, column: Array, new: Array) -> Array:
+def write_columns(
+    table: Array, layer: Array, column: Array, new: Array, *, columns: int
+) -> tuple[Array, Array]:
     """`Placement.write` where all of it lies here."""
     rows = jnp.arange(len(column))
-    return table.at[layer, rows, :, column].set(
+    table = table.at[layer, rows, :, column].set(
         new, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
     )
+    return table, _first(table, layer, columns)[0]
 
 
-def select_columns(table: Array, layer: Array, column: Array, new: Array) -> Array:
-    """What `write_columns` gives, by writing a whole layer: to scatter, a TPU copies the cache."""
-    old = lax.dynamic_index_in_dim(table, layer, 0)
-    here = jnp.arange(table.shape[3]) == column[:, None]
+def select_columns(
+    table: Array, layer: Array, column: Array, new: Array, *, columns: int
+) -> tuple[Array, Array]:
+    """What `write_columns` gives, by writing all columns that are read: none beyond them.
+
+    To scatter, a TPU copies the cache; these columns it reads anyhow, and they stay on the chip.
+    """
+    here = jnp.arange(columns) == column[:, None]
     here = here.reshape(1, len(column), 1, -1, *[1] * (table.ndim - 4))
-    merged = jnp.where(here, new[None, :, :, None], old)
-    return lax.dynamic_update_slice(table, merged, (layer, *[0] * (table.ndim - 1)))
+    merged = jnp.where(here, new[None, :, :, None], _first(table, layer, columns))
+    return lax.dynamic_update_slice(table, merged, (layer, *[0] * (table.ndim - 1))), merged[0]
+
+
+def _first(table: Array, layer: Array, columns: int) -> Array:
+    """The first columns of one layer, [1, B, G, columns, K]."""
+    shape = (1, *table.shape[1:3], columns, *table.shape[4:])
+    return lax.dynamic_slice(table, (layer, *[0] * (table.ndim - 1)), shape)
 
 
 def put_rows(table: Array, new: Array, source: Array) -> Array:

@@ -176,14 +176,15 @@ class Transformer(nnx.Module):
         seen = segments[:, :columns]
         new, old = start + jnp.arange(tokens.shape[1]), jnp.arange(seen.shape[1])
 
-        def write(table: Table, index: Array, column: Table) -> Table:
-            return caches.write_layer(table, index, start, column)
+        def write(table: Table, index: Array, column: Table) -> tuple[Table, Table]:
+            table = caches.write_layer(table, index, start, column)
+            return table, caches.layer_of(table, index, len(old))
 
         def mask(window: Array | int | None) -> Array:
             return attention.causal_mask(segment_ids, new, seen, old, window=window)
 
         embedded = self._embed(tokens, positions, segment_ids)
-        x, keys, values = self._columns(embedded, cache.key, cache.value, len(old), write, mask)
+        x, keys, values = self._columns(embedded, cache.key, cache.value, write, mask)
         return x, Cache(keys, values, segments, start + tokens.shape[1])
 
     def decode_own(
@@ -203,11 +204,13 @@ class Transformer(nnx.Module):
         """
         old = jnp.arange(columns)
 
-        def write(table: Table, index: Array, column: Table) -> Table:
-            return jax.tree.map(
-                lambda part, new: self.placement.write(part, index, positions, new[:, :, 0]),
-                *(table, column),
-            )
+        def write(table: Table, index: Array, column: Table) -> tuple[Table, Table]:
+            def put(part: Array, new: Array) -> tuple[Array, Array]:
+                return self.placement.write(part, index, positions, new[:, :, 0], columns=columns)
+
+            both = jax.tree.map(put, table, column)
+            whole, seen = jax.tree.transpose(jax.tree.structure(table), None, both)
+            return whole, seen
 
         def mask(window: Array | int | None) -> Array:
             distance = positions[:, None] - old
@@ -216,7 +219,7 @@ class Transformer(nnx.Module):
 
         one = jnp.ones_like(positions)[:, None]
         embedded = self._embed(tokens[:, None], positions[:, None], one)
-        x, keys, values = self._columns(embedded, keys, values, columns, write, mask)
+        x, keys, values = self._columns(embedded, keys, values, write, mask)
         return x[:, 0], keys, values
 
     def _columns(
@@ -224,8 +227,7 @@ class Transformer(nnx.Module):
         embedded: tuple[Array, Any],
         keys: Table,
         values: Table,
-        columns: int,
-        write: Callable[[Table, Array, Table], Table],
+        write: Callable[[Table, Array, Table], tuple[Table, Table]],
         mask: Callable[[Array | int | None], Array],
     ) -> tuple[Array, Table, Table]:
         """New columns through all layers, over a cache that `write` puts theirs into.
@@ -234,8 +236,8 @@ class Transformer(nnx.Module):
           embedded: from `_embed`.
           keys: of [L, B, G, C, K].
           values: of [L, B, G, C, K].
-          columns: of the cache that are read.
-          write: the table, a layer and its new columns, of [B, G, T, K] -> the table.
+          write: the table, a layer and its new columns, of [B, G, T, K] -> the table, and the
+            columns of that layer that are read, of [B, G, columns, K].
           mask: a window -> who sees what, bool[B, T, columns].
         """
         x, angles = embedded
@@ -249,12 +251,9 @@ class Transformer(nnx.Module):
             block = nnx.merge(graphdef, params)
             query, key, value = block.project(x, self._angles(angles, sliding))
             key, value = (self.placement.activation(new, "column") for new in (key, value))
-            keys = write(keys, index, caches.packed(key, dtype))
-            values = write(values, index, caches.packed(value, dtype))
-            key, value = (
-                caches.unpacked(caches.layer_of(of, index, columns), x.dtype)
-                for of in (keys, values)
-            )
+            keys, seen_keys = write(keys, index, caches.packed(key, dtype))
+            values, seen_values = write(values, index, caches.packed(value, dtype))
+            key, value = (caches.unpacked(of, x.dtype) for of in (seen_keys, seen_values))
             heads = attention.masked(
                 *(query, key, value, mask(self._window(sliding))),
                 scale=self.config.attention_scale,

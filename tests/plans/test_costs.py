@@ -158,6 +158,68 @@ def test_unknown_kernels_are_refused():
         costs.flops(hlo.parse(kernel("mystery", "1,1,1")))
 
 
+# As the TPU compiler prints them, of a table of 24 layers: one layer copied into another tiling
+# inside a product's fusion; a part of one chosen and put back, beside a result of its own; a table
+# that a product reads through a bitcast.
+CACHED = """HloModule m, is_scheduled=true
+
+%tiled (t: s8[24,64,512]) -> s8[24,64,512] {
+  %t = s8[24,64,512]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %c = s8[24,64,512]{2,1,0:T(8,128)(4,1)} copy(%t)
+}
+
+%layer (t: s8[24,64,512], l: s32[]) -> bf16[1,64,512] {
+  %t = s8[24,64,512]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %l = s32[] parameter(1)
+  %f = s8[24,64,512]{2,1,0:T(8,128)(4,1)} fusion(%t), kind=kLoop, calls=%tiled
+  %z = s32[] constant(0)
+  %s = s8[1,64,512]{2,1,0} dynamic-slice(%f, %l, %z, %z), dynamic_slice_sizes={1,64,512}
+  ROOT %b = bf16[1,64,512]{2,1,0} convert(%s)
+}
+
+%put (t: f32[24,64,512], l: s32[], n: f32[64,128]) -> (f32[24,64,512], f32[1,64,128]) {
+  %t = f32[24,64,512]{2,1,0} parameter(0)
+  %l = s32[] parameter(1)
+  %n = f32[64,128]{1,0} parameter(2)
+  %z = s32[] constant(0)
+  %s = f32[1,64,128]{2,1,0} dynamic-slice(%t, %l, %z, %z), dynamic_slice_sizes={1,64,128}
+  %m = f32[1,64,128]{2,1,0} bitcast(%n)
+  %a = f32[1,64,128]{2,1,0} add(%s, %m)
+  %u = f32[24,64,512]{2,1,0} dynamic-update-slice(%t, %a, %l, %z, %z)
+  ROOT %r = (f32[24,64,512]{2,1,0}, f32[1,64,128]{2,1,0}) tuple(%u, %a)
+}
+
+%flat (t: bf16[24,1,64]) -> bf16[24,64] {
+  %t = bf16[24,1,64]{2,1,0} parameter(0)
+  ROOT %b = bf16[24,64]{1,0} bitcast(%t)
+}
+
+%read (t: bf16[24,1,64]) -> bf16[24] {
+  %t = bf16[24,1,64]{2,1,0} parameter(0)
+  %f = bf16[24,64]{1,0} fusion(%t), kind=kLoop, calls=%flat
+  %z = bf16[] constant(0)
+  ROOT %s = bf16[24]{0} reduce(%f, %z), dimensions={1}, to_apply=%add
+}
+
+ENTRY %main (t: s8[24,64,512], l: s32[], f: f32[24,64,512], n: f32[64,128], w: bf16[24,1,64]) -> bf16[24] {
+  %t = s8[24,64,512]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %l = s32[]{:S(6)} parameter(1)
+  %f = f32[24,64,512]{2,1,0} parameter(2)
+  %n = f32[64,128]{1,0:S(1)} parameter(3)
+  %w = bf16[24,1,64]{2,1,0} parameter(4)
+  %a = bf16[1,64,512]{2,1,0:S(1)} fusion(%t, %l), kind=kLoop, calls=%layer
+  %b = (f32[24,64,512]{2,1,0}, f32[1,64,128]{2,1,0:S(1)}) fusion(%f, %l, %n), kind=kLoop, calls=%put
+  ROOT %c = bf16[24]{0:S(1)} fusion(%w), kind=kLoop, calls=%read
+}
+"""  # noqa: E501
+
+
+def test_traffic_is_of_what_a_fusion_asks_for():
+    """A layer of the table, not all of it; a part read and written in place; a matrix whole."""
+    layer, part, matrix = 64 * 512, 2 * 64 * 128 * 4, 24 * 64 * 2
+    assert costs.hbm_bytes(hlo.parse(CACHED)) == layer + part + matrix
+
+
 # As the TPU compiler prints it: a gather that starts before a loop of 24 rounds, moves on beside
 # a product in each, and ends after it.
 OVERLAPPED = """HloModule m, is_scheduled=true

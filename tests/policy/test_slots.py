@@ -124,16 +124,19 @@ def test_prompts_are_read_at_widths_that_hold_them_and_columns_as_needed(monkeyp
 
 
 def test_a_column_is_written_by_scatter_as_by_selection():
+    """Both give the columns that are read, and nothing beyond them is touched."""
     rng = np.random.default_rng(0)
-    column = np.array([4, 0, 2, 2])
+    column, layer, read = np.array([4, 0, 2, 2]), jnp.int32(1), 5
     for vector in ((6,), ()):  # Of keys and values, and of their scales.
-        table, new = rng.normal(size=(3, 4, 2, 5, *vector)), rng.normal(size=(4, 2, *vector))
+        table, new = rng.normal(size=(3, 4, 2, 7, *vector)), rng.normal(size=(4, 2, *vector))
         expected = table.copy()
         for row in range(4):
             expected[1, row, :, column[row]] = new[row]
         for write in (placement.write_columns, placement.select_columns):
-            found = write(jnp.asarray(table), jnp.int32(1), jnp.asarray(column), jnp.asarray(new))
-            np.testing.assert_allclose(found, expected, rtol=1e-6)
+            given = (jnp.asarray(table), layer, jnp.asarray(column), jnp.asarray(new))
+            whole, seen = write(*given, columns=read)
+            np.testing.assert_allclose(whole, expected, rtol=1e-6)
+            np.testing.assert_allclose(seen, expected[1, :, :, :read], rtol=1e-6)
 
 
 def test_slots_beyond_the_rows_are_the_plain_loop(monkeypatch):
