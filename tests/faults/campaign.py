@@ -525,36 +525,38 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Which those started inherit.
     until, table = time.monotonic() + 60 * given.minutes, {name: [0, 0, 0] for name in kinds}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        draw, shared = random.Random(given.seed), Path(folder) / "shared"
+        shared = Path(folder) / "shared"
         shared.mkdir()
         program: list[str] | Parent = given.program.split() or Parent(**environment(shared))
         if isinstance(program, Parent):
             stack.callback(program.close)
-        trial = Trial(program, shared, shared, shared / "run", 0.0, draw)
+        trial = Trial(program, shared, shared, shared / "run", 0.0, random.Random())
         for _ in range(2):  # The second one reads what the first has compiled and taught.
             shutil.rmtree(trial.run, ignore_errors=True)
             process = trial.start()
             trial.seconds = used(process)
             trial.finish(process)
         print(f"undisturbed: {trial.seconds:.1f} s of a processor", file=sys.stderr, flush=True)
-        for number in range(max(counts.values())):
-            for name in kinds:
-                if number >= counts[name] or time.monotonic() > until:
-                    continue
-                place = Path(folder) / f"{name}{number}"
-                place.mkdir()
-                own = dataclasses.replace(trial, folder=place)
-                table[name][0] += 1
-                try:
-                    told = KINDS[name](own)
-                    table[name][1] += 1
-                    another = difference(own.run, own.whole)
-                    table[name][2] += not another
-                    told += f"; DIFFERS in {another}" if another else ""
-                except Lost as error:
-                    told = f"LOST: {error}"
-                print(f"{name} {number + 1}: {told}", file=sys.stderr, flush=True)
-                shutil.rmtree(place)
+        # Should time end, the kinds were tried in proportion.
+        planned = sorted((n / counts[of], n, of) for of in kinds for n in range(1, counts[of] + 1))
+        for _, number, name in planned:
+            if time.monotonic() > until:
+                break
+            place = Path(folder) / f"{name}{number}"
+            place.mkdir()
+            own_draw = random.Random(f"{given.seed} {name} {number}")
+            own = dataclasses.replace(trial, folder=place, draw=own_draw)
+            table[name][0] += 1
+            try:
+                told = KINDS[name](own)
+                table[name][1] += 1
+                another = difference(own.run, own.whole)
+                table[name][2] += not another
+                told += f"; DIFFERS in {another}" if another else ""
+            except Lost as error:
+                told = f"LOST: {error}"
+            print(f"{name} {number}: {told}", file=sys.stderr, flush=True)
+            shutil.rmtree(place)
     print("| fault | tried | survived | identical at the end |\n|---|---:|---:|---:|")
     rows = [(KINDS[name].__doc__ or name, counts) for name, counts in table.items()]
     for what, counts in rows:
