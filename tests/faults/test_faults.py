@@ -112,3 +112,9 @@ def test_damage_of_rollouts_must_be_seen(tried, tmp_path, monkeypatch):
     monkeypatch.setattr(kept_files, "load_rollouts", lambda file: next(read))
     with pytest.raises(campaign.Lost, match="it was not seen"):
         tried("rollouts")
+
+
+@pytest.mark.long
+def test_runs_that_are_forked_survive(capsys):
+    assert campaign.main(["--count", "1", "--kinds", "kill,ask,damage,twice"]) == 0
+    assert "| all | 4 | 4 | 4 |" in capsys.readouterr().out

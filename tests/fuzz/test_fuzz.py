@@ -1,10 +1,13 @@
 """The short form of `python -m tests.fuzz`, and the inputs that it found."""
 
+import os
+
 import numpy as np
 import pytest
 
+from . import __main__ as fuzzer
 from . import found
-from .kinds import KINDS
+from .kinds import KINDS, Kind
 from .outcomes import outcome
 
 SHORT = {"config": 150, "gate": 150, "data file": 150, "model folder": 60, "saved config": 40}
@@ -23,3 +26,14 @@ def test_what_was_found_stays_mended(name):
     pytest.importorskip("transformers")
     for case in found.FOUND[name]:
         assert outcome(KINDS[name], case) == "refused", ascii(case)[:500]
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")  # The child only ends.
+def test_what_ends_its_process_is_a_defect_and_the_rest_is_tried():
+    def run(case, folder):
+        if case == 1:
+            os.abort()
+
+    kind = Kind(lambda rng: None, run, lambda folder: ())
+    found = list(fuzzer.tried(kind, lambda number: number, 3))
+    assert found == ["built", "the interpreter ends, with status -6", "built"]
