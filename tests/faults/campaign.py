@@ -271,7 +271,8 @@ def damage_cache(trial: Trial) -> str:
     file = trial.draw.choice(files)
     _flip(file, trial.draw)
     out = trial.finish(**places)
-    if "anew" not in out:
+    unused = ".config" in file.parts  # What tensorflow_datasets keeps for itself: no run reads it.
+    if "anew" not in out and not unused:
         raise Lost(f"flip {file.name}: it was not seen")
     return f"flip {file.name}"
 
