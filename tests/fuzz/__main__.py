@@ -11,6 +11,7 @@ process beside this one, since a library that is not Python's may end it.
 
 import argparse
 import collections
+import faulthandler
 import json
 import os
 import re
@@ -36,6 +37,7 @@ def tried(kind: Kind, case: Callable[[int], Any], count: int) -> Iterator[str]:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
+            faulthandler.disable()  # It is told below.
             try:
                 with open(writing, "w") as told:
                     for each in range(number, count):
