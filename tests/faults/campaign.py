@@ -165,6 +165,15 @@ class Trial:
                 raise Lost(f"host {of}: status {process.returncode}: {out.strip()[-300:]}")
         return seconds
 
+    def alone(self) -> None:
+        """Makes what a run of one process is compared with, and measures it."""
+        for _ in range(2):  # The second one reads what the first has compiled and taught.
+            shutil.rmtree(self.run, ignore_errors=True)
+            process = self.start()
+            self.seconds = used(process)
+            self.finish(process)
+        print(f"undisturbed: {self.seconds:.1f} s of a processor", file=sys.stderr, flush=True)
+
     def on_hosts(self) -> float:
         """Makes what a run on several hosts is compared with, once; the seconds that one used."""
         self.whole = self.shared / "hosts"
@@ -532,12 +541,8 @@ def main(arguments: list[str]) -> int:
         if isinstance(program, Parent):
             stack.callback(program.close)
         trial = Trial(program, shared, shared, shared / "run", 0.0, random.Random())
-        for _ in range(2):  # The second one reads what the first has compiled and taught.
-            shutil.rmtree(trial.run, ignore_errors=True)
-            process = trial.start()
-            trial.seconds = used(process)
-            trial.finish(process)
-        print(f"undisturbed: {trial.seconds:.1f} s of a processor", file=sys.stderr, flush=True)
+        if set(kinds) - {"pause", "halt"}:
+            trial.alone()
         # Should time end, the kinds were tried in proportion.
         planned = sorted((n / counts[of], n, of) for of in kinds for n in range(1, counts[of] + 1))
         for _, number, name in planned:
