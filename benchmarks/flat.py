@@ -1,12 +1,12 @@
 """Whether a run stays as it is: memory, files, threads and programs over many iterations.
 
-    python benchmarks/flat.py --iterations=3000 --workdir=/tmp/flat
+    python benchmarks/flat.py --iterations=10000 --workdir=/tmp/flat
 
-Trains the smallest run that has everything (`tests/tiny.py`), with a checkpoint every 50
-iterations, a point of the held-out curve and samples every 25, and looks at its own process in
-between. Prints a row for each tenth of the run, then what an iteration adds over its second half, a
-line fitted through all that was looked at. The first half fills caches that are as large as they
-get.
+Trains the smallest run that has everything (`tests/tiny.py`) on two prompts of two completions an
+iteration, with a checkpoint every 200 iterations, a point of the held-out curve and samples every
+100, and looks at its own process in between. Prints a row for each tenth of the run, then what an
+iteration adds over its second half, a line fitted through all that was looked at. The first half
+fills caches that are as large as they get.
 """
 
 import argparse
@@ -87,16 +87,18 @@ def main() -> None:
     from fiberjax.run import loop
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=3000)
+    parser.add_argument("--iterations", type=int, default=10_000)
     parser.add_argument("--workdir", type=Path, required=True, help="emptied by nobody: a new one")
     given = parser.parse_args()
     config = tiny.get_config()
     config.iterations = given.iterations
     config.tasks.data_dir = str(given.workdir / "data")
     config.warm_start.directory = str(given.workdir / "warm_starts")
-    config.evaluation.every = 25
-    config.keep.every, config.keep.show_every = 25, 0
-    config.checkpoint.every = 50
+    config.rollout.prompts = config.rollout.samples = 2
+    config.training.epochs = config.training.minibatches = 1
+    config.evaluation.every = 100
+    config.keep.every, config.keep.show_every = 100, 0
+    config.checkpoint.every = 200
     config.training.unpaid_iterations = 0
     run = given.workdir / "run"
     looks, began = Looks(run / "metrics.jsonl", 0.5), (time.monotonic(), time.process_time())

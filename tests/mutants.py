@@ -35,6 +35,7 @@ import faults_of_pods
 import faults_of_replays
 import faults_of_reports
 import faults_of_rewards
+import faults_of_safety
 import faults_of_sampling
 import faults_of_segments
 import faults_of_soundness
@@ -72,6 +73,7 @@ MUTANTS = (
     *faults_of_making_way.FAULTS,
     *faults_of_answers.FAULTS,
     *faults_of_long.FAULTS,
+    *faults_of_safety.FAULTS,
 )
 
 

@@ -150,12 +150,13 @@ def _check_ids(path: Path) -> None:
     described = _read(path)
     model = described.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    found = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+    found = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
     added = described.get("added_tokens")
+    # Beside the vocabulary's own and not in their place: the library goes through all of them.
     for token in added if isinstance(added, list) else []:
         if isinstance(token, dict):
-            found[str(token.get("content"))] = token.get("id")
-    for token, number in found.items():
+            found.append((str(token.get("content")), token.get("id")))
+    for token, number in found:
         if type(number) is not int or not 0 <= number < LARGEST:
             raise ValueError(
                 f"its tokenizer gives {shorten(ascii(token))} the id {shown(number)}: expected a "

@@ -3,16 +3,22 @@
     python tests/faults/campaign.py                     five of each kind
     python tests/faults/campaign.py --count 50          so many of each
     python tests/faults/campaign.py --kinds kill,twice  those alone
+    python tests/faults/campaign.py --counts kill=50,ask=20
 
 Every trial does a run harm, gives the same command again, and compares what is there at the end
 with a run that nothing happened to: metrics, evaluation, samples, rollouts, parameters and all that
 a checkpoint holds beside them, bit for bit. What must be refused is given back as it was first.
-Disks that fill up need the right to mount one, and are left out without. Ends with status 1 where a
-run was lost.
+Moments are drawn within the processor time that a run takes, so that they are those of the run and
+not of whatever else the machine does. Runs are forked from a process that has imported before
+(`forked.py`); `--program "python experiments/train.py"` starts a new interpreter for each. Disks
+that fill up need the right to mount one, and are left out without. Ends with status 1 where a run
+was lost.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -28,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+from forked import Forked, Parent
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 3
@@ -46,8 +53,30 @@ HALTED_SECONDS = 240  # In which the others must have ended.
 ASKED = 75  # The status of a run that was asked to end.
 
 
+Started = subprocess.Popen | Forked
+
+
 class Lost(Exception):
     """A run did not do what it must."""
+
+
+def environment(shared: Path) -> dict[str, str]:
+    """What runs are started with: compiled programs of all trials are kept, the fastest too."""
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(shared / "jax"), "JAX_PLATFORMS": "cpu"}
+    kept |= dict.fromkeys(["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"], "0")
+    kept |= dict.fromkeys(["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"], "-1")
+    return kept | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+
+
+def used(process: Started, seconds: float = float("inf")) -> float:
+    """Waits until a process has used so many seconds of a processor, or ended; those it had."""
+    found, tick = 0.0, os.sysconf("SC_CLK_TCK")
+    while process.poll() is None and found < seconds:
+        time.sleep(0.01)
+        with contextlib.suppress(OSError):  # It has just ended.
+            told = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split()
+            found = max(found, (int(told[11]) + int(told[12])) / tick)
+    return found
 
 
 @dataclasses.dataclass
@@ -55,15 +84,15 @@ class Trial:
     """What a fault is tried on.
 
     Attributes:
-      program: the command, without its options.
+      program: the command, without its options, or the process that forks one.
       shared: data sets, warm starts and compiled programs of all trials.
       folder: of this trial alone; the run is in `run`.
       whole: the run that nothing happened to.
-      seconds: that it took.
+      seconds: of a processor that it took.
       draw: of everything random.
     """
 
-    program: list[str]
+    program: list[str] | Parent
     shared: Path
     folder: Path
     whole: Path
@@ -75,57 +104,87 @@ class Trial:
         return self.folder / "run"
 
     def start(
-        self, workdir: Path | None = None, *more: str, err: Any = subprocess.PIPE, **places: Path
-    ) -> subprocess.Popen:
-        """Starts a run, with more options; `places` are other folders for `data`, `warm_starts`."""
+        self,
+        workdir: Path | None = None,
+        *more: str,
+        together: bool = False,
+        jump: tuple[float, int] | None = None,
+        **places: Path,
+    ) -> Started:
+        """Starts a run.
+
+        Args:
+          workdir: its folder; None for the trial's.
+          *more: more options.
+          together: whether its errors go where its output does.
+          jump: seconds after which the clock jumps by so many days.
+          **places: other folders for `data` and `warm_starts`.
+        """
         options = {
             "--config.tasks.data_dir": places.get("data", self.shared / "data"),
             "--config.warm_start.directory": places.get("warm_starts", self.shared / "warm"),
             "--workdir": workdir or self.run,
         }
-        kept = {"JAX_COMPILATION_CACHE_DIR": str(self.shared / "jax"), "JAX_PLATFORMS": "cpu"}
-        kept |= dict.fromkeys(["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"], "0")
-        kept |= dict.fromkeys(["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"], "-1")
+        arguments = [*OPTIONS, *more, *(f"{key}={of}" for key, of in options.items())]
+        if isinstance(self.program, Parent):
+            number = len(list(self.folder.glob("*.out")))
+            out = self.folder / f"{number}.out"
+            out.touch()
+            err = out if together else out.with_suffix(".err")
+            return Forked(self.program, ["experiments/train.py", *arguments], out, err, jump)
+        program = self.program
+        if jump:
+            given = program[1:] if program[0] == sys.executable else program
+            program = [sys.executable, "tests/faults/jumping.py", *map(str, jump), *given]
         return subprocess.Popen(
-            [*self.program, *OPTIONS, *more, *(f"{key}={of}" for key, of in options.items())],
+            [*program, *arguments],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""} | kept,
+            env=os.environ | environment(self.shared),
             stdout=subprocess.PIPE,
-            stderr=err,
+            stderr=subprocess.STDOUT if together else subprocess.PIPE,
             text=True,
         )
 
-    def start_hosts(self, workdir: Path) -> list[subprocess.Popen]:
+    def start_hosts(self, workdir: Path) -> list[Started]:
         """Starts a run on several hosts, each a process with one device."""
         with socket.socket() as listener:
             listener.bind(("localhost", 0))
             port = listener.getsockname()[1]
         joined = (f"--coordinator=localhost:{port}", f"--num_processes={HOSTS}")
         return [
-            self.start(workdir, *SHARED, *joined, f"--process_id={of}", err=subprocess.STDOUT)
+            self.start(workdir, *SHARED, *joined, f"--process_id={of}", together=True)
             for of in range(HOSTS)
         ]
 
-    def finish_hosts(self, started: list[subprocess.Popen]) -> None:
-        """Waits for a run on several hosts, all of which must end well."""
+    def finish_hosts(self, started: list[Started]) -> float:
+        """Waits for a run on several hosts, all of which must end well; as `used`, of the first."""
+        seconds = used(started[0])
         outputs = [process.communicate()[0] for process in started]
         for of, (process, out) in enumerate(zip(started, outputs, strict=True)):
             if process.returncode != 0:
                 raise Lost(f"host {of}: status {process.returncode}: {out.strip()[-300:]}")
+        return seconds
+
+    def alone(self) -> None:
+        """Makes what a run of one process is compared with, and measures it."""
+        for _ in range(2):  # The second one reads what the first has compiled and taught.
+            shutil.rmtree(self.run, ignore_errors=True)
+            process = self.start()
+            self.seconds = used(process)
+            self.finish(process)
+        print(f"undisturbed: {self.seconds:.1f} s of a processor", file=sys.stderr, flush=True)
 
     def on_hosts(self) -> float:
-        """Makes what a run on several hosts is compared with, once; the seconds it takes."""
+        """Makes what a run on several hosts is compared with, once; the seconds that one used."""
         self.whole = self.shared / "hosts"
         taken = self.shared / "hosts.seconds"
         if not taken.exists():
             for _ in range(2):  # The second one reads what the first has compiled and taught.
                 shutil.rmtree(self.whole, ignore_errors=True)
-                began = time.monotonic()
-                self.finish_hosts(self.start_hosts(self.whole))
-                taken.write_text(str(time.monotonic() - began))
+                taken.write_text(str(self.finish_hosts(self.start_hosts(self.whole))))
         return float(taken.read_text())
 
-    def finish(self, process: subprocess.Popen | None = None, **places: Path) -> str:
+    def finish(self, process: Started | None = None, **places: Path) -> str:
         """Waits for a run that must end well; what it printed."""
         process = process or self.start(**places)
         out, err = process.communicate()
@@ -133,7 +192,7 @@ class Trial:
             raise Lost(f"status {process.returncode}: {err.strip()[-300:]}")
         return out
 
-    def refused(self, process: subprocess.Popen, told: str) -> None:
+    def refused(self, process: Started, told: str) -> None:
         """Waits for a run that must be refused, in one line."""
         _, err = process.communicate()
         lines = err.strip().splitlines()
@@ -151,10 +210,8 @@ def kill(trial: Trial) -> str:
     moments = [trial.draw.uniform(0, trial.seconds) for _ in range(trial.draw.randint(1, 3))]
     for seconds in moments:
         process = trial.start()
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        used(process, seconds)
+        process.kill()
         process.communicate()
     trial.finish()
     return "after " + ", ".join(f"{seconds:.1f} s" for seconds in moments)
@@ -166,24 +223,21 @@ def ask(trial: Trial) -> str:
     seconds, twice = trial.draw.uniform(0, trial.seconds), trial.draw.random() < 1 / 3
     # Not ignored, as it would be by what a shell starts in the background.
     process = trial.start()
-    told = f"{number.name} after {seconds:.1f} s"
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(number)
-        began = time.monotonic()
-        if twice:
-            time.sleep(trial.draw.uniform(0, 1))
-            process.send_signal(signal.SIGTERM)
-        _, err = process.communicate()
-        told += f"{', twice' if twice else ''}: status {process.returncode}"
-        # While modules are loaded the signal ends the process by itself.
-        early = process.returncode in (-signal.SIGTERM, -signal.SIGINT)
-        lines = len(err.strip().splitlines())
-        if not early and (process.returncode not in (0, ASKED) or lines > 1):
-            raise Lost(f"{told}: {err[-300:]}") from None
-        told += f" in {time.monotonic() - began:.1f} s"
-    process.communicate()
+    used(process, seconds)
+    told = f"{number.name} after {seconds:.1f} s{', twice' if twice else ''}: "
+    process.send_signal(number)
+    began = time.monotonic()
+    if twice:
+        time.sleep(trial.draw.uniform(0, 1))
+        process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    told += f"status {process.returncode} in {time.monotonic() - began:.1f} s"
+    # While modules are loaded, and once all is done, the signal ends the process by itself.
+    begun, over = ((trial.run / of).exists() for of in ("config.json", "evaluation.md"))
+    by_itself = process.returncode in (-signal.SIGTERM, -signal.SIGINT) and (over or not begun)
+    lines = len(err.strip().splitlines())
+    if not by_itself and (process.returncode not in (0, ASKED) or lines > 1):
+        raise Lost(f"{told}: {err[-300:]}")
     trial.finish()
     return told
 
@@ -226,7 +280,8 @@ def damage_cache(trial: Trial) -> str:
     file = trial.draw.choice(files)
     _flip(file, trial.draw)
     out = trial.finish(**places)
-    if "anew" not in out:
+    unused = ".config" in file.parts  # What tensorflow_datasets keeps for itself: no run reads it.
+    if "anew" not in out and not unused:
         raise Lost(f"flip {file.name}: it was not seen")
     return f"flip {file.name}"
 
@@ -284,7 +339,7 @@ def twice(trial: Trial) -> str:
     """Two runs in one folder, the second at a random moment."""
     first = trial.start()
     seconds = trial.draw.uniform(0, trial.seconds / 2)
-    time.sleep(seconds)
+    used(first, seconds)
     second = trial.start()
     outcomes = [process.communicate() for process in (first, second)]
     codes = [process.returncode for process in (first, second)]
@@ -334,9 +389,7 @@ def fill(trial: Trial) -> str:
 def jump(trial: Trial) -> str:
     """The clock jumps by a day, forward or back, at a random moment; a second run is refused."""
     seconds, days = trial.draw.uniform(0, trial.seconds), trial.draw.choice([-1, 1])
-    jumping = [sys.executable, "tests/faults/jumping.py", str(seconds), str(days)]
-    program = trial.program[1:] if trial.program[0] == sys.executable else trial.program
-    process = dataclasses.replace(trial, program=[*jumping, *program]).start()
+    process = trial.start(jump=(seconds, days))
     lock = trial.run / "run.lock"
     while process.poll() is None and not lock.exists():
         time.sleep(0.1)
@@ -356,7 +409,7 @@ def pause(trial: Trial) -> str:
     moment, which = trial.draw.uniform(0, trial.on_hosts()), trial.draw.randrange(HOSTS)
     paused = trial.draw.uniform(1, 30)
     started = trial.start_hosts(trial.run)
-    time.sleep(moment)
+    used(started[which], moment)
     started[which].send_signal(signal.SIGSTOP)
     time.sleep(paused)
     started[which].send_signal(signal.SIGCONT)
@@ -368,7 +421,7 @@ def halt(trial: Trial) -> str:
     """One of four hosts stops for good: the others end by themselves, and all begin again."""
     moment, which = trial.draw.uniform(0, trial.on_hosts()), trial.draw.randrange(HOSTS)
     started = trial.start_hosts(trial.run)
-    time.sleep(moment)
+    used(started[which], moment)
     began = time.monotonic()
     started[which].send_signal(signal.SIGSTOP)
     others = [process for process in started if process is not started[which]]
@@ -449,9 +502,14 @@ def contents(run: Path) -> Iterator[tuple[str, Any]]:
         yield jax.tree_util.keystr(path), np.asarray(leaf).tobytes()
 
 
+@functools.cache
+def _contents_of(whole: Path) -> dict[str, Any]:
+    return dict(contents(whole))
+
+
 def difference(run: Path, whole: Path) -> str:
     """The first thing in which two runs differ; "" for none."""
-    a, b = dict(contents(run)), dict(contents(whole))
+    a, b = dict(contents(run)), _contents_of(whole)
     if a.keys() != b.keys():
         return f"only one has {sorted(a.keys() ^ b.keys())[:3]}"
     return next((name for name in a if a[name] != b[name]), "")
@@ -461,42 +519,50 @@ def main(arguments: list[str]) -> int:
     """Tries them; prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=5, help="of each kind")
+    parser.add_argument("--counts", default="", help="of some kinds others: kill=50,ask=20")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--program", default=f"{sys.executable} experiments/train.py")
+    parser.add_argument("--program", default="", help="started anew for each, not forked")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begins none after")
     given = parser.parse_args(arguments)
     kinds = [name for name in given.kinds.split(",") if name != "fill" or can_mount()]
+    counts = dict.fromkeys(kinds, given.count)
+    counts |= {
+        name: int(of) for name, _, of in (x.partition("=") for x in given.counts.split(",") if x)
+    }
     os.environ["JAX_PLATFORMS"] = "cpu"
     logging.set_verbosity(logging.ERROR)  # Checkpoints tell a lot.
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Which those started inherit.
     until, table = time.monotonic() + 60 * given.minutes, {name: [0, 0, 0] for name in kinds}
-    with tempfile.TemporaryDirectory() as folder:
-        draw, shared = random.Random(given.seed), Path(folder) / "shared"
-        trial = Trial(given.program.split(), shared, shared, shared / "run", 0.0, draw)
-        for _ in range(2):  # The second one reads what the first has compiled and taught.
-            shutil.rmtree(trial.run, ignore_errors=True)
-            began = time.monotonic()
-            trial.finish()
-            trial.seconds = time.monotonic() - began
-        for number in range(given.count):
-            for name in kinds:
-                if time.monotonic() > until:
-                    break
-                place = Path(folder) / f"{name}{number}"
-                place.mkdir()
-                own = dataclasses.replace(trial, folder=place)
-                table[name][0] += 1
-                try:
-                    told = KINDS[name](own)
-                    table[name][1] += 1
-                    another = difference(own.run, own.whole)
-                    table[name][2] += not another
-                    told += f"; DIFFERS in {another}" if another else ""
-                except Lost as error:
-                    told = f"LOST: {error}"
-                print(f"{name} {number + 1}: {told}", file=sys.stderr, flush=True)
-                shutil.rmtree(place)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        shared = Path(folder) / "shared"
+        shared.mkdir()
+        program: list[str] | Parent = given.program.split() or Parent(**environment(shared))
+        if isinstance(program, Parent):
+            stack.callback(program.close)
+        trial = Trial(program, shared, shared, shared / "run", 0.0, random.Random())
+        if set(kinds) - {"pause", "halt"}:
+            trial.alone()
+        # Should time end, the kinds were tried in proportion.
+        planned = sorted((n / counts[of], n, of) for of in kinds for n in range(1, counts[of] + 1))
+        for _, number, name in planned:
+            if time.monotonic() > until:
+                break
+            place = Path(folder) / f"{name}{number}"
+            place.mkdir()
+            own_draw = random.Random(f"{given.seed} {name} {number}")
+            own = dataclasses.replace(trial, folder=place, draw=own_draw)
+            table[name][0] += 1
+            try:
+                told = KINDS[name](own)
+                table[name][1] += 1
+                another = difference(own.run, own.whole)
+                table[name][2] += not another
+                told += f"; DIFFERS in {another}" if another else ""
+            except Lost as error:
+                told = f"LOST: {error}"
+            print(f"{name} {number}: {told}", file=sys.stderr, flush=True)
+            shutil.rmtree(place)
     print("| fault | tried | survived | identical at the end |\n|---|---:|---:|---:|")
     rows = [(KINDS[name].__doc__ or name, counts) for name, counts in table.items()]
     for what, counts in rows:

@@ -19,7 +19,10 @@ import json, pathlib, sys, time
 run = pathlib.Path(sys.argv[-1].partition("=")[2])
 done = run / "checkpoints" / "3" / "host"
 done.mkdir(parents=True, exist_ok=True)
-time.sleep({seconds})
+if {begun}:
+    (run / "config.json").write_text("1")
+while time.process_time() < {seconds}:
+    pass
 (run / "metrics.jsonl").write_text(json.dumps({{"step": 1, "a": {value}, "timing/b": 3}}))
 (run / "evaluation.json").write_text("1")
 (done / "metadata").write_text("{{}}")
@@ -41,16 +44,18 @@ def tried(tmp_path, monkeypatch):
 
     monkeypatch.setattr(campaign, "contents", without_state)
 
-    def of(kind, *, seconds=0.0, value="5", status=0):
+    def of(kind, *, seconds=0.0, value="5", status=0, begun=False):
         def made(name, **values):
             file = tmp_path / name
-            file.write_text(PROGRAM.format(**{"seconds": 0, "value": 5, "status": 0} | values))
+            file.write_text(
+                PROGRAM.format(**dict(seconds=0, value=5, status=0, begun=False) | values)
+            )
             return [sys.executable, str(file)]
 
         draw = random.Random(0)
         whole = campaign.Trial(made("whole"), tmp_path, tmp_path, tmp_path / "run", 0.2, draw)
         whole.finish()
-        program = made("program", seconds=seconds, value=value, status=status)
+        program = made("program", seconds=seconds, value=value, status=status, begun=begun)
         folder = tmp_path / "trial"
         folder.mkdir()
         trial = campaign.Trial(program, tmp_path, folder, whole.run, 0.2, draw)
@@ -60,7 +65,7 @@ def tried(tmp_path, monkeypatch):
 
 
 def test_a_run_that_survives_is_the_same(tried):
-    told, another = tried("kill", seconds=0.1)
+    told, another = tried("kill", seconds=0.4)
     assert told.startswith("after ") and another == ""
 
 
@@ -95,8 +100,13 @@ def test_one_that_is_lost_is_told(tried, kind, told):
 
 
 def test_a_signal_that_ends_the_process_is_survived(tried):
-    told, another = tried("ask", seconds=0.1)
-    assert told.startswith("SIG") and another == ""
+    told, another = tried("ask", seconds=0.4)
+    assert ": status -" in told and another == ""
+
+
+def test_a_signal_that_ends_it_in_the_middle_is_no_end(tried):
+    with pytest.raises(campaign.Lost, match="status -"):
+        tried("ask", seconds=0.4, begun=True)
 
 
 def test_damage_of_rollouts_must_be_seen(tried, tmp_path, monkeypatch):
@@ -112,3 +122,9 @@ def test_damage_of_rollouts_must_be_seen(tried, tmp_path, monkeypatch):
     monkeypatch.setattr(kept_files, "load_rollouts", lambda file: next(read))
     with pytest.raises(campaign.Lost, match="it was not seen"):
         tried("rollouts")
+
+
+@pytest.mark.long
+def test_runs_that_are_forked_survive(capsys):
+    assert campaign.main(["--count", "1", "--kinds", "kill,ask,damage,twice"]) == 0
+    assert "| all | 4 | 4 | 4 |" in capsys.readouterr().out

@@ -22,8 +22,8 @@ def _arrow() -> Any:
     return ".arrow", bytes(data)
 
 
-def _ids(number: int) -> bytes:
-    edits = [("set", ("model", "vocab", "a"), number)]
+def _ids(number: int, token: str = "a") -> bytes:
+    edits = [("set", ("model", "vocab", token), number)]
     return json.dumps(applied(_tokenizer(), edits)).encode()
 
 
@@ -73,6 +73,7 @@ FOUND: dict[str, list[Any]] = {
     ],
     "tokenizer": [
         _ids(2**31),
+        _ids(2**31, "</s>"),  # Which is among the added tokens too, with another id.
         _ids(-1),
         json.dumps(applied(_tokenizer(), [("del", ("model", "vocab", "b"))])).encode(),
     ],

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jax
@@ -20,9 +21,9 @@ import quick
 from ml_collections import ConfigDict
 
 import fiberjax as fj
-from fiberjax import experiment
+from fiberjax import experiment, storage
 from fiberjax.parallel import distributed
-from fiberjax.run import identity, loop
+from fiberjax.run import identity, loop, rollouts
 from fiberjax.tasks import loading
 
 ROOT = Path(__file__).parents[2]
@@ -240,6 +241,38 @@ def wait_for_iterations(started: list[subprocess.Popen], workdir: Path) -> None:
     for process in started:
         process.kill()
     pytest.fail(f"no two iterations: {started[0].communicate()[0][-3000:]}")
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_processes_in_a_bucket_that_are_killed_end_as_on_a_disk(tmp_path, bucket):
+    """Nothing is on a disk that they share; each has put what is its own, and nothing else."""
+    options = ("--config.iterations=3", "--config.checkpoint.keep=3")
+    options += ("--config.rollout.resample=0", "--config.warm_start.steps=2")
+    near, far = tmp_path / "run", storage.place("gs://bucket/hosts/run")
+    finish(start(near, 2, 1, *options))
+    options += ("--config.warm_start.directory=gs://bucket/hosts/warm",)
+    started = start(far, 2, 1, *options)
+    try:
+        for _ in range(6000):
+            if bucket.names("hosts/run/checkpoints/1/commit_success"):
+                break
+            assert started[0].poll() is None, started[0].communicate()[0][-3000:]
+            time.sleep(0.05)
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert not bucket.names("hosts/run/checkpoints/3/commit_success")
+    finish(start(far, 2, 1, *options))
+    assert metrics(far) == metrics(near) and len(metrics(near)) == 3
+    np.testing.assert_array_equal(parameters(far), parameters(near))
+    assert rollouts.read(far) == rollouts.read(near)
+    left = [name.removeprefix("hosts/run/checkpoints/3/") for name in bucket.names()]
+    for index in range(2):
+        assert f"digests.process_{index}.json" in left
+        assert any(f"ocdbt.process_{index}/" in name for name in left), left
+    assert not bucket.names("hosts/run/run.lock") and bucket.refused == []
 
 
 @pytest.mark.slow

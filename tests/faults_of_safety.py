@@ -1,0 +1,37 @@
+"""Deliberate faults of what tries faults, and of what it found; see `mutants.py`."""
+
+from faults_of_mathematics import Mutant
+
+FUZZ = "tests/fuzz/test_fuzz.py"
+CAMPAIGN = "tests/faults/test_faults.py"
+
+FAULTS = (
+    Mutant(
+        "an added token hides the id that the vocabulary gives it",
+        "fiberjax/tasks/published.py",
+        "    for token, number in found:",
+        "    for token, number in dict(found).items():",
+        (f"{FUZZ}::test_what_was_found_stays_mended[tokenizer]",),
+    ),
+    Mutant(
+        "the fuzzer begins again where an input ended its process",
+        "tests/fuzz/__main__.py",
+        "for each in range(number, count):",
+        "for each in range(count):",
+        (f"{FUZZ}::test_what_ends_its_process_is_a_defect_and_the_rest_is_tried",),
+    ),
+    Mutant(
+        "a run that a signal ends in the middle has ended well",
+        "tests/faults/campaign.py",
+        "(-signal.SIGTERM, -signal.SIGINT) and (over or not begun)",
+        "(-signal.SIGTERM, -signal.SIGINT)",
+        (f"{CAMPAIGN}::test_a_signal_that_ends_it_in_the_middle_is_no_end",),
+    ),
+    Mutant(
+        "a process is done with before it has used its time",
+        "tests/faults/campaign.py",
+        "while process.poll() is None and found < seconds:",
+        "while process.poll() is None and found < 0:",
+        (f"{CAMPAIGN}::test_a_signal_that_ends_it_in_the_middle_is_no_end",),
+    ),
+)
