@@ -21,6 +21,7 @@ from pathlib import Path
 
 import faults_of_buckets
 import faults_of_data
+import faults_of_dumps
 import faults_of_families
 import faults_of_keeping
 import faults_of_lag
@@ -68,6 +69,7 @@ MUTANTS = (
     *faults_of_segments.FAULTS,
     *faults_of_sampling.FAULTS,
     *faults_of_making_way.FAULTS,
+    *faults_of_dumps.FAULTS,
 )
 
 
