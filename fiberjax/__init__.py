@@ -21,9 +21,9 @@ What a researcher with arrays in hand wants stands here:
   logging; how far TRPO would go.
 * `gates`, `layout`, `segments`: what all of it is made of.
 * `run_experiment`: a whole run from a config, in this process.
-* `load_rollouts`, `from_arrays`, `from_parquet`: what an iteration of a run was trained on, and the
-  same of arrays and token dumps of other trainers. `load_policy`: a checkpoint of a run by number.
-  `replay`: what any objectives make of them, on identical data.
+* `load_rollouts`, `from_arrays`, `from_parquet`, `from_jsonl`: what an iteration of a run was
+  trained on, and the same of arrays and token dumps of other trainers. `load_policy`: a checkpoint
+  of a run by number. `replay`: what any objectives make of them, on identical data.
 * `__version__`.
 
 A name is imported when it is first used: `import fiberjax` imports nothing, `fiberjax.presets`
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from fiberjax import probes as probes
     from fiberjax import segments as segments
     from fiberjax import trust_region as trust_region
+    from fiberjax.analysis.foreign import from_jsonl as from_jsonl
     from fiberjax.analysis.foreign import from_parquet as from_parquet
     from fiberjax.analysis.replay import replay as replay
     from fiberjax.gates.configured import gate as gate
@@ -65,6 +66,7 @@ _MODULES = (
 _FUNCTIONS = {
     "coefficients": "fiberjax.objective",
     "from_arrays": "fiberjax.run.kept",
+    "from_jsonl": "fiberjax.analysis.foreign",
     "from_parquet": "fiberjax.analysis.foreign",
     "gate": "fiberjax.gates.configured",
     "load_policy": "fiberjax.run.policies",

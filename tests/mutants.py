@@ -22,6 +22,7 @@ from pathlib import Path
 import faults_of_answers
 import faults_of_buckets
 import faults_of_data
+import faults_of_dumps
 import faults_of_families
 import faults_of_keeping
 import faults_of_lag
@@ -74,6 +75,7 @@ MUTANTS = (
     *faults_of_answers.FAULTS,
     *faults_of_long.FAULTS,
     *faults_of_safety.FAULTS,
+    *faults_of_dumps.FAULTS,
 )
 
 

@@ -33,7 +33,15 @@ LOG_RATIO = RNG.normal(0, 0.2, (4, 6)).astype(np.float32)
 ADVANTAGE = np.array([[1.0], [-1.0], [-1.0], [1.0]], np.float32) * MASK
 OLD_LOG_PROB = -RNG.exponential(1, (4, 6)).astype(np.float32)
 OF_RUNS = {
-    *("from_arrays", "from_parquet", "load_policy", "load_rollouts", "replay", "run_experiment"),
+    *(
+        "from_arrays",
+        "from_jsonl",
+        "from_parquet",
+        "load_policy",
+        "load_rollouts",
+        "replay",
+        "run_experiment",
+    ),
 }
 
 

@@ -1,30 +1,33 @@
 """Token dumps of other trainers, made into what is kept of rollouts.
 
-A dump is a Parquet file with a row a sequence and the columns that the trainer itself has in the
-batch of an update, under the trainer's own names: padded or not, as lists. `from_parquet` reads:
+A dump has a row a sequence and the columns that the trainer itself has in the batch of an update,
+under the trainer's own names: padded or not, as lists. `from_parquet` reads them from a Parquet
+file, `from_jsonl` from lines of JSON, as prime-rl's trainer exports them:
 
 | here | "verl" | "trl" | "prime-rl" |
 |---|---|---|---|
-| completion | responses | completion_ids | input_ids from the first token of the loss on |
+| completion | responses | completion_ids | token_ids from the first token of the loss on |
 | mask | response_mask | completion_mask, tool_mask | loss_mask |
-| prompt | prompts, attention_mask | prompt_ids, prompt_mask | input_ids before |
+| prompt | prompts, attention_mask | prompt_ids, prompt_mask | token_ids before |
 | advantage | advantages | advantages | advantages |
 | old policy | old_log_probs | old_per_token_logps | inference_logprobs |
 | policy | *log_probs* | *per_token_logps* | *trainer_logprobs* |
 | sampler | *rollout_log_probs* | *sampling_per_token_logps* | inference_logprobs |
-| reference | *ref_log_prob* | *ref_per_token_logps* | *reference_logprobs* |
+| reference | *ref_log_prob* | *ref_per_token_logps* | *ref_logprobs* |
 | weight | *rollout_is_weights* | *importance_sampling_ratio* | |
 | reward | *token_level_rewards* | *rewards* | *reward* |
 | group | *uid* | *group* | *group* |
-| domain | *data_source* | *domain* | *domain* |
+| domain | *data_source* | *domain* | *env_name* |
 | texts | *prompt*, *completion* | *prompt*, *completion* | *prompt*, *completion* |
 
 Those in italics may be missing, and so may prompts. Where no column names the group, equal prompts
-are one; a domain becomes the level above. Rewards of verl may be scores, token_level_scores. Of
-prime-rl, whose ratios are the trainer's over the sampler's, sequences that are packed into a row
-are told apart by `position_ids`.
+are one; a domain becomes the level above. Rewards of verl may be scores, token_level_scores or
+rm_scores; without an attention_mask nothing is padding. Of prime-rl, whose ratios are the trainer's
+over the sampler's, tokens may be input_ids, as in its micro-batches, and sequences that are packed
+into a row are told apart by `position_ids`.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -54,8 +57,7 @@ def from_parquet(path: str | os.PathLike[str], *, format: str) -> Kept:
       ValueError: there is no such file or format, or a column is missing or not as expected; names
         the file and the column.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format!r}")
+    _known(format)
     near = storage.local(path)
     if not near.is_file():
         raise ValueError(f"{path} does not exist: expected a Parquet file")
@@ -64,6 +66,49 @@ def from_parquet(path: str | os.PathLike[str], *, format: str) -> Kept:
     except (pa.ArrowException, OSError, ValueError) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"{path} is no whole Parquet file: {told}") from None
+    return _made(path, table, format)
+
+
+def from_jsonl(path: str | os.PathLike[str], *, format: str) -> Kept:
+    """The same of lines of JSON, an object a sequence.
+
+        kept = fj.from_jsonl("token_exports/step_3", format="prime-rl")
+
+    Args:
+      path: of the file, or of a folder whose `*.jsonl` are one batch, as the ranks' are.
+      format: as for `from_parquet`.
+
+    Raises:
+      ValueError: there is no such file or format, a line is no JSON object, or a column is missing
+        or not as expected; names the file, and the line or the column.
+    """
+    _known(format)
+    near, rows = storage.local(path), []
+    files = sorted(near.glob("*.jsonl")) if near.is_dir() else [near]
+    if not all(file.is_file() for file in files):
+        raise ValueError(f"{path} does not exist: expected lines of JSON, or a folder of *.jsonl")
+    for file in files:
+        for number, line in enumerate(file.read_bytes().splitlines(), 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}, is no JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}, line {number}, is no JSON object")
+            rows.append(row)
+    try:
+        table = pa.Table.from_pylist(rows)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} has lines that do not go together: {error}") from None
+    return _made(path, table, format)
+
+
+def _known(format: str) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format!r}")
+
+
+def _made(path: str | os.PathLike[str], table: pa.Table, format: str) -> Kept:
     if table.num_rows == 0:
         raise ValueError(f"{path} has no rows")
     try:
@@ -101,10 +146,10 @@ class _Dump:
         listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
         values = pc.list_flatten(column) if listed else column
         of = values.type
-        if values.null_count or not (
-            pa.types.is_integer(of) or pa.types.is_floating(of) or pa.types.is_boolean(of)
-        ):
+        if not (pa.types.is_integer(of) or pa.types.is_floating(of) or pa.types.is_boolean(of)):
             raise ValueError(f"column {name!r} must have numbers, or lists of them; it has {of}")
+        if values.null_count:
+            raise ValueError(f"column {name!r} has a list with a null in it; expected numbers")
         lengths = pc.list_value_length(column).to_numpy() if listed else np.ones(self.rows, int)
         return np.split(values.to_numpy(), np.cumsum(lengths)[:-1])
 
@@ -165,25 +210,26 @@ TRL = _Names(
     },
 )
 PRIME_RL = _Names(
-    {"tokens": "input_ids", "advantage": "advantages", "old_log_prob": "inference_logprobs"},
-    {"log_prob": "trainer_logprobs", "reference_log_prob": "reference_logprobs"},
+    {"advantage": "advantages", "old_log_prob": "inference_logprobs"},
+    {"log_prob": "trainer_logprobs", "reference_log_prob": "ref_logprobs"},
 )
 
 
 def _verl(dump: _Dump) -> dict[str, Any]:
     mask = dump.lists("response_mask")
-    said, prompts = mask, None
+    said = mask
+    prompts = dump.lists("prompts") if dump.has("prompts") else None
     if dump.has("attention_mask"):
         whole = dump.lists("attention_mask")
         before = [row[: max(len(row) - len(of), 0)] for row, of in zip(whole, mask, strict=True)]
         ends = [len(a) + len(b) for a, b in zip(before, mask, strict=True)]
         whole = dump.tokens("attention_mask", ends)
         said = [row[len(of) :] for row, of in zip(whole, before, strict=True)]
-        if dump.has("prompts"):
+        if prompts is not None:
             read = dump.tokens("prompts", list(map(len, before)))
             prompts = [of[row != 0] for of, row in zip(read, before, strict=True)]
     found, reward = VERL.read(dump, list(map(len, mask))), None
-    for name in ("token_level_rewards", "token_level_scores"):
+    for name in ("rm_scores", "token_level_scores", "token_level_rewards"):
         if dump.has(name):
             reward = [float(row.sum()) for row in dump.lists(name)]
     group = dump.of_rows("uid")
@@ -209,10 +255,12 @@ def _prime_rl(dump: _Dump) -> dict[str, Any]:
     mask = dump.lists("loss_mask")
     lengths = list(map(len, mask))
     found, starts = PRIME_RL.read(dump, lengths), [np.zeros(1, int)] * dump.rows
+    name = "input_ids" if dump.has("input_ids") else "token_ids"
+    found["tokens"] = dump.tokens(name, lengths)
     if dump.has("position_ids"):
         starts = [np.flatnonzero(row == 0) for row in dump.tokens("position_ids", lengths)]
     if any(len(of) > 1 for of in starts):
-        for name in ("reward", "group", "domain", "prompt", "completion"):
+        for name in ("reward", "group", "env_name", "prompt", "completion"):
             if dump.has(name):
                 raise ValueError(f"column {name!r} is of rows, but rows hold several sequences")
 
@@ -231,8 +279,8 @@ def _prime_rl(dump: _Dump) -> dict[str, Any]:
     behind["sampler_log_prob"] = behind["old_log_prob"]
     prompts = [cuts["tokens"][k][:at] for k, _, at in used]
     masks = [of[at:] for _, of, at in used]
-    group = dump.of_rows("group")
-    return _arrays(masks, masks, behind) | _of_rows(dump, group, prompts, dump.of_rows("reward"))
+    group, reward = dump.of_rows("group"), dump.of_rows("reward")
+    return _arrays(masks, masks, behind) | _of_rows(dump, group, prompts, reward, "env_name")
 
 
 def _arrays(mask: Rows, said: Rows, found: Mapping[str, Rows]) -> dict[str, Any]:

@@ -125,6 +125,7 @@ nav { margin: 12px 0 0; font-size: 13.5px; display: flex; flex-wrap: wrap; gap: 
 table { border-collapse: collapse; font-size: 13.5px; }
 th, td { text-align: left; vertical-align: top; padding: 4px 14px 4px 0;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; min-width: 5ch; max-width: 52ch; }
+th:first-child, td:first-child { min-width: 11ch; }
 th { font-weight: 600; color: var(--soft); overflow-wrap: normal; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .whole td { font-weight: 600; }
@@ -133,7 +134,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 .warning b { color: var(--warn); }
 .warning p { margin: 2px 0; }
 .up { color: var(--good); } .down { color: var(--bad); }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 500px), 1fr));
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 390px), 1fr));
   gap: 14px; margin: 10px 0; }
 figure { margin: 0; } figure.one { margin: 10px 0; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff;

@@ -105,7 +105,7 @@ def plot_sweep(sweep: Sweep, folder: Path) -> tuple[Path, ...]:
     clipped = {level: np.array([row.clipped[level] for row in rows])[order] for level in levels}
     _lines(grid[1], x[order], clipped)
     _name(grid[1], "Tokens clipped, by level", "share of tokens", sweep)
-    grid[1].set_ylim(-0.03, 1.03)
+    _from_nothing(grid[1], any_level)
     if through:
         after = {"KL after the step": np.array([row.kl for row in rows], np.float64)[order]}
         _lines(grid[2], x[order], after)
@@ -149,7 +149,7 @@ def plot_unfold(unfold: Unfold, folder: Path) -> tuple[Path, ...]:
     left[0].plot(steps, any_level, color="black", lw=3.5, alpha=0.25, label="any of them")
     _lines(left[0], steps, levels, markers=False)
     finish(left[0], "Tokens clipped, by level", "share of tokens", "linear")
-    left[0].set_ylim(-0.03, 1.03)
+    _from_nothing(left[0], any_level)
     _lines(left[1], steps, {"KL (k3), old to current": series["kl"]}, markers=False)
     finish(left[1], "KL from the policy that drew", "nats / token", "linear")
     left[1].yaxis.set_major_formatter(_PLAIN)
@@ -374,6 +374,12 @@ def _lines(axes: Axes, x: np.ndarray, series: Any, *, markers: bool = True) -> N
             linewidth=1.7,
             label=literal(name),
         )
+
+
+def _from_nothing(axes: Axes, shares: np.ndarray) -> None:
+    """The axis of shares from 0 to the largest: a few clipped tokens must be seen."""
+    top = max(float(np.max(shares)), 1e-3)
+    axes.set_ylim(-0.03 * top, 1.08 * top)
 
 
 def _name(axes: Axes, title: str, unit: str, sweep: Sweep) -> None:

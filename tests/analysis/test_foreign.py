@@ -1,5 +1,8 @@
 """Token dumps of other trainers: what each column becomes, and what is refused."""
 
+import json
+import pathlib
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,21 +90,23 @@ def prime_rl():
         "position_ids": [list(range(len(row))) for row in whole],
         "inference_logprobs": behind(per_token(-1.0)),
         "trainer_logprobs": behind(per_token(-1.125)),
-        "reference_logprobs": behind(per_token(-2.0)),
+        "ref_logprobs": behind(per_token(-2.0)),
         "advantages": [[of] * len(row) for of, row in zip(ADVANTAGE, whole, strict=True)],
         "reward": [1.0, 0.0, 2.0, 0.0],
-        "domain": ["math", "math", "code", "code"],
+        "env_name": ["math", "math", "code", "code"],
     }
 
 
 def packed():
     """Two rows of two sequences, the second with padding behind."""
-    plain = {name: of for name, of in prime_rl().items() if name not in ("reward", "domain")}
+    plain = {name: of for name, of in prime_rl().items() if name not in ("reward", "env_name")}
     rows = {name: [of[0] + of[1], of[2] + of[3]] for name, of in plain.items()}
     zero = {"loss_mask": False, "input_ids": 0, "position_ids": 0}
     return {name: [of[0], of[1] + [zero.get(name, 0.0)] * 2] for name, of in rows.items()}
 
 
+MADE = pathlib.Path(__file__).parents[1] / "data/dumps"
+"""What the trainers' own code wrote, by tests/peers/token_dumps.py."""
 DUMPS = {"verl": verl, "trl": trl, "prime-rl": prime_rl}
 
 
@@ -151,12 +156,16 @@ def test_what_may_be_missing_may(tmp_path, format):
         "trl": ("completion_ids", "completion_mask", "old_per_token_logps", "advantages"),
         "prime-rl": ("input_ids", "loss_mask", "inference_logprobs", "advantages"),
     }[format]
+    missing = {"input_ids": "token_ids"}
     kept = read(tmp_path, {name: columns[name] for name in needed}, format)
     assert kept.log_prob is None and kept.reference_log_prob is None
     assert kept.layout.levels[1:] == (("group",) if format == "prime-rl" else ())
     for name in needed:
         others = {other: columns[other] for other in needed if other != name}
-        with pytest.raises(ValueError, match=f"dump.parquet, read as {format}: column '{name}' is"):
+        with pytest.raises(
+            ValueError,
+            match=f"dump.parquet, read as {format}: column '{missing.get(name, name)}' is",
+        ):
             read(tmp_path, others, format)
 
 
@@ -176,6 +185,7 @@ def test_what_may_be_missing_may(tmp_path, format):
         ("verl", "data_source", ["m", "n", "m", "m"], "level 'group' does not lie within 'domain'"),
         ("trl", "completion_mask", [[2] * 3] * 4, "mask must be bool[R, C], or zeros and ones"),
         ("trl", "old_per_token_logps", [[float("nan")] * 3] * 4, "old_log_prob is nan at row 0"),
+        ("verl", "advantages", [[1.0, None, 1.0]] * 4, "'advantages' has a list with a null in it"),
         (
             "prime-rl",
             "loss_mask",
@@ -205,3 +215,64 @@ def test_other_files_and_formats_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"empty.parquet has no rows"):
         fj.from_parquet(tmp_path / "empty.parquet", format="verl")
     assert set(foreign.FORMATS) == set(DUMPS)
+
+
+def test_what_trl_wrote_is_clipped_as_trl_says():
+    kept = fj.from_parquet(MADE / "trl.parquet", format="trl")
+    clipped = fj.replay(kept, ["grpo"]).row("grpo").clipped["any"]
+    logged = json.loads((MADE / "made.json").read_text())["trl"]["clipped"]
+    assert 0 < logged == pytest.approx(clipped, rel=1e-6)
+    assert len(set(kept.layout.parents[0])) == 2 and kept.reference_log_prob is not None
+    with pytest.raises(ValueError, match="'completion_mask' is missing; the file has step, prompt"):
+        fj.from_parquet(MADE / "trl_completions.parquet", format="trl")
+
+
+def test_what_verl_wrote_is_the_same_padded_or_not():
+    plain = fj.from_parquet(MADE / "verl.parquet", format="verl")
+    padded = fj.from_parquet(MADE / "verl_padded.parquet", format="verl")
+    for name in ("mask", "tokens", "old_log_prob", "advantage"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(padded, name))
+    for kept in (plain, padded):
+        assert [of.tolist() for of in kept.prompt_tokens] == [[5, 6, 7]] * 3 + [[8, 9]] * 3
+        assert kept.table["reward"].to_pylist() == [0, 1] * 3
+        assert kept.table["domain"].to_pylist() == ["math"] * 3 + ["code"] * 3
+        assert kept.layout.levels == ("trajectory", "group", "domain")
+    assert not plain.mask[4, 1] and plain.tokens[4, 1] > 0  # A tool's reply.
+    reward = np.array([0, 1] * 3, np.float32)
+    grpo = np.asarray(fj.advantages.grpo(reward, np.arange(6) // 3, 2))[:, None] * plain.mask
+    np.testing.assert_allclose(plain.advantage, grpo, atol=2e-6)
+
+
+def test_what_prime_rl_exports_is_read_as_it_is(tmp_path):
+    kept = fj.from_jsonl(MADE / "prime_rl.jsonl", format="prime-rl")
+    rows = [json.loads(line) for line in (MADE / "prime_rl.jsonl").read_text().splitlines()]
+    coefficients = fj.replay(kept, ["dppo_tv"]).coefficients["dppo_tv"]
+    assert any(any(row["is_masked"]) for row in rows)
+    for row, ratio, mask, c, prompt in zip(
+        rows, kept.log_ratio, kept.mask, coefficients, kept.prompt_tokens, strict=True
+    ):
+        counted = np.array(row["loss_mask"])
+        np.testing.assert_array_equal(ratio[mask], np.float32(row["log_importance_ratio"])[counted])
+        np.testing.assert_array_equal(c[mask] == 0, np.array(row["is_masked"])[counted])
+        assert prompt.tolist() == row["token_ids"][: int(np.argmax(counted))]
+    assert [len(set(of)) for of in kept.layout.parents] == [2, 2]
+    assert set(kept.table["domain"].to_pylist()) == {"math", "code"}
+
+    packed = fj.from_parquet(MADE / "prime_rl_packed.parquet", format="prime-rl")
+    np.testing.assert_array_equal(packed.old_log_prob, kept.old_log_prob)
+    np.testing.assert_array_equal(packed.tokens, kept.tokens)
+
+    lines = (MADE / "prime_rl.jsonl").read_text().splitlines(keepends=True)
+    for rank, part in enumerate((lines[:2], lines[2:])):
+        (tmp_path / f"rank_{rank}.jsonl").write_text("".join(part))
+    ranks = fj.from_jsonl(tmp_path, format="prime-rl")
+    np.testing.assert_array_equal(ranks.log_prob, kept.log_prob)
+    with (tmp_path / "rank_1.jsonl").open("a") as file:
+        file.write('{"token_ids": [1')
+    with pytest.raises(ValueError, match=rf"rank_1.jsonl, line {len(lines) - 1}, is no JSON"):
+        fj.from_jsonl(tmp_path, format="prime-rl")
+    (tmp_path / "rank_1.jsonl").write_text("[]\n")
+    with pytest.raises(ValueError, match=r"rank_1.jsonl, line 1, is no JSON object"):
+        fj.from_jsonl(tmp_path, format="prime-rl")
+    with pytest.raises(ValueError, match="none does not exist: expected lines of JSON"):
+        fj.from_jsonl(tmp_path / "none", format="prime-rl")
