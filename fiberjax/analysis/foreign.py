@@ -60,7 +60,7 @@ def from_parquet(path: str | os.PathLike[str], *, format: str) -> Kept:
     _known(format)
     near = storage.local(path)
     if not near.is_file():
-        raise ValueError(f"{path} does not exist: expected a Parquet file")
+        raise ValueError(f"{path} does not exist, or is a folder: expected a Parquet file")
     try:
         table = pq.read_table(near)
     except (pa.ArrowException, OSError, ValueError) as error:

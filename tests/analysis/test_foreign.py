@@ -206,7 +206,7 @@ def test_other_files_and_formats_are_refused(tmp_path):
         ValueError, match="format must be one of verl, trl, prime-rl; got 'openrlhf'"
     ):
         fj.from_parquet(tmp_path, format="openrlhf")
-    with pytest.raises(ValueError, match="does not exist: expected a Parquet file"):
+    with pytest.raises(ValueError, match="does not exist, or is a folder: expected"):
         fj.from_parquet(tmp_path / "no.parquet", format="verl")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"torn.parquet is no whole Parquet file"):

@@ -3,7 +3,7 @@
     python -m pip install torch==2.13.0 trl==1.16.0 pillow pyarrow
     python -m pip install --no-deps verl==0.9.1
     python -m pip install omegaconf hydra-core tensordict==0.10.0 codetiming dill ray torchdata
-    python -m pip install transferqueue==0.1.11 peft uvicorn fastapi cachetools matplotlib
+    python -m pip install transferqueue==0.1.11 peft uvicorn fastapi cachetools
     python -m pip install beartype jaxtyping loguru msgspec prime-pydantic-config pyzmq wandb
     PYTHONPATH=prime-rl/src:prime-rl/packages/prime-rl-configs/src \
       python tests/peers/token_dumps.py trl verl prime-rl
