@@ -45,7 +45,7 @@ FAULTS = (
     Mutant(
         "columns apart: those that do not divide are taken",
         "fiberjax/train/checks.py",
-        "if columns % parts:",
+        "if columns % (2 * parts):",
         "if False:",
         (f"{SEQUENCE}::test_what_does_not_divide_is_refused",),
     ),
