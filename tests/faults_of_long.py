@@ -24,7 +24,7 @@ FAULTS = (
     Mutant(
         "columns apart: a window counts padding",
         APART,
-        "if window is not None and held != length:",
+        "if window is not None and padded(piece) != piece:",
         "if False:",
         (f"{SEQUENCE}::test_a_window_counts_no_padding",),
     ),
