@@ -50,6 +50,13 @@ FAULTS = (
         (f"{SEQUENCE}::test_what_does_not_divide_is_refused",),
     ),
     Mutant(
+        "plans count all that hosts are sent as sent between slices",
+        "fiberjax/plans/costs.py",
+        ' and "xla_megascale_runtime" in instruction.attributes',
+        "",
+        ("tests/plans/test_costs.py::test_what_goes_from_slice_to_slice_is_what_hosts_send",),
+    ),
+    Mutant(
         "columns apart: plans count all blocks of keys for some queries",
         "fiberjax/plans/costs.py",
         "width = blocks if width * keys == blocks * columns else width",
