@@ -277,6 +277,11 @@ class MeshPlacement(Placement):
             check_vma=False,
         )(x)
 
+    @property
+    def flat(self) -> bool:
+        """Whether columns lie together."""
+        return self.mesh.shape["sequence"] == 1
+
     def spread(self, columns: jax.Array) -> jax.Array:
         """Columns in `apart.order`."""
         parts = self.mesh.shape["sequence"]

@@ -34,6 +34,11 @@ class Placement:
         del name
         return x
 
+    @property
+    def flat(self) -> bool:
+        """Whether rows and columns become one axis in place: not where both are split."""
+        return True
+
     def spread(self, columns: Array) -> Array:
         """`[B, S, ...]`, whole on every device, in the order that the layers read columns in."""
         return columns
