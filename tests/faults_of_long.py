@@ -24,7 +24,7 @@ FAULTS = (
     Mutant(
         "columns apart: a window counts padding",
         APART,
-        "if window is not None and held != length:",
+        "if window is not None and padded(piece) != piece:",
         "if False:",
         (f"{SEQUENCE}::test_a_window_counts_no_padding",),
     ),
@@ -45,9 +45,16 @@ FAULTS = (
     Mutant(
         "columns apart: those that do not divide are taken",
         "fiberjax/train/checks.py",
-        "if columns % parts:",
+        "if columns % (2 * parts):",
         "if False:",
         (f"{SEQUENCE}::test_what_does_not_divide_is_refused",),
+    ),
+    Mutant(
+        "plans count all that hosts are sent as sent between slices",
+        "fiberjax/plans/costs.py",
+        ' and "xla_megascale_runtime" in instruction.attributes',
+        "",
+        ("tests/plans/test_costs.py::test_what_goes_from_slice_to_slice_is_what_hosts_send",),
     ),
     Mutant(
         "columns apart: plans count all blocks of keys for some queries",

@@ -8,7 +8,7 @@ columns come one at a time: there `sequence` splits rows like `fsdp` (`folded`).
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         shape[shape.index(-1)] = len(devices) // known
     if math.prod(shape) != len(devices):
         raise ValueError(f"mesh {shown} does not fit {len(devices)} devices")
-    num_slices = slices(devices)
+    num_slices = len({_slice(device) for device in devices})
     if shape[0] % num_slices:
         raise ValueError(
             f"mesh data={shape[0]} must be a multiple of the {num_slices} slices: only replicas of "
@@ -127,11 +127,6 @@ def split(
     apart = {"data": sampling // tensor, "fsdp": 1, "tensor": tensor}
     trains = make_mesh(sizes, devices[: len(devices) - sampling])
     return trains, make_mesh(apart, devices[len(devices) - sampling :])
-
-
-def slices(devices: Iterable[Any]) -> int:
-    """How many TPU slices devices are of; 1 on other hardware."""
-    return len({_slice(device) for device in devices})
 
 
 def _slice(device: Any) -> int:

@@ -277,6 +277,27 @@ class MeshPlacement(Placement):
             check_vma=False,
         )(x)
 
+    @property
+    def flat(self) -> bool:
+        """Whether columns lie together."""
+        return self.mesh.shape["sequence"] == 1
+
+    def spread(self, columns: jax.Array) -> jax.Array:
+        """Columns in `apart.order`."""
+        parts = self.mesh.shape["sequence"]
+        return columns if parts == 1 else columns[:, apart.order(columns.shape[1], parts)]
+
+    def restore(self, x: jax.Array) -> jax.Array:
+        """Columns in that of the rows."""
+        parts = self.mesh.shape["sequence"]
+        if parts == 1:
+            return x
+        held = ACTIVATION_SPECS["activation"]
+        home = functools.partial(apart.back, axis="sequence", parts=parts)
+        return jax.shard_map(home, mesh=self.mesh, in_specs=held, out_specs=held, check_vma=False)(
+            x
+        )
+
     def kernel(self, kernel: jax.Array, split: str) -> jax.Array:
         """The matrix gathered over `STORE_AXES`; its gradient is scattered over them."""
         if stored_parts(self.mesh) == 1:
@@ -296,8 +317,8 @@ class MeshPlacement(Placement):
     ) -> jax.Array:
         """Attention of whole rows, each device its rows, heads and queries."""
         if self.attention == "dense":
-            if self.mesh.shape["sequence"] > 1:  # Its queries meet all keys.
-                key, value = (self._all_columns(part) for part in (key, value))
+            if self.mesh.shape["sequence"] > 1:
+                return self._dense_apart(query, key, value, segment_ids, scale, window)
             return super().attend(query, key, value, segment_ids, scale=scale, window=window)
         # Fewer key-value heads than parts: several parts read the same one.
         copies = math.lcm(key.shape[1], self.mesh.shape["tensor"]) // key.shape[1]
@@ -313,10 +334,22 @@ class MeshPlacement(Placement):
             *parts,
         )
 
-    def _all_columns(self, x: jax.Array) -> jax.Array:
-        """Keys or values `[B, G, T, K]`, gathered over `sequence`."""
+    def _dense_apart(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        segment_ids: jax.Array,
+        scale: float | None,
+        window: jax.Array | int | None,
+    ) -> jax.Array:
+        """Dense attention where columns lie on several devices: of each its queries."""
         specs = ACTIVATION_SPECS["columns"], ACTIVATION_SPECS["column"]
-        return _gathered(x, *(NamedSharding(self.mesh, spec) for spec in specs))
+        split, whole = (NamedSharding(self.mesh, spec) for spec in specs)
+        key, value = (_gathered(part, split, whole) for part in (key, value))
+        column = jnp.asarray(apart.order(segment_ids.shape[1], self.mesh.shape["sequence"]))
+        mask = attention.causal_mask(segment_ids, column, segment_ids, column, window=window)
+        return attention.masked(query, key, value, mask, scale=scale)
 
     def _kernel(self, window: int | None, scale: float | None, *parts: jax.Array) -> jax.Array:
         """The kernel over query, key, value and segment ids."""
@@ -350,10 +383,7 @@ class MeshPlacement(Placement):
         """What `_kernel` computes where the columns of a row lie on several devices."""
         count = self.mesh.shape["sequence"]
         kernel = apart.make_kernel(
-            parts[0].shape[1] // count,
-            count,
-            window=window,
-            interpret=self.platform == "cpu",
+            parts[0].shape[1], count, window=window, interpret=self.platform == "cpu"
         )
         tables = kernel.manual_sharding_spec(NamedSharding(self.mesh, P(None, "sequence")))
         heads, narrow = ACTIVATION_SPECS["heads"], ACTIVATION_SPECS["columns"]

@@ -168,7 +168,6 @@ class Collective:
       times: how often it runs.
       num_bytes: payload of one run on one device: the larger of what goes in and comes out.
       source: the operation of the traced program that it comes from.
-      slices: over which one exchange goes, at most.
     """
 
     kind: str
@@ -177,7 +176,6 @@ class Collective:
     times: int
     num_bytes: int
     source: str
-    slices: int = 1
 
     @property
     def wire_bytes(self) -> float:
@@ -187,33 +185,23 @@ class Collective:
         rounds = 2 if self.kind == "all-reduce" else 1
         return self.times * self.num_bytes * rounds * (self.devices - 1) / self.devices
 
-    @property
-    def slow_bytes(self) -> float:
-        """Of these, bytes that go from slice to slice: of a ring, as many links as slices do."""
-        return self.wire_bytes * self.slices / self.devices if self.slices > 1 else 0.0
 
-
-def collectives(module: Module, default_trips: int = 1, slice_devices: int = 0) -> list[Collective]:
+def collectives(module: Module, default_trips: int = 1) -> list[Collective]:
     """Every exchange between devices, alike ones together, largest traffic first.
 
     An exchange that XLA overlaps with arithmetic counts where it starts.
-
-    Args:
-      module: the program.
-      default_trips: see `hlo.walk`.
-      slice_devices: devices of a slice, which follow each other; 0 where there is but one slice.
     """
     found: dict[tuple, Collective] = {}
     for instruction, computation, times in walk(module, default_trips):
-        for one in exchanges(module, instruction, computation, slice_devices):
-            key = (one.kind, one.shapes, one.devices, one.num_bytes, one.source, one.slices)
+        for one in exchanges(module, instruction, computation):
+            key = (one.kind, one.shapes, one.devices, one.num_bytes, one.source)
             before = found[key].times if key in found else 0
             found[key] = dataclasses.replace(one, times=before + times)
     return sorted(found.values(), key=lambda c: -c.wire_bytes)
 
 
 def exchanges(
-    module: Module, instruction: Instruction, computation: Computation, slice_devices: int = 0
+    module: Module, instruction: Instruction, computation: Computation
 ) -> list[Collective]:
     """The exchanges that begin with one run of an instruction, inside fusions too.
 
@@ -233,12 +221,7 @@ def exchanges(
         kind = candidate.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             sums = "reduce-scatter" if scatters and kind == "all-reduce" else kind
-            one = _collective(candidate, place, sums)
-            if slice_devices:
-                groups = _groups(candidate.attributes)
-                spanned = max(len({of // slice_devices for of in group}) for group in groups)
-                one = dataclasses.replace(one, slices=spanned)
-            found.append(one)
+            found.append(_collective(candidate, place, sums))
     return found
 
 
@@ -281,41 +264,16 @@ def _group_size(attributes: str) -> int:
     raise ValueError(f"groups of devices in a form that is not known: {attributes[:200]}")
 
 
-def _groups(attributes: str) -> list[list[int]]:
-    """The devices of each group of a collective, by their places in the mesh.
+def slow_bytes(module: Module, default_trips: int = 1) -> int:
+    """Bytes that a device sends over the network between slices.
 
-    Raises:
-      ValueError: groups in another form.
+    The compiler exchanges within each slice, and has the hosts of the slices exchange what is left.
     """
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes)
-    if listed:
-        groups = re.findall(r"\{([\d,]+)\}", listed.group(1))
-        return [[int(of) for of in group.split(",")] for group in groups]
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\](<=\[[\d,]+\](?:T\([\d,]+\))?)", attributes)
-    if iota:
-        return _iota(iota.group(3)).reshape(int(iota.group(1)), -1).tolist()
-    named = re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([^{]*)\))? ?\{([^}]*)\}", attributes
+    return sum(
+        times * instruction.arrays[0].num_bytes
+        for instruction, _, times in walk(module, default_trips)
+        if instruction.opcode == "send" and "xla_megascale_runtime" in instruction.attributes
     )
-    if named is None:
-        raise ValueError(f"groups of devices in a form that is not known: {attributes[:200]}")
-    sizes = [(axis, int(size)) for axis, size in re.findall(r"'([^']+)'=(\d+)", named.group(1))]
-    shape = [size for _, size in sizes]
-    order = np.arange(math.prod(shape)) if not named.group(2) else _iota("<=[" + named.group(2))
-    among = re.findall(r"'([^']+)'", named.group(3))
-    chosen = [axis for axis, _ in sizes if axis in among]
-    kept = [k for k, (axis, _) in enumerate(sizes) if axis not in chosen]
-    inner = [k for k, (axis, _) in enumerate(sizes) if axis in chosen]
-    width = math.prod(shape[k] for k in inner)
-    return order.reshape(shape).transpose(*kept, *inner).reshape(-1, width).tolist()
-
-
-def _iota(text: str) -> np.ndarray:
-    """Device numbers in the order of `<=[4,16,2]T(1,0,2)`, int[n]."""
-    shape = [int(n) for n in text[text.index("[") + 1 : text.index("]")].split(",")]
-    order = np.arange(math.prod(shape)).reshape(shape)
-    axes = re.search(r"T\(([\d,]+)\)", text)
-    return (order.transpose([int(n) for n in axes.group(1).split(",")]) if axes else order).ravel()
 
 
 def hbm_bytes(module: Module, default_trips: int = 1) -> int:

@@ -174,7 +174,6 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     for entry, program in zip(result["programs"], plan.programs, strict=True):
         entry["collectives_by_kind"] = program.by_kind()
         entry["wire_bytes"] = program.wire_bytes
-        entry["slow_bytes"] = program.slow_bytes
         entry["collectives"] = [
             dataclasses.asdict(c) | {"wire_bytes": c.wire_bytes} for c in program.collectives[:12]
         ]
@@ -222,7 +221,7 @@ def to_text(plan: Plan) -> str:
             f"{program.wire_seconds:.3g} s; {shown(program.overlapped_bytes)} of it beside products"
         )
         if program.slow_bytes:
-            lines.append(f"  {shown(program.slow_bytes)} of it from slice to slice")
+            lines.append(f"  {shown(program.slow_bytes)} sent a device from slice to slice")
         for kind, entry in program.by_kind().items():
             lines.append(
                 f"    {kind:<18} {entry['times']:>7} times, {shown(entry['wire_bytes']):>10}"

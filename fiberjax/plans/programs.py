@@ -48,6 +48,7 @@ class Program:
       ideal_seconds: arithmetic at the device's peak.
       hbm_seconds: traffic at the HBM's bandwidth.
       wire_seconds: what is sent at the bandwidth of the links.
+      slow_bytes: what is sent over the network between slices, beside that.
       overlapped_bytes: of what is sent, what the schedule has beside matrix products; see
         `overlap.overlapped_bytes`.
       collectives: largest traffic first.
@@ -66,6 +67,7 @@ class Program:
     ideal_seconds: float = 0.0
     hbm_seconds: float = 0.0
     wire_seconds: float = 0.0
+    slow_bytes: int = 0
     overlapped_bytes: float = 0.0
     collectives: Sequence[costs.Collective] = ()
     temporaries: Sequence[tuple[int, str, str]] = ()
@@ -84,11 +86,6 @@ class Program:
     def wire_bytes(self) -> float:
         """Bytes that a device sends."""
         return sum(collective.wire_bytes for collective in self.collectives)
-
-    @property
-    def slow_bytes(self) -> float:
-        """Of these, bytes over the network between slices."""
-        return sum(collective.slow_bytes for collective in self.collectives)
 
 
 def batch_rows(experiment: Experiment) -> int:
@@ -276,7 +273,6 @@ def plan_step(
         memory,
         resident=reference_bytes(experiment),
         donated=len(jax.tree.leaves(state)),
-        slice_devices=slice_devices(experiment),
     )
 
 
@@ -321,7 +317,6 @@ def plan_sampler(experiment: Experiment, chip: Chip) -> Program:
         memory,
         resident=resident,
         default_trips=turn // len(stage_ends(looped)),
-        slice_devices=slice_devices(experiment),
     )
 
 
@@ -350,16 +345,7 @@ def plan_gate(experiment: Experiment, chip: Chip) -> Program:
         )
 
     lowered = jax.jit(gate).lower(outputs, batch, experiment.knobs)
-    return read_program(
-        "gate", lowered, chip, {}, resident={}, slice_devices=slice_devices(experiment)
-    )
-
-
-def slice_devices(experiment: Experiment) -> int:
-    """Devices of a slice where the mesh is of several, else 0."""
-    devices = experiment.mesh.devices
-    count = mesh.slices(devices.flat)
-    return devices.size // count if count > 1 else 0
+    return read_program("gate", lowered, chip, {}, resident={})
 
 
 def device_bytes(tree: Any) -> int:
@@ -379,7 +365,6 @@ def read_program(
     resident: dict[str, int],
     default_trips: int = 1,
     donated: int = 0,
-    slice_devices: int = 0,
 ) -> Program:
     """Compiles a program and reads what it costs; a refusal of the compiler is a `Program` too.
 
@@ -391,7 +376,6 @@ def read_program(
       resident: bytes that a run keeps on a device beside it, by name.
       default_trips: see `hlo.walk`.
       donated: arguments whose memory it may reuse.
-      slice_devices: of a slice, where there are several; see `costs.collectives`.
     """
     limit = chip.hbm // chip.devices
     memory = memory | resident
@@ -419,7 +403,7 @@ def read_program(
     module = hlo.parse(compiled.as_text())
     flops = costs.flops(module, default_trips)
     traffic = costs.hbm_bytes(module, default_trips)
-    exchanged = costs.collectives(module, default_trips, slice_devices)
+    exchanged = costs.collectives(module, default_trips)
     return Program(
         name=name,
         fits=peak <= limit,
@@ -432,6 +416,7 @@ def read_program(
         ideal_seconds=flops * chip.devices / chip.peak_flops,
         hbm_seconds=traffic * chip.devices / chip.hbm_bandwidth,
         wire_seconds=sum(one.wire_bytes for one in exchanged) / chip.ici_bandwidth,
+        slow_bytes=costs.slow_bytes(module, default_trips),
         overlapped_bytes=overlap.overlapped_bytes(
             module, chip.ici_bandwidth * chip.devices / chip.peak_flops, default_trips
         ),

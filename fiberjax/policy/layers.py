@@ -19,13 +19,15 @@ from fiberjax.policy.placement import Placement
 from fiberjax.policy.rope import rotate
 
 
-def _matmul(x: Array, kernel: Array) -> Array:
-    """`x @ kernel` over the last axis, through a two-dimensional product.
+def _matmul(x: Array, kernel: Array, flat: bool) -> Array:
+    """`x @ kernel` over the last axis, through a two-dimensional product where that is asked for.
 
     The gradient of a batched product with an unbatched matrix is much slower on XLA:CPU.
     """
-    flat = x.reshape(-1, x.shape[-1]) @ kernel
-    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+    if not flat:
+        return x @ kernel
+    product = x.reshape(-1, x.shape[-1]) @ kernel
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Linear(nnx.Module):
@@ -63,10 +65,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Maps [..., fan_in] to [..., fan_out]."""
-        out = _matmul(x, self._read(self.kernel, self.split, x))
+        flat = self.placement.flat
+        out = _matmul(x, self._read(self.kernel, self.split, x), flat)
         if self.use_adapter:
-            narrow = _matmul(x, self._read(self.lora_a, f"{self.split} lora_a", x))
-            out = out + _matmul(narrow, self._read(self.lora_b, f"{self.split} lora_b", x))
+            narrow = _matmul(x, self._read(self.lora_a, f"{self.split} lora_a", x), flat)
+            out = out + _matmul(narrow, self._read(self.lora_b, f"{self.split} lora_b", x), flat)
         return out + self.bias[...].astype(x.dtype) if self.use_bias else out
 
     def _read(self, matrix: nnx.Param, split: str, x: Array) -> Array:

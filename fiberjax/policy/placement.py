@@ -34,6 +34,19 @@ class Placement:
         del name
         return x
 
+    @property
+    def flat(self) -> bool:
+        """Whether rows and columns become one axis in place: not where both are split."""
+        return True
+
+    def spread(self, columns: Array) -> Array:
+        """`[B, S, ...]`, whole on every device, in the order that the layers read columns in."""
+        return columns
+
+    def restore(self, x: Array) -> Array:
+        """`[B, S, ...]` of the layers, with columns in the order of the rows again."""
+        return x
+
     def kernel(self, kernel: Array, split: str) -> Array:
         """A layer's matrix [in, out] in the compute dtype, as its product reads it.
 

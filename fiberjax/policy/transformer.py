@@ -102,7 +102,8 @@ class Transformer(nnx.Module):
         Of a mixture alone. They are of the smallest unsigned type that holds them.
         """
         x, (_, experts) = self._rows(tokens, positions, segment_ids, keep=("routes",))
-        return x, jnp.moveaxis(experts, 0, 2).astype(self.config.route_dtype)
+        experts = jnp.moveaxis(experts, 0, 2).astype(self.config.route_dtype)
+        return x, self.placement.restore(experts)
 
     def prefill(self, tokens: Array, positions: Array, segment_ids: Array) -> tuple[Array, Cache]:
         """What `hidden` returns, and the full cache of the S columns, in the compute dtype.
@@ -126,8 +127,10 @@ class Transformer(nnx.Module):
         Kept are a pair: of "cache" keys and values [L, B, G, S, K], of "routes" experts
         [L, B, S, k]; None for what is not.
         """
+        place = self.placement
+        tokens, positions, segment_ids = map(place.spread, (tokens, positions, segment_ids))
         x, angles = self._embed(tokens, positions, segment_ids)
-        by_layer = None if routes is None else jnp.moveaxis(routes, 2, 0)
+        by_layer = None if routes is None else jnp.moveaxis(place.spread(routes), 2, 0)
         graphdef, stacked = nnx.split(self.layers)
 
         def layer(x: Array, step: Any) -> tuple[Array, Any]:
@@ -149,7 +152,7 @@ class Transformer(nnx.Module):
         layer = _remat(layer, "none" if "cache" in keep else self.config.remat)
         steps = (stacked, self._sliding(), by_layer)
         x, kept = lax.scan(layer, x, steps, unroll=self.config.num_layers if shallow else 1)
-        return self.final_norm(x), kept
+        return place.restore(self.final_norm(x)), kept
 
     def decode(
         self,

@@ -182,7 +182,7 @@ def rows_of(
     count = -(-count // unit) * unit
     before = max([built.window.prompt, *map(len, kept.prompt_tokens)])
     columns = max(built.window.completion, kept.mask.shape[1])
-    before += -(before + columns) % built.mesh.shape["sequence"]
+    before += -(before + columns) % (2 * built.mesh.shape["sequence"])
     tokens = np.zeros((count, before + columns), np.int32)
     real = np.zeros(tokens.shape, bool)
     mask = np.zeros((count, columns), bool)

@@ -54,10 +54,10 @@ def check_columns(
     if parts == 1:
         return
     columns = window.prompt + window.completion
-    if columns % parts:
+    if columns % (2 * parts):
         raise ValueError(
-            f"config.window.prompt + completion = {columns} tokens do not divide over "
-            f"config.mesh.sequence = {parts}"
+            f"config.window.prompt + completion = {columns} tokens do not divide into two pieces "
+            f"for each of config.mesh.sequence = {parts}"
         )
     with named("config.mesh"):
         shards = mesh.row_shards(mesh.folded(device_mesh))

@@ -37,11 +37,11 @@ COUPLED = "fiberpo_domain"
 
 
 def batch_of(packed: bool = False, named: bool = False):
-    """The batch of `small_step` with rows of twelve columns, or packed for two row shards."""
+    """The batch of `small_step` with rows of sixteen columns, or packed for two row shards."""
     batch = make_batch()
 
     def wider(x):
-        return np.concatenate([np.zeros((len(x), 3), x.dtype), x], axis=1)
+        return np.concatenate([np.zeros((len(x), 7), x.dtype), x], axis=1)
 
     of = {name: wider(getattr(batch, name)) for name in ("tokens", "positions", "segment_ids")}
     batch = dataclasses.replace(batch, **of)
@@ -128,40 +128,48 @@ def test_every_piece_has_a_device_and_devices_compute_alike():
 
 @pytest.mark.parametrize(
     ("parts", "length", "window"),
-    [(2, 140, None), *(pytest.param(*of, marks=LONG) for of in [(4, 100, None), (2, 512, 100)])],
+    [(2, 140, None), *(pytest.param(*of, marks=LONG) for of in [(4, 104, None), (2, 512, 100)])],
     ids=str,
 )
 def test_kernel_of_columns_apart_is_dense(parts, length, window):
     """Values and gradients, over packed segments and padding; columns that are no whole tiles."""
     device_mesh = mesh_of((1, 1, 2, parts))
-    config = dataclasses.replace(CONFIG, attention="splash", sliding_window=window or 0)
+    config = dataclasses.replace(CONFIG, attention="splash")
     rng = np.random.default_rng(0)
     shapes = [(2, length, 4, 8), (2, 2, length, 8), (2, 2, length, 8), (2, length, 4, 8)]
     *given, weight = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
     ids = np.digitize(np.arange(length), [length // 5, length // 2, length - 4]) + 1
     ids = np.stack([np.where(ids == 4, 0, ids), np.ones(length)]).astype(np.int32)
     specs = [ACTIVATION_SPECS[name] for name in ("heads", "columns", "columns")]
+    order = apart.order(length, parts)
+    spread = (given[0][:, order], given[1][:, :, order], given[2][:, :, order])
     placed = [
         jax.device_put(part, NamedSharding(device_mesh, spec))
-        for part, spec in zip(given, specs, strict=True)
+        for part, spec in zip(spread, specs, strict=True)
     ]
+    place = placement(device_mesh, config)
 
     def outcome(attend, parts):
         def value(*parts):
-            out = attend(*parts, ids, window=window)
+            out = attend(*parts)
             return jnp.sum(out * weight), out
 
         return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True))(*parts)
 
-    found = outcome(placement(device_mesh, config).attend, placed)
-    chex.assert_trees_all_close(
-        jax.device_get(found), jax.device_get(outcome(attention.dense, given)), atol=1e-4
+    (value, out), gradients = outcome(
+        lambda *parts: place.restore(place.attend(*parts, ids[:, order], window=window)), placed
     )
+    expected = outcome(lambda *parts: attention.dense(*parts, ids, window=window), given)
+    (expected_value, expected_out), (of_query, of_key, of_value) = expected
+    found = (value, out, *gradients)
+    expected = (expected_value, expected_out, of_query[:, order])
+    expected += (of_key[:, :, order], of_value[:, :, order])
+    chex.assert_trees_all_close(jax.device_get(found), jax.device_get(expected), atol=1e-4)
 
 
 def test_a_window_counts_no_padding():
     with pytest.raises(ValueError, match=r"mesh sequence=4 needs rows of a multiple of 1024 tok"):
-        apart.make_kernel(100, 4, window=10, interpret=True)
+        apart.make_kernel(400, 4, window=10, interpret=True)
 
 
 def test_columns_apart_have_no_kernel_of_cudnn():
