@@ -10,6 +10,7 @@ UNREAD = f"{OF_REWARDS}::test_what_names_no_number"
 READ = f"{OF_REWARDS}::test_numbers_are_read_in_all_their_forms"
 MARKS = f"{OF_REWARDS}::test_marks_are_found"
 
+SHOWN = "test_first_answers_are_shown_a_line_each_and_nothing_is_obeyed"
 OF_READING = "tests/tasks/test_reading.py"
 
 FAULTS = (
@@ -19,6 +20,13 @@ FAULTS = (
         "values[name] = _python(column)",
         "values[name] = column.to_pylist()",
         (f"{OF_READING}::test_floats_of_tables_are_their_shortest_text",),
+    ),
+    Mutant(
+        "a long answer takes the room of the others",
+        "fiberjax/run/shown.py",
+        "Table(box=None, expand=True)",
+        "Table(box=None)",
+        (f"tests/run/test_credit.py::{SHOWN}",),
     ),
     Mutant(
         "half of a data set goes for all of it",

@@ -28,6 +28,13 @@ FAULTS = (
         (f"{TURNS}::test_an_environment_that_fails_ends_the_episode_and_is_counted",),
     ),
     Mutant(
+        "an environment that failed is told every time",
+        "fiberjax/run/watching.py",
+        '            self._told.add("turns/failed")\n',
+        "",
+        ("tests/run/test_watching.py::test_an_environment_that_fails_is_told_once",),
+    ),
+    Mutant(
         "an environment of a plugin runs in the run itself",
         "fiberjax/tasks/environments.py",
         'for name in plugin.tables["ENVIRONMENTS"]:',

@@ -90,13 +90,15 @@ def answers(
 
 
 def _answers(rows: list[dict[str, Any]], console: Console) -> Table:
-    table = Table(box=None)
-    table.add_column("reward", justify="right", no_wrap=True)
+    table = Table(box=None, expand=True)  # Else a long answer takes the room of the others.
+    table.add_column("reward", justify="right", no_wrap=True, width=6)
     for name, ratio in (("extracted", 1), ("right", 1), ("end of the completion", 3)):
         table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=ratio)
+    room = min(END, max(10, (console.width - 20) * 3 // 5))
     for row in rows:
         found = "-" if row["extracted"] is None else row["extracted"]
-        texts = (found, row["answer"], row["completion"][-END:])
+        right = row["answer"].strip().rpartition("\n")[2]  # Of a rationale, what it ends in.
+        texts = (found, right, row["completion"][-room:])
         cells = (Text(_encodable(visible(text), console)) for text in texts)
         table.add_row(f"{row['reward']:.3g}", *cells)
     return table

@@ -213,3 +213,12 @@ def test_first_answers_are_shown_a_line_each_and_nothing_is_obeyed():
     assert "[/x], before training: of 2 completions 1 pass, 1 were cut off, 1 name an" in text
     assert "\x1b" not in text and "\u241b[31m 7" in text and "[b]7" in text
     assert len(text.splitlines()) == 4
+    # A long answer takes the room of nothing else, and what texts end in is seen.
+    long = row | {"completion": "so " * 99 + "it is 8", "extracted": "8", "reward": 1.0}
+    rows = [long | {"answer": "so " * 99}, long | {"answer": "so " * 99 + "\n#### 7"}]
+    console = Console(file=io.StringIO(), width=80)
+    table = pa.Table.from_pylist(rows, schema=rollouts.SCHEMA)
+    console.print(shown.answers(table, 1.0, console, {"[/x]"}))
+    first, second = console.file.getvalue().splitlines()[-2:]
+    assert first.split()[:3] == ["1", "8", "so"] and first.split()[-3:] == ["it", "is", "8"]
+    assert second.split()[:4] == ["1", "8", "####", "7"]

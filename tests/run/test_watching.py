@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import jax
 import numpy as np
@@ -12,6 +13,8 @@ from fiberjax import experiment
 from fiberjax.run import checkpoints, evaluation, identity, loop, rollouts, watching
 from fiberjax.run.metrics import describe, read_metrics
 from fiberjax.run.trainer import Trainer
+from fiberjax.tasks.environments import Apart, Turns
+from fiberjax.tasks.rewards import Limits, Target
 
 UNWATCHED = {"evaluation__every": 0, "keep__every": 0, "keep__show_every": 0}
 MEASURES = ("mean@2", "pass@2")
@@ -244,3 +247,16 @@ def test_checkpoints_name_their_best(build, tmp_path):
             saved.save(iteration, state, {"some": "thing"}, best)
         assert saved.best() == 2
     assert steps(tmp_path) == [2, 4]
+
+
+def test_an_environment_that_fails_is_told_once():
+    told = []
+    environment = Apart("own", Target("own", "", "own"), Limits())
+    environment._pool.trouble = "KeyError\x1b"
+    run = types.SimpleNamespace(turns=Turns(environment, 2, 8), train=())
+    watch = watching.Watch(run, None, None, types.SimpleNamespace(print=told.append))
+    for iteration in (3, 4):
+        watch.failures(iteration, {"turns/failed": 2.0})
+    (line,) = told
+    assert line.startswith("iteration 3: the environment failed in 2 episodes, which end there and")
+    assert line.endswith("(own: KeyError\u241b)")
