@@ -27,8 +27,8 @@ FAULTS = (
     Mutant(
         "a tied head that is another is passed over",
         "fiberjax/policy/weights.py",
-        "if not np.array_equal(*values):",
-        "if values[0].shape != values[1].shape:",
+        "if not np.array_equal(head, table):",
+        "if head.shape != table.shape:",
         ("tests/policy/test_weights.py::test_a_tied_head_that_is_another_is_refused",),
     ),
     # Experts.

@@ -243,7 +243,8 @@ def _check_tied(tensors: Mapping[str, _Tensor]) -> None:
     for name in names:
         with _safetensors().safe_open(tensors[name].file, framework="np") as opened:
             values.append(np.asarray(opened.get_tensor(name)))
-    if not np.array_equal(*values):
+    head, table = values
+    if not np.array_equal(head, table):
         raise ValueError(
             f"{names[0]} differs from {names[1]}, to which tie_word_embeddings = true ties it: "
             "one of them is not of this model"
