@@ -17,6 +17,20 @@ ADAPTERS = "tests/policy/test_lora.py"
 RUNS = "tests/run/test_adapters.py"
 
 FAULTS = (
+    Mutant(
+        "shards of another save are read with the model's",
+        "fiberjax/policy/weights.py",
+        "if whole.is_file() or not index.is_file():",
+        "if True:",
+        ("tests/policy/test_weights.py::test_an_index_says_which_files_are_the_model",),
+    ),
+    Mutant(
+        "a tied head that is another is passed over",
+        "fiberjax/policy/weights.py",
+        "if not np.array_equal(head, table):",
+        "if head.shape != table.shape:",
+        ("tests/policy/test_weights.py::test_a_tied_head_that_is_another_is_refused",),
+    ),
     # Experts.
     Mutant(
         "replayed tokens go where the current router likes",

@@ -68,6 +68,13 @@ FAULTS = (
         TRAFFIC,
     ),
     Mutant(
+        "a column that is on the chip counts as read from memory",
+        COSTS,
+        "operands[1].num_bytes + reads[1]",
+        "2 * operands[1].num_bytes",
+        TRAFFIC,
+    ),
+    Mutant(
         "a rounded cache needs no correction",
         "fiberjax/train/checks.py",
         'exact = rollout.cache_dtype in ("", policy.compute_dtype)',

@@ -76,6 +76,23 @@ FAULTS = (
     ),
     # A server that draws.
     Mutant(
+        "a server takes its penalties from the folder",
+        "fiberjax/train/server.py",
+        '            "repetition_penalty": 1.0,\n',
+        "",
+        ("tests/train/test_server.py::test_what_a_server_could_take_from_the_folder_is_said",),
+    ),
+    Mutant(
+        "ids of tokens that come an entry each are not read",
+        "fiberjax/train/server.py",
+        '[entry["id"] for entry in told["content"]]',
+        '[0 for entry in told["content"]]',
+        (
+            "tests/train/test_server.py::test_what_passes_is_asked_again_with_the_same_seed"
+            "[an entry a token]",
+        ),
+    ),
+    Mutant(
         "weights are not pushed",
         "fiberjax/train/rollout.py",
         "            self.engine.push(params)\n",

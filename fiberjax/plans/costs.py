@@ -318,7 +318,7 @@ def _traffic(module: Module, instruction: Instruction, computation: Computation)
     if instruction.opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * writes
     if instruction.opcode == "dynamic-update-slice":
-        return 2 * operands[1].num_bytes
+        return operands[1].num_bytes + reads[1]  # An update that is on the chip is not read.
     if instruction.opcode == "fusion":
         (callee,) = instruction.callees()["calls"]
         inside = module.computations[callee]

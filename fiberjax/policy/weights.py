@@ -179,6 +179,8 @@ def check(directory: str | Path, config: TransformerConfig) -> dict[str, Any]:
     tensors = _index(directory)
     names = families.FAMILIES[_description(directory)[0]].tensors
     _check_tensors(directory, tensors, dict(_tensor_shapes(names, _parameters(config)[0])))
+    if config.tie_embeddings:
+        _check_tied(tensors)
     return tensors
 
 
@@ -192,11 +194,7 @@ def _same(name: str, ours: Any, theirs: Any) -> bool:
 def _index(directory: Path) -> dict[str, _Tensor]:
     """Every tensor of the folder's files, from their headers."""
     tensors: dict[str, _Tensor] = {}
-    files = sorted(directory.glob("model*.safetensors"))
-    if not files:
-        raise ValueError(
-            f"{str(directory)!r} is no checkpoint: it holds no model*.safetensors file"
-        )
+    files = _files(directory)
     for file in files:
         try:
             with _safetensors().safe_open(file, framework="np") as opened:
@@ -206,6 +204,51 @@ def _index(directory: Path) -> dict[str, _Tensor]:
         except _safetensors().SafetensorError as error:
             raise ValueError(f"{file} is not a safetensors file: {error}") from None
     return tensors
+
+
+def _files(directory: Path) -> list[Path]:
+    """The files of a folder's tensors, as transformers takes them: one, or those of its index.
+
+    What lies beside them, of an earlier save for one, is not the model.
+    """
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():
+        files = [whole] if whole.is_file() else sorted(directory.glob("model*.safetensors"))
+        if not files:
+            raise ValueError(
+                f"{str(directory)!r} is no checkpoint: it holds no model*.safetensors file"
+            )
+        return files
+    try:
+        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [directory / name for name in named]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} cannot be read ({type(error).__name__}: {error})") from None
+    for file in files:
+        if file.parent != directory or not file.is_file():
+            raise ValueError(f"{index} names {file.name}, which is not in the folder")
+    return files
+
+
+def _check_tied(tensors: Mapping[str, _Tensor]) -> None:
+    """Where a tied head is there too, it must be the table.
+
+    Raises:
+      ValueError: it differs.
+    """
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    if names[0] not in tensors:
+        return
+    values = []
+    for name in names:
+        with _safetensors().safe_open(tensors[name].file, framework="np") as opened:
+            values.append(np.asarray(opened.get_tensor(name)))
+    head, table = values
+    if not np.array_equal(head, table):
+        raise ValueError(
+            f"{names[0]} differs from {names[1]}, to which tie_word_embeddings = true ties it: "
+            "one of them is not of this model"
+        )
 
 
 def _check_tensors(

@@ -110,9 +110,14 @@ class Server:
             "temperature": draws.temperature,
             "top_p": draws.top_p,
             "top_k": draws.top_k or -1,
+            # Said, because what is not said a server may take from the model's generation config.
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
             "seed": int(seed),
             "n": 1,
-            "logprobs": 0,
+            "logprobs": 1,  # To some servers 0 is none.
             "stop_token_ids": list(draws.end_ids),
             "skip_special_tokens": False,
             "return_token_ids": True,
@@ -182,20 +187,25 @@ def _read(answer: bytes) -> Completion | str:
     """The one completion of an answer, or why there is none."""
     try:
         (choice,) = json.loads(answer)["choices"]
-        log_probs = choice["logprobs"]["token_logprobs"]
-        tokens = choice.get("token_ids")
-        if tokens is None:
-            names = choice["logprobs"]["tokens"]
+        told, tokens = choice["logprobs"], choice.get("token_ids")
+        if "token_logprobs" in told:
+            log_probs = told["token_logprobs"]
+        else:  # An entry a token, as llama.cpp has it.
+            log_probs = [entry["logprob"] for entry in told["content"]]
+        if tokens is None and "content" in told:
+            tokens = [entry["id"] for entry in told["content"]]
+        elif tokens is None:
+            names = told["tokens"]
             if not all(isinstance(name, str) and name.startswith(_NAMED) for name in names):
                 return (
-                    "no token ids: expected choices[0].token_ids, or logprobs.tokens as "
-                    f"'{_NAMED}…'"
+                    "no token ids: expected choices[0].token_ids, logprobs.content[…].id, or "
+                    f"logprobs.tokens as '{_NAMED}…'"
                 )
             tokens = [int(name.removeprefix(_NAMED)) for name in names]
         stopped = choice["finish_reason"] == "stop"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return (
-            "not one choice with token ids, logprobs.token_logprobs and finish_reason "
+            "not one choice with token ids, their log-probabilities and finish_reason "
             f"({type(error).__name__}: {error!s:.80})"
         )
     if not isinstance(tokens, list) or not isinstance(log_probs, list):

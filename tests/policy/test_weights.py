@@ -260,6 +260,38 @@ def test_tensors_without_meaning_are_passed_over(tmp_path):
     )
 
 
+def test_a_tied_head_that_is_another_is_refused(tmp_path):
+    """What transformers unties by itself, by a config that says the contrary."""
+    folder = damage(
+        copy(tmp_path, "qwen2"),
+        lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] * 2}),
+    )
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens"):
+        load(folder, CONFIGS["qwen2"])
+
+
+def test_an_index_says_which_files_are_the_model(tmp_path):
+    """A shard that an earlier save left is passed over; one that is named must be there."""
+    expected, folder = load(CHECKPOINTS / "qwen2", CONFIGS["qwen2"]), copy(tmp_path, "qwen2")
+    shutil.copy(folder / "model.safetensors", folder / "model-00002-of-00002.safetensors")
+    damage(folder, lambda t: [t.update({name: 2 * of}) for name, of in t.items()])
+    stale, shard = folder / "model-00009-of-00009.safetensors", "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors").rename(stale)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": shard}}))
+    chex.assert_trees_all_equal(load(folder, CONFIGS["qwen2"]), expected)
+    for said, message in (
+        ({"weight_map": {"a": "model-7.safetensors"}}, "names model-7.safetensors, which is not"),
+        ({"weight_map": {"a": f"../{folder.name}/{shard}"}}, "which is not in the folder"),
+        ({"weight_map": {"a": 3}}, r"index\.json cannot be read \(TypeError"),
+        ({"weight_map": []}, r"index\.json cannot be read \(AttributeError"),
+        ({}, r"index\.json cannot be read \(KeyError"),
+    ):
+        index.write_text(json.dumps(said))
+        with pytest.raises(ValueError, match=message):
+            load(folder, CONFIGS["qwen2"])
+
+
 def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint: its config.json cannot be read"):
         load(tmp_path / "nowhere", CONFIGS["llama"])

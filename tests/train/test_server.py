@@ -89,10 +89,28 @@ def named(said):
     choice["logprobs"]["tokens"] = [f"token_id:{token}" for token in tokens]
 
 
+def entries(said):
+    """An entry a token, as llama.cpp's server has it."""
+    choice = said["choices"][0]
+    pairs = zip(choice.pop("token_ids"), choice["logprobs"]["token_logprobs"], strict=True)
+    choice["logprobs"] = {"content": [{"id": i, "logprob": of, "token": "?"} for i, of in pairs]}
+
+
+def test_what_a_server_could_take_from_the_folder_is_said(server):
+    """A generation config may have penalties and cut the distribution; 0 log-probs may be none."""
+    client, serving, _ = server
+    serving.asked = []
+    client.complete(PROMPTS[:1], SEEDS[:1], DRAWS)
+    ((_, body),) = serving.asked
+    plain = dict(temperature=0.8, top_p=1.0, top_k=-1, min_p=0, repetition_penalty=1)
+    plain |= dict(presence_penalty=0, frequency_penalty=0, logprobs=1, stop_token_ids=[3, 5])
+    assert {name: body[name] for name in plain} == plain
+
+
 @pytest.mark.parametrize(
     "answers",
-    [[(503, b"busy")], [(429, b"later")], [named]],
-    ids=["fault of its own", "too many requests", "named tokens"],
+    [[(503, b"busy")], [(429, b"later")], [named], [entries]],
+    ids=["fault of its own", "too many requests", "named tokens", "an entry a token"],
 )
 def test_what_passes_is_asked_again_with_the_same_seed(server, answers):
     client, serving, params = server
@@ -101,7 +119,7 @@ def test_what_passes_is_asked_again_with_the_same_seed(server, answers):
     expected = jax.tree.map(lambda of: of[:1], own(params))
     assert_same(found, expected)
     assert len({json.dumps(body) for _, body in serving.asked}) == 1
-    assert len(serving.asked) == 1 + (answers != [named])
+    assert len(serving.asked) == 1 + isinstance(answers[0], tuple)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +144,8 @@ def test_what_passes_is_asked_again_with_the_same_seed(server, answers):
             "no token ids: expected choices",
             1,
         ),
+        ([edited(logprobs=None)], "not one choice with token ids", 1),
+        ([edited(logprobs={"content": [{"logprob": -1}]}, token_ids=None)], "KeyError: 'id'", 1),
     ],
     ids=lambda of: of if isinstance(of, str) else "",
 )
