@@ -11,7 +11,6 @@ from .kinds import KINDS, Kind
 from .outcomes import outcome
 
 SHORT = {"config": 150, "gate": 150, "data file": 150, "model folder": 60, "saved config": 40}
-SHORT |= {"written checkpoint": 60}
 
 
 @pytest.mark.parametrize("name", SHORT)
