@@ -9,6 +9,8 @@ import sys
 import time
 
 import campaign
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fiberjax.run import kept_files, migrations, rollouts
@@ -74,6 +76,16 @@ def test_a_host_that_is_paused_or_stops_for_good(tried, monkeypatch):
     monkeypatch.setattr(campaign.random.Random, "uniform", lambda self, a, b: 0.1)
     told, another = tried("pause", seconds=0.3)
     assert told.endswith("after 0.1 s, for 0.1 s") and another == ""
+
+
+def test_rows_are_the_same_whatever_folders_their_config_names(tmp_path):
+    table = pa.table({"a": [1.0, float("nan"), -0.0]})
+    files = [tmp_path / f"{of}.parquet" for of in range(3)]
+    for of, file in enumerate(files):
+        pq.write_table(table.replace_schema_metadata({"config": str(of)}), file)
+    assert campaign.rows(files[0]) == campaign.rows(files[1])
+    pq.write_table(pa.table({"a": [1.0, float("nan"), 0.0]}), files[2])
+    assert campaign.rows(files[0]) != campaign.rows(files[2])
 
 
 def test_a_clock_jumps_once_the_time_has_come(tmp_path):
