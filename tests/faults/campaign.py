@@ -485,7 +485,8 @@ def contents(run: Path) -> Iterator[tuple[str, Any]]:
         kept = {k: v for k, v in row.items() if not k.startswith(("timing/", "perf/"))}
         yield f"metrics of {row['step']}", kept
     yield "evaluation.json", json.loads((run / "evaluation.json").read_text())
-    for path in sorted((*run.glob("samples/*"), *run.glob("rollouts/*"))):
+    # Others begin with a point, as what was never put into its place.
+    for path in sorted((*run.glob("samples/[!.]*"), *run.glob("rollouts/[!.]*"))):
         yield path.name, rows(path) if path.suffix == ".parquet" else path.read_bytes()
     newest = run / "checkpoints" / str(ITERATIONS)
     yield "host", json.loads((newest / "host" / "metadata").read_text())

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -63,7 +64,10 @@ def tried(tmp_path, monkeypatch):
         trial = campaign.Trial(program, tmp_path, folder, whole.run, 0.2, draw)
         return campaign.KINDS[kind](trial), campaign.difference(trial.run, whole.run)
 
-    return of
+    # As the command has it: what a shell starts in the background ignores interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield of
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_run_that_survives_is_the_same(tried):
