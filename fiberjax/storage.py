@@ -84,8 +84,12 @@ def write(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Readers of a folder pass over names that begin with a point.
     written = path.with_name(f".{path.name}.{os.getpid()}.new")
-    written.write_bytes(data)
-    written.replace(path)
+    try:
+        written.write_bytes(data)
+        written.replace(path)
+    except OSError:  # On a full disk what there is of it would only take more room.
+        written.unlink(missing_ok=True)
+        raise
 
 
 def size(path: Path) -> int:

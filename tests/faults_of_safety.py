@@ -5,7 +5,23 @@ from faults_of_mathematics import Mutant
 FUZZ = "tests/fuzz/test_fuzz.py"
 CAMPAIGN = "tests/faults/test_faults.py"
 
+CHECKPOINTS = "fiberjax/run/checkpoints.py"
+
 FAULTS = (
+    Mutant(
+        "what describes a checkpoint is read before its digests are compared",
+        CHECKPOINTS,
+        "preservation_policy=self._policy, lightweight_initialize=True",
+        "preservation_policy=self._policy",
+        (f"{FUZZ}::test_what_was_found_stays_mended[written checkpoint]",),
+    ),
+    Mutant(
+        "what a library makes of damage that no digest shows is raised as it is",
+        CHECKPOINTS,
+        "except Exception as error:  # Of a file",
+        "except FileNotFoundError as error:  # Of a file",
+        (f"{FUZZ}::test_what_was_found_stays_mended[written checkpoint]",),
+    ),
     Mutant(
         "an added token hides the id that the vocabulary gives it",
         "fiberjax/tasks/published.py",

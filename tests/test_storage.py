@@ -83,6 +83,13 @@ def test_files_are_written_whole_measured_moved_and_removed(remote, folder, tmp_
     assert not (root / "out").exists() and (root / "full" / "d" / "e").exists()
 
 
+def test_what_could_not_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        storage.write(tmp_path / "taken", b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 def test_a_bucket_is_never_asked_for_what_it_has_not(bucket):
     assert bucket.refused == []
 

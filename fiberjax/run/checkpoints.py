@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from fiberjax import buckets, digests, disk, storage
+from fiberjax.tasks.vocabulary import shorten
 
 BEST = "best"
 """In what the host remembers: iterations finished in the best checkpoint."""
@@ -89,10 +90,16 @@ class Checkpoints:
         self._tidy = False
         self._committed = threading.Event()
         self._best = _Best()
-        policy = AnyPreservationPolicy([LatestN(keep), self._best])
-        self._manager = ocp.CheckpointManager(
+        self._policy = AnyPreservationPolicy([LatestN(keep), self._best])
+        self._manager = self._opened()
+
+    def _opened(self) -> ocp.CheckpointManager:
+        # Nothing of any checkpoint is read before its digests are: one that is damaged is an error.
+        return ocp.CheckpointManager(
             self._directory,
-            options=ocp.CheckpointManagerOptions(preservation_policy=policy),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy, lightweight_initialize=True
+            ),
             item_names=(*ITEMS, AHEAD),
         )
 
@@ -131,8 +138,7 @@ class Checkpoints:
         """
         newest, found = self.latest(), None
         if newest is not None:
-            only_host = ocp.args.Composite(host=ocp.args.JsonRestore())
-            found = self._manager.restore(newest, args=only_host)["host"].get(BEST)
+            found = self._read(newest, host=ocp.args.JsonRestore())["host"].get(BEST)
         if found is None:
             raise ValueError(
                 f"{self._directory} holds no best checkpoint: config.checkpoint.best named no "
@@ -203,24 +209,35 @@ class Checkpoints:
         iteration = self.latest() if iteration is None else iteration
         if iteration is None:
             return None
-        try:
-            items = self._manager.restore(
-                iteration,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state), host=ocp.args.JsonRestore()
-                ),
-            )
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise ValueError(
-                f"checkpoint {self._directory / str(iteration)} does not hold the state that this "
-                f"config describes: {error}"
-            ) from error
+        items = self._read(
+            iteration,
+            state=ocp.args.StandardRestore(abstract_state),
+            host=ocp.args.JsonRestore(),
+        )
         return Restored(iteration, items["state"], items["host"])
 
     def ahead(self, iteration: int, abstract: Any) -> Any:
         """The further arrays of a checkpoint, on the shardings of `abstract`."""
-        args = ocp.args.Composite(**{AHEAD: ocp.args.StandardRestore(abstract)})
-        return self._manager.restore(iteration, args=args)[AHEAD]
+        return self._read(iteration, **{AHEAD: ocp.args.StandardRestore(abstract)})[AHEAD]
+
+    def _read(self, iteration: int, **items: Any) -> Any:
+        """Items of a checkpoint.
+
+        Raises:
+          ValueError: it does not hold them, or what describes them cannot be read.
+        """
+        told = f"checkpoint {self._directory / str(iteration)} does not hold the state that this "
+        told += "config describes: "
+        try:
+            found = self._manager.restore(iteration, args=ocp.args.Composite(**items))
+        except jax.errors.JaxRuntimeError:  # Of the devices, not of what is there.
+            raise
+        except Exception as error:  # Of a file that has no digest, whatever comes of it.
+            shown = shorten(" ".join(str(error).split()), 300)
+            raise ValueError(f"{told}{type(error).__name__}: {shown}") from error
+        if "host" in items and not isinstance(found["host"], dict):
+            raise ValueError(f"{told}expected what the host remembers as an object")
+        return found
 
     def _problem(self, iteration: int) -> str | None:
         """What is wrong with a checkpoint; the same on all processes, which share the reading."""
@@ -298,7 +315,8 @@ class Checkpoints:
             for half in _halves(self._directory):
                 storage.remove_folder(half)
         multihost_utils.sync_global_devices("what was there makes way")
-        self._manager.reload()
+        self._manager.close()
+        self._manager = self._opened()
         for iteration in damaged:
             del self._problems[iteration]
 

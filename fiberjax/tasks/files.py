@@ -37,6 +37,7 @@ from fiberjax.tasks.rewards import (
     passes,
     rewards_of,
 )
+from fiberjax.tasks.vocabulary import shorten
 
 AUTO = "auto"
 """The verifier of the layout; `exact` where there is none."""
@@ -378,8 +379,8 @@ def _in_one_order(
     by_name = {domain.name: domain for domain in test}
     if set(by_name) - set(names):
         raise ValueError(
-            f"held-out rows are of domains {sorted(set(by_name) - set(names))}, which {where} does "
-            f"not have; it has {', '.join(names)}"
+            f"held-out rows are of domains {shorten(str(sorted(set(by_name) - set(names))), 300)}, "
+            f"which {where} does not have; it has {shorten(', '.join(names), 300)}"
         )
     return train, tuple(by_name[name] for name in names if name in by_name)
 

@@ -485,8 +485,9 @@ def contents(run: Path) -> Iterator[tuple[str, Any]]:
         kept = {k: v for k, v in row.items() if not k.startswith(("timing/", "perf/"))}
         yield f"metrics of {row['step']}", kept
     yield "evaluation.json", json.loads((run / "evaluation.json").read_text())
-    for path in sorted((*run.glob("samples/*"), *run.glob("rollouts/*"))):
-        yield path.name, path.read_bytes()
+    # Others begin with a point, as what was never put into its place.
+    for path in sorted((*run.glob("samples/[!.]*"), *run.glob("rollouts/[!.]*"))):
+        yield path.name, rows(path) if path.suffix == ".parquet" else path.read_bytes()
     newest = run / "checkpoints" / str(ITERATIONS)
     yield "host", json.loads((newest / "host" / "metadata").read_text())
     import jax
@@ -500,6 +501,18 @@ def contents(run: Path) -> Iterator[tuple[str, Any]]:
     state = reader.restore(newest / "state", ocp.args.PyTreeRestore(restore_args=arrays))
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         yield jax.tree_util.keystr(path), np.asarray(leaf).tobytes()
+
+
+def rows(path: Path) -> bytes:
+    """The rows of a file, without what it says of itself: its config names other folders."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path).replace_schema_metadata(None)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
 
 
 @functools.cache

@@ -4,11 +4,14 @@ import dataclasses
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import campaign
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fiberjax.run import kept_files, migrations, rollouts
@@ -61,7 +64,10 @@ def tried(tmp_path, monkeypatch):
         trial = campaign.Trial(program, tmp_path, folder, whole.run, 0.2, draw)
         return campaign.KINDS[kind](trial), campaign.difference(trial.run, whole.run)
 
-    return of
+    # As the command has it: what a shell starts in the background ignores interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield of
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_run_that_survives_is_the_same(tried):
@@ -74,6 +80,16 @@ def test_a_host_that_is_paused_or_stops_for_good(tried, monkeypatch):
     monkeypatch.setattr(campaign.random.Random, "uniform", lambda self, a, b: 0.1)
     told, another = tried("pause", seconds=0.3)
     assert told.endswith("after 0.1 s, for 0.1 s") and another == ""
+
+
+def test_rows_are_the_same_whatever_folders_their_config_names(tmp_path):
+    table = pa.table({"a": [1.0, float("nan"), -0.0]})
+    files = [tmp_path / f"{of}.parquet" for of in range(3)]
+    for of, file in enumerate(files):
+        pq.write_table(table.replace_schema_metadata({"config": str(of)}), file)
+    assert campaign.rows(files[0]) == campaign.rows(files[1])
+    pq.write_table(pa.table({"a": [1.0, float("nan"), 0.0]}), files[2])
+    assert campaign.rows(files[0]) != campaign.rows(files[2])
 
 
 def test_a_clock_jumps_once_the_time_has_come(tmp_path):

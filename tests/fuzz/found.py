@@ -86,5 +86,13 @@ FOUND: dict[str, list[Any]] = {
         _model("llama", rope_parameters={"rope_type": "default", "rope_theta": 1.0}),
         (CHECKPOINTS[0], "config.json", b"[" * 100_000),
     ],
+    "written checkpoint": [
+        (True, "_CHECKPOINT_METADATA", b'{"commit_timestamp_nsecs": 1795914644784885212000}'),
+        (True, "_CHECKPOINT_METADATA", b'{"metrics": 5}'),
+        (True, "_CHECKPOINT_METADATA", b"[" * 100_000),
+        (False, "state/_METADATA", b'{"tree_metadata": 1}'),
+        (False, "state/_METADATA", b"{}"),
+        (False, "host/metadata", b"[]"),
+    ],
     "saved config": [_saved_with("a.b"), b"[" * 100_000, b"\xff\xfe", b'{"version": true}'],
 }

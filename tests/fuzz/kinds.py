@@ -4,17 +4,20 @@ Each kind makes an input from a seed, tries it, and says which words the error m
 here builds a data set or compiles a program.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gzip
 import io
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,10 +27,11 @@ from ml_collections import ConfigDict
 from fiberjax import experiment, gates, model_folder, options
 from fiberjax.bounds import named
 from fiberjax.gates import GATES
-from fiberjax.layout import STATE
+from fiberjax.layout import STATE as STATE_LEVEL
 from fiberjax.policy import TransformerConfig, rope, weights
 from fiberjax.presets import PRESETS
 from fiberjax.run import identity
+from fiberjax.run.checkpoints import Checkpoints, Damaged
 from fiberjax.tasks import loading
 from fiberjax.tasks.domains import Domain
 from fiberjax.tasks.examples import draw_examples
@@ -140,7 +144,7 @@ def _run_gate(case: Any, folder: Path) -> None:
     hash(gate)
     for leaf in jax.tree.leaves(budgets):
         assert leaf.dtype == np.float32 and np.all(np.isfinite(leaf)) and np.all(leaf > 0), budgets
-    assert dict(gate.options).get("level", STATE) in (*LEVELS, STATE)
+    assert dict(gate.options).get("level", STATE_LEVEL) in (*LEVELS, STATE_LEVEL)
 
 
 # Files of rows.
@@ -305,6 +309,59 @@ def _run_run(case: Any, folder: Path) -> None:
     build(config)
 
 
+# What describes a checkpoint.
+
+STATE = {"params": np.arange(6, dtype=np.float32), "step": np.int32(3)}
+HOST = {"stream": {"at": 3, "rates": [0.5, None]}, "before": {"measure": [1.0]}}
+
+
+@functools.cache
+def _checkpoint() -> dict[str, bytes]:
+    """The files of a checkpoint, by their names in it."""
+    with tempfile.TemporaryDirectory() as name, Checkpoints(name, keep=1) as saved:
+        saved.save(1, jax.tree.map(jnp.asarray, STATE), HOST)
+        folder = Path(name) / "1"
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _make_checkpoint(rng: np.random.Generator) -> Any:
+    # Not of the arrays' own bytes, which any others would do for.
+    names = [name for name in _checkpoint() if "d" not in Path(name).parts]
+    names = [name for name in names if _checkpoint()[name] and "ocdbt." not in name]
+    name, listed = names[int(rng.integers(len(names)))], bool(rng.random() < 0.3)
+    data = _checkpoint()[name]
+    try:
+        tree = json.loads(data)
+    except ValueError:
+        return listed, name, mutate.damaged(rng, data)
+    if rng.random() < 0.3 or not isinstance(tree, dict | list) or not tree:
+        return listed, name, mutate.damaged(rng, data)
+    text = json.dumps(mutate.applied(tree, mutate.edits(rng, tree)))
+    return listed, name, text.encode("utf-8", "surrogatepass")
+
+
+def _run_checkpoint(case: Any, folder: Path) -> None:
+    listed, changed, data = case
+    for name, content in (_checkpoint() | {changed: data}).items():
+        path = folder / "checkpoints" / "1" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if listed or not name.startswith("digests."):
+            path.write_bytes(content)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), STATE)
+    with contextlib.redirect_stdout(None):  # That it is read unchecked.
+        try:
+            with Checkpoints(folder / "checkpoints", keep=1) as saved:
+                found = saved.restore(shapes)
+        except Damaged as error:
+            raise ValueError(str(error)) from None
+    assert found is not None and isinstance(found.host, dict)
+    if listed:
+        assert found.host == HOST
+        assert all(np.array_equal(found.state[name], STATE[name]) for name in STATE)
+
+
 def _config_words(folder: Path) -> Sequence[str]:
     return ("config.", "config:", "config ")
 
@@ -316,4 +373,5 @@ KINDS: dict[str, Kind] = {
     "tokenizer": Kind(_make_tokenizer, _run_tokenizer, lambda folder: ("config.model.",)),
     "model folder": Kind(_make_model, _run_model, lambda folder: ("config.model.", str(folder))),
     "saved config": Kind(_make_run, _run_run, lambda folder: ("config.", "config:", str(folder))),
+    "written checkpoint": Kind(_make_checkpoint, _run_checkpoint, lambda folder: (str(folder),)),
 }

@@ -170,6 +170,8 @@ def _text_or_number(value: Any, what: str, where: str) -> str:
         expected += f"; a dotted path names one within it, such as {_within(what, value)}"
     if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         return _text(value, what, where, expected)
+    if isinstance(value, int):  # Of any length, beyond what a float holds too.
+        return str(value)
     if not math.isfinite(value):
         raise ValueError(f"{where}: {what} is {shown(value)}, expected {expected}")
     if value == int(value):
