@@ -70,6 +70,11 @@ FOUND: dict[str, list[Any]] = {
         _arrow(),
         (".parquet", _written(ROWS, ".parquet").replace(b"unused", b"unus\xf2d")),
         (".jsonl", b'{"prompt": "\\ud800", "answer": "1"}\n'),
+        (
+            ".jsonl",
+            b'{"prompt": "1", "answer": 1%s, "domain": "a"}\n' % (b"0" * 400)
+            + b'{"prompt": "2"}\n',
+        ),
     ],
     "tokenizer": [
         _ids(2**31),
