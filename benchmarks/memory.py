@@ -1,6 +1,7 @@
 """Host memory of a run on a CPU by stage, in units of what the run must keep.
 
     python benchmarks/memory.py
+    python benchmarks/memory.py --width=1280    # 199 M parameters
 
 A policy of 55 M parameters in float32 is read from a folder, evaluated, trained for two iterations
 with AdamW, saved after each, and evaluated again, by the very loop that runs are made with, in a
@@ -24,16 +25,20 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-SHAPE = {
-    "vocab_size": 16_384,
-    "embed_dim": 640,
-    "num_layers": 8,
-    "num_heads": 10,
-    "num_kv_heads": 10,
-    "head_dim": 64,
-    "mlp_dim": 2_048,
-}
 ITERATIONS = 2
+
+
+def shape(width: int) -> dict[str, int]:
+    """The policy's shape by its width, a multiple of 320."""
+    return {
+        "vocab_size": 16_384,
+        "embed_dim": width,
+        "num_layers": 8,
+        "num_heads": width // 64,
+        "num_kv_heads": width // 64,
+        "head_dim": 64,
+        "mlp_dim": width * 16 // 5,
+    }
 
 
 class Stages:
@@ -101,13 +106,13 @@ def make_config(folder: pathlib.Path) -> Any:
     return config
 
 
-def write_model(folder: pathlib.Path) -> None:
+def write_model(folder: pathlib.Path, width: int) -> None:
     """A folder of random weights, in a process of its own."""
     import jax
 
     from fiberjax.policy import TransformerConfig, init, weights
 
-    config = TransformerConfig(qk_norm=True, **SHAPE)
+    config = TransformerConfig(qk_norm=True, **shape(width))
     weights.save(folder / "model", config, init(config, jax.random.key(0)), dtype="float32")
 
 
@@ -141,7 +146,7 @@ def one_run(folder: pathlib.Path) -> dict[str, Any]:
     return {"state_bytes": sum(sizes), "base_bytes": stages.base, "stages": stages.peaks}
 
 
-def measured() -> dict[str, Any]:
+def measured(width: int) -> dict[str, Any]:
     """What `one_run` measures, with nothing compiled before ("cold") and with everything."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -151,7 +156,7 @@ def measured() -> dict[str, Any]:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         for name, stage in (("model", "--write"), ("cold", "--run"), ("warm", "--run")):
-            command = [sys.executable, __file__, stage, scratch]
+            command = [sys.executable, __file__, stage, scratch, f"--width={width}"]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(done.stderr[-4000:])
@@ -184,14 +189,15 @@ def main() -> None:
     """Runs, prints and saves."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--output", type=pathlib.Path)
+    parser.add_argument("--width", type=int, default=640, help="of the policy")
     parser.add_argument("--write", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--run", type=pathlib.Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.write:
-        return write_model(given.write)
+        return write_model(given.write, given.width)
     if given.run:
         return print(json.dumps(one_run(given.run)))
-    found = measured()
+    found = measured(given.width)
     print(f"in units of the state, {found['warm']['state_bytes'] / 1e6:.0f} MB")
     print(table(found))
     if given.output:

@@ -4,7 +4,7 @@ from faults_of_mathematics import Mutant
 
 APART = "fiberjax/policy/apart.py"
 FORWARD = "fiberjax/train/forward.py"
-SEQUENCE = "tests/parallel/test_sequence.py"
+SEQUENCE = "tests/parallel/test_columns.py"
 
 FAULTS = (
     Mutant(

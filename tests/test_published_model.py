@@ -176,7 +176,7 @@ def template(text):
     [
         (no_tokenizer, "it holds no tokenizer"),
         (truncated, r"model\.safetensors is not a safetensors file"),
-        (missing_shard, r"is missing"),
+        (missing_shard, r"which is not in the folder"),
         (template("{{ raise_exception('never') }}"), r"the chat template: TemplateError: never"),
         (template(FOREVER), r"the chat template does not end within 1 s of processor time"),
         (change(model_type="mamba"), "model_type is 'mamba', expected one of"),

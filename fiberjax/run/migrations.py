@@ -244,7 +244,7 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     >>> old["tasks"] |= {"verifier": "numeric", "columns": {}}
     >>> old |= {"warm_start": {"weights": "Qwen"}, "window": {"prompt": 8, "completion": 8}}
     >>> old |= {"rollout": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}, "training": {}}
-    >>> old |= {"checkpoint": {}, "evaluation": {}}
+    >>> old |= {"checkpoint": {}, "evaluation": {}, "mesh": {}}
     >>> migrate(old, 3)["model"]["folder"]
     'Qwen'
     """
