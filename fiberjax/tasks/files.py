@@ -37,6 +37,7 @@ from fiberjax.tasks.rewards import (
     passes,
     rewards_of,
 )
+from fiberjax.tasks.rewards.marked import marked_answer
 from fiberjax.tasks.vocabulary import shorten
 
 AUTO = "auto"
@@ -157,6 +158,8 @@ class Reader:
                 test += self._examples(_renamed(held_out, names), layout, verify_of)
         self._check_named(verify_of, file)
         train = self._once(train, verify_of, _named(file))
+        if self.verifier == AUTO and not any(self._layouts):
+            checks.tell_of_solutions(train, marked_answer, self.tell, _named(file))
         test = self._once(test, verify_of, _named(test_file or file) + ", held out")
         for rows, what in ((train, "to train on"), (test, "to hold out")):
             if not rows:

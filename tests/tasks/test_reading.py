@@ -543,3 +543,23 @@ def test_a_chat_needs_a_template(tmp_path):
 
 def test_examples_of_a_prompt_may_be_in_any_format(tmp_path):
     assert read_pairs(written(tmp_path / "shots.csv", ROWS)) == TEXTS
+
+
+def test_answers_that_are_whole_solutions_are_told_of(tmp_path):
+    def told_of(answers, **options):
+        rows = [{"prompt": f"{k} + 1 =", "answer": answer} for k, answer in enumerate(answers)]
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        told = []
+        Reader(tell=told.append, **options).read_splits(path, path)
+        return [line for line in told if "whole solutions" in line]
+
+    worked = [f"{k} and one more.\n#### {k + 1}" for k in range(20)]
+    (line,) = told_of(worked, distinct=False)
+    assert "20 of 20 answers" in line and "rows.jsonl, row 1, which marks '1'" in line
+    assert "--config.tasks.verifier=number" in line
+    plain = [str(k + 1) for k in range(20)]
+    assert told_of(worked[:11] + plain[11:], distinct=False)
+    assert not told_of(worked[:10] + plain[10:], distinct=False)
+    assert not told_of(worked, distinct=False, verifier="number")
+    assert not told_of(worked, distinct=False, verifier="exact")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fiberjax.tasks.examples import Example
 from fiberjax.tasks.reading.formats import shown
+from fiberjax.tasks.vocabulary import shorten
 
 Tell = Callable[[str], None]
 """Takes one line that the user should read."""
@@ -55,6 +56,33 @@ def distinct(
             f"({repeated.where} repeats {first[repeated.identity].where})"
         )
     return tuple(first.values())
+
+
+def tell_of_solutions(
+    examples: Sequence[Example],
+    marked: Callable[[str], str | None],
+    tell: Tell,
+    whose: str,
+) -> None:
+    """Tells that most answers are whole solutions, where only the same text will earn a reward.
+
+    Args:
+      examples: whose answers are compared as they stand.
+      marked: the answer that a text marks within itself, as by ``#### 72``; None without one.
+      tell: is told.
+      whose: names the rows, e.g. the path.
+    """
+    inner = [(example, marked(example.answer)) for example in examples]
+    solved = [(example, held) for example, held in inner if held and held != example.answer.strip()]
+    if 2 * len(solved) <= len(examples):
+        return
+    example, held = solved[0]
+    tell(
+        f"{whose}: {len(solved)} of {len(examples)} answers are whole solutions, such as that of "
+        f"{example.where}, which marks {shorten(held)!r}: only the same text, word for word, "
+        "earns a reward. --config.tasks.verifier=number compares what they mark, and a "
+        "--config.tasks.layout may know the file"
+    )
 
 
 def without(train: Sequence[Example], test: Sequence[Example], tell: Tell) -> tuple[Example, ...]:
