@@ -246,8 +246,8 @@ def _check_tied(tensors: Mapping[str, _Tensor]) -> None:
     head, table = values
     if not np.array_equal(head, table):
         raise ValueError(
-            f"{names[0]} differs from {names[1]}, to which tie_word_embeddings = true ties it: "
-            "one of them is not of this model"
+            f"{tensors[names[0]].file}: {names[0]} differs from {names[1]}, to which "
+            "tie_word_embeddings = true ties it: one of them is not of this model"
         )
 
 

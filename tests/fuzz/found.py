@@ -83,6 +83,7 @@ FOUND: dict[str, list[Any]] = {
         json.dumps(applied(_tokenizer(), [("del", ("model", "vocab", "b"))])).encode(),
     ],
     "model folder": [
+        _model("qwen3", tie_word_embeddings=True),
         _model("qwen2", model_type=[["group", ""]]),
         _model("qwen2_window", num_hidden_layers=2**31 - 1),
         _model("gemma3", layer_types=[[], "full_attention"]),
