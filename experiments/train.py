@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
         from fiberjax.run import interrupts
 
         compiled.keep()
+        disk.without_echoes()
 
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator
+from types import TracebackType
 
 _CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEXTS = tuple(os.strerror(code) for code in _CODES)
@@ -39,6 +41,21 @@ def writing(what: str, where: str | os.PathLike[str]) -> Iterator[None]:
             f"no room to write {what} to {os.fspath(where)}: {reason}. What was saved before is "
             "whole; the same command goes on from there when there is room"
         ) from None
+
+
+def without_echoes() -> None:
+    """Leaves out what threads of libraries say of an event loop that is over; for a program.
+
+    Where a checkpoint found no room, writes of it end later than the loop that waited for them, and
+    say so at length and without any consequence. Everything else is shown as before.
+    """
+    shown = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if kind is not RuntimeError or str(error) != "Event loop is closed":
+            shown(kind, error, trace)
+
+    sys.excepthook = show
 
 
 def _reason(error: BaseException) -> str | None:

@@ -18,7 +18,7 @@ A signal raises `Interrupted` at once wherever nothing is lost by that: while da
 are compiled, the warm start is taught, rollouts are drawn or an evaluation is made. After `hold` it
 is noted alone, until the work at hand is done and saved. Either takes `LIMIT_SECONDS` at most; then
 the process ends, having saved what `abandon` was given, if that was all there was to save. A second
-signal ends it at once.
+signal ends it at once, and so it does on the way out.
 """
 
 import contextlib
@@ -78,6 +78,7 @@ class Interrupts:
         self._guard = threading.RLock()  # Of what is saved, by whoever comes first.
         self._before: dict[signal.Signals, object] = {}
         self._over = threading.Event()
+        self._leaving, self._left = threading.RLock(), False
         self._wake: tuple[int, int] | None = None
         self._hook: Callable[[Any], object] | None = None
 
@@ -140,7 +141,8 @@ class Interrupts:
                 outer.abandon()
             return
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            on_the_way_out = self._ends_process and bool(self.asked)
+            signal.signal(number, _end if on_the_way_out else handler)  # type: ignore[arg-type]
         if self._hook is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -155,9 +157,9 @@ class Interrupts:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.asked:
-            if self._ends_process:
-                self._leave("a second signal")
-            raise KeyboardInterrupt
+            if not self._ends_process:
+                raise KeyboardInterrupt
+            return self._leave("a second signal")
         self.asked = name
         if not self._holding:
             raise Interrupted(name)
@@ -213,7 +215,15 @@ class Interrupts:
         threading.Thread(target=watch, daemon=True).start()
 
     def _leave(self, why: str) -> None:
-        sys.stdout.flush()
-        distributed.leave(
-            f"asked to end ({self.asked or 'twice'}), {why}: the same command goes on", CODE
-        )
+        with self._leaving:  # The thread that comes second waits for the end.
+            if self._left:
+                return
+            self._left = True
+            sys.stdout.flush()
+            distributed.leave(
+                f"asked to end ({self.asked or 'twice'}), {why}: the same command goes on", CODE
+            )
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(CODE)

@@ -266,7 +266,9 @@ def test_a_tied_head_that_is_another_is_refused(tmp_path):
         copy(tmp_path, "qwen2"),
         lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] * 2}),
     )
-    with pytest.raises(ValueError, match=r"safetensors: lm_head\.weight differs from model\.embed_tokens"):
+    with pytest.raises(
+        ValueError, match=r"safetensors: lm_head\.weight differs from model\.embed_tokens"
+    ):
         load(folder, CONFIGS["qwen2"])
 
 

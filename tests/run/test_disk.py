@@ -6,6 +6,7 @@ Full is what the system says where a file may not grow beyond a size, whichever 
 import contextlib
 import errno
 import resource
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -114,3 +115,14 @@ def test_what_a_library_says_is_found_however_deep():
     circle.__context__ = KeyError("b")
     circle.__context__.__context__ = circle
     assert told(circle) is None
+
+
+def test_threads_say_nothing_of_a_loop_that_is_over(monkeypatch):
+    shown = []
+    monkeypatch.setattr("sys.excepthook", lambda kind, error, trace: shown.append(error))
+    disk.without_echoes()
+    other, closed = RuntimeError("another"), RuntimeError("Event loop is closed")
+    for error in (other, closed, ValueError("Event loop is closed")):
+        sys.excepthook(type(error), error, None)
+    assert [str(error) for error in shown] == ["another", "Event loop is closed"]
+    assert shown[0] is other and closed not in shown

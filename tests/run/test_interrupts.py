@@ -141,6 +141,37 @@ with interrupts.Interrupts(ends_process=True) as asked:
 """
 
 
+AGAIN = """
+import os, signal, sys
+from fiberjax.run import interrupts
+try:
+    with interrupts.Interrupts(ends_process=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+except interrupts.Interrupted:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here")
+"""
+
+
+def test_a_second_signal_on_the_way_out_has_the_status_of_the_first():
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (interrupts.CODE, "", "")
+
+
+def test_who_leaves_says_so_once(monkeypatch):
+    told = []
+    monkeypatch.setattr(interrupts.distributed, "leave", lambda line, code: told.append(line))
+    asked = interrupts.Interrupts(ends_process=True)
+    asked._leave("a second signal")
+    asked._leave("a second signal")
+    assert len(told) == 1
+
+
 def started(*arguments):
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
