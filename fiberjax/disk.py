@@ -5,7 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from types import TracebackType
+from typing import Any
 
 _CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEXTS = tuple(os.strerror(code) for code in _CODES)
@@ -49,13 +49,13 @@ def without_echoes() -> None:
     Where a checkpoint found no room, writes of it end later than the loop that waited for them, and
     say so at length and without any consequence. Everything else is shown as before.
     """
-    shown = sys.excepthook
+    shown = sys.unraisablehook
 
-    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if kind is not RuntimeError or str(error) != "Event loop is closed":
-            shown(kind, error, trace)
+    def show(told: Any) -> None:
+        if told.exc_type is not RuntimeError or str(told.exc_value) != "Event loop is closed":
+            shown(told)
 
-    sys.excepthook = show
+    sys.unraisablehook = show
 
 
 def _reason(error: BaseException) -> str | None:
