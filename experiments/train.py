@@ -66,7 +66,11 @@ def main(argv: list[str]) -> None:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            with interrupts.Interrupts(ends_process=True):
+            # What fails after a full disk, as closing files does, is a full disk too.
+            with (
+                interrupts.Interrupts(ends_process=True),
+                disk.writing("the run", WORKDIR.value),
+            ):
                 train()
         except disk.NoRoom as error:
             raise SystemExit(f"error: {error}") from None

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +48,8 @@ def without_echoes() -> None:
     """Leaves out what threads of libraries say of an event loop that is over; for a program.
 
     Where a checkpoint found no room, writes of it end later than the loop that waited for them, and
-    say so at length and without any consequence. Everything else is shown as before.
+    say so at length and without any consequence; others never begin. Everything else is shown as
+    before.
     """
     shown = sys.unraisablehook
 
@@ -56,6 +58,7 @@ def without_echoes() -> None:
             shown(told)
 
     sys.unraisablehook = show
+    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
 
 
 def _reason(error: BaseException) -> str | None:

@@ -126,3 +126,11 @@ def test_threads_say_nothing_of_a_loop_that_is_over(monkeypatch):
     for error in (other, closed, ValueError("Event loop is closed")):
         sys.unraisablehook(types.SimpleNamespace(exc_type=type(error), exc_value=error))
     assert shown[0] is other and len(shown) == 2 and closed not in shown
+
+
+def test_what_fails_on_the_way_out_of_a_full_disk_is_one_line_too():
+    with full("the run"), disk.writing("the run", "runs/full"):
+        try:
+            raise disk.NoRoom("no room to write it: No space left on device")
+        finally:
+            raise RuntimeError("a file that is closed")
