@@ -59,6 +59,9 @@ def _make_head(
     device_mesh: Mesh, window: int, temperature: Any, chunk: int, *, entropy_gradient: bool
 ) -> Callable[[Any, jax.Array, Rows], TokenOutputs]:
     """From the policy and its activations over rows to its outputs; arguments as `make_forward`."""
+    outputs = functools.partial(
+        chunked_token_outputs, chunk=chunk, entropy_gradient=entropy_gradient
+    )
 
     def of_hidden(model: Any, hidden: jax.Array, rows: Rows) -> TokenOutputs:
         def local(hidden: Any, kernel: Any, rows: Any, temperature: Any) -> TokenOutputs:
@@ -69,20 +72,11 @@ def _make_head(
             else:
                 hidden = jnp.take_along_axis(hidden, columns[..., None] - 1, axis=1)
                 targets = jnp.take_along_axis(tokens, columns, axis=1)
-            return chunked_token_outputs(
-                hidden,
-                kernel,
-                targets,
-                temperature=temperature,
-                chunk=chunk,
-                entropy_gradient=entropy_gradient,
-            )
+            return outputs(hidden, kernel, targets, temperature=temperature)
 
         rows = rows._replace(routes=None)
         if device_mesh.shape["sequence"] > 1:
-            every = _of_every_column(
-                device_mesh, model, hidden, rows, temperature, chunk, entropy_gradient
-            )
+            every = _of_every_column(device_mesh, outputs, model, hidden, rows, temperature)
             return TokenOutputs(*(_completions(of, rows, window) for of in every))
         arguments = (hidden, model.unembedding().astype(hidden.dtype), rows, temperature)
         if mesh.row_shards(device_mesh) == 1:
@@ -101,26 +95,18 @@ def _make_head(
 
 def _of_every_column(
     device_mesh: Mesh,
+    outputs: Callable[..., TokenOutputs],
     model: Any,
     hidden: jax.Array,
     rows: Rows,
     temperature: Any,
-    chunk: int,
-    entropy_gradient: bool,
 ) -> TokenOutputs:
     """The outputs at each column of what follows it, `[B, S]`; columns lie on several devices."""
     apart = P(mesh.ROW_AXES, "sequence")
     tokens = jnp.where(rows.segment_ids != 0, rows.tokens, 0)
 
     def local(hidden: Any, kernel: Any, targets: Any, temperature: Any) -> TokenOutputs:
-        return chunked_token_outputs(
-            hidden,
-            kernel,
-            targets,
-            temperature=temperature,
-            chunk=chunk,
-            entropy_gradient=entropy_gradient,
-        )
+        return outputs(hidden, kernel, targets, temperature=temperature)
 
     return jax.shard_map(
         local,
