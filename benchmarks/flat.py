@@ -3,7 +3,7 @@
     python benchmarks/flat.py --iterations=10000 --workdir=/tmp/flat
 
 Trains the smallest run that has everything (`tests/tiny.py`) on two prompts of two completions an
-iteration, with a checkpoint every 200 iterations, a point of the held-out curve and samples every
+iteration, with a checkpoint every `--checkpoint_every` iterations, a point of the held-out curve and samples every
 100, and looks at its own process in between. Prints a row for each tenth of the run, then what an
 iteration adds over its second half, a line fitted through all that was looked at. The first half
 fills caches that are as large as they get.
@@ -88,6 +88,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--iterations", type=int, default=10_000)
+    parser.add_argument("--checkpoint_every", type=int, default=200)
     parser.add_argument("--workdir", type=Path, required=True, help="emptied by nobody: a new one")
     given = parser.parse_args()
     config = tiny.get_config()
@@ -98,7 +99,7 @@ def main() -> None:
     config.training.epochs = config.training.minibatches = 1
     config.evaluation.every = 100
     config.keep.every, config.keep.show_every = 100, 0
-    config.checkpoint.every = 200
+    config.checkpoint.every = given.checkpoint_every
     config.training.unpaid_iterations = 0
     run = given.workdir / "run"
     looks, began = Looks(run / "metrics.jsonl", 0.5), (time.monotonic(), time.process_time())
