@@ -4,9 +4,9 @@
 
 Trains the smallest run that has everything (`tests/tiny.py`) on two prompts of two completions an
 iteration, with a checkpoint every 200 iterations, or `--checkpoint_every`, a point of the held-out
-curve and samples every 100, and looks at its own process in between. Prints a row for each tenth of the run, then what an
-iteration adds over its second half, a line fitted through all that was looked at. The first half
-fills caches that are as large as they get.
+curve and samples every 100, and looks at its own process in between. Prints a row for each tenth of
+the run, then what an iteration adds over its second half, a line fitted through all that was looked
+at. The first half fills caches that are as large as they get.
 """
 
 import argparse
