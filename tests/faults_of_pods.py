@@ -6,6 +6,7 @@ SHARDINGS = "fiberjax/parallel/shardings.py"
 OVERLAP = "fiberjax/plans/overlap.py"
 COSTS = "fiberjax/plans/costs.py"
 TILES = "tests/parallel/test_tiles.py"
+REPLICAS = "tests/parallel/test_replicas.py"
 OF_OVERLAP = "tests/plans/test_overlap.py"
 
 FAULTS = (
@@ -71,5 +72,19 @@ FAULTS = (
         "model / sum(seconds), model / max(seconds)",
         "model / sum(seconds), model / sum(seconds[:2])",
         (f"{OF_OVERLAP}::test_utilisation_lies_between_all_in_turn_and_all_at_once",),
+    ),
+    Mutant(
+        "gradients are added over replicas in every micro-batch",
+        "fiberjax/train/update.py",
+        'if device_mesh.shape["data"] > 1:',
+        "if False:",
+        (f"{REPLICAS}::test_gradients_go_from_replica_to_replica_once",),
+    ),
+    Mutant(
+        "one replica's gradient is taken for the sum",
+        "fiberjax/train/forward.py",
+        "x.sum(0), sharding)",
+        "x[0], sharding)",
+        (f"{REPLICAS}::test_micro_batches_of_replicas_are_one_update_of_one_device",),
     ),
 )

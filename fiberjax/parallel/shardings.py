@@ -207,8 +207,15 @@ def _check_divides(mesh: Mesh, name: str, shape: tuple[int, ...], spec: P) -> No
             )
 
 
-def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
+def placement(
+    mesh: Mesh, config: TransformerConfig, *, row_axes: tuple[str, ...] = ROW_AXES
+) -> "MeshPlacement":
     """Where a policy's arrays lie on this mesh, and its attention, as `config.attention` has it.
+
+    Args:
+      mesh: the mesh.
+      config: shape of the policy.
+      row_axes: what the rows are split over: without `data`, those of one replica.
 
     Raises:
       ValueError: attention that cannot run there; see `attention.choose`.
@@ -216,7 +223,7 @@ def placement(mesh: Mesh, config: TransformerConfig) -> "MeshPlacement":
     chosen = attention.choose(
         config, hardware(mesh.devices.flat[0]), mesh.shape["tensor"], mesh.shape["sequence"]
     )
-    return MeshPlacement(mesh, attention=chosen, window=config.sliding_window)
+    return MeshPlacement(mesh, chosen, config.sliding_window, row_axes)
 
 
 def hardware(device: Any) -> attention.Hardware:
@@ -237,11 +244,17 @@ class MeshPlacement(Placement):
       attention: "dense", or the kernel that each device runs over its rows and heads: "splash" or
         "cudnn".
       window: of the policy's sliding layers, 0 for none: the kernels' masks are static.
+      row_axes: what the rows are split over.
     """
 
     mesh: Mesh
     attention: str
     window: int = 0
+    row_axes: tuple[str, ...] = ROW_AXES
+
+    def spec(self, name: str) -> P:
+        """That of `ACTIVATION_SPECS`, for rows that are split over `row_axes`."""
+        return P(*(self.row_axes if of == ROW_AXES else of for of in ACTIVATION_SPECS[name]))
 
     @property
     def platform(self) -> str:
@@ -251,11 +264,11 @@ class MeshPlacement(Placement):
     @property
     def row_shards(self) -> int:
         """Into how many parts the rows are split."""
-        return row_shards(self.mesh)
+        return math.prod(self.mesh.shape[axis] for axis in self.row_axes)
 
     def activation(self, x: jax.Array, name: str) -> jax.Array:
         """`x`, split as `ACTIVATION_SPECS` says."""
-        spec = ACTIVATION_SPECS[name]
+        spec = self.spec(name)
         x = jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
         divides = name == "column" and x.shape[1] % self.mesh.shape["tensor"] == 0
         return self._in_order(x, spec) if divides and self.platform == "tpu" else x
@@ -292,7 +305,7 @@ class MeshPlacement(Placement):
         parts = self.mesh.shape["sequence"]
         if parts == 1:
             return x
-        held = ACTIVATION_SPECS["activation"]
+        held = self.spec("activation")
         home = functools.partial(apart.back, axis="sequence", parts=parts)
         return jax.shard_map(home, mesh=self.mesh, in_specs=held, out_specs=held, check_vma=False)(
             x
@@ -344,7 +357,7 @@ class MeshPlacement(Placement):
         window: jax.Array | int | None,
     ) -> jax.Array:
         """Dense attention where columns lie on several devices: of each its queries."""
-        specs = ACTIVATION_SPECS["columns"], ACTIVATION_SPECS["column"]
+        specs = self.spec("columns"), self.spec("column")
         split, whole = (NamedSharding(self.mesh, spec) for spec in specs)
         key, value = (_gathered(part, split, whole) for part in (key, value))
         column = jnp.asarray(apart.order(segment_ids.shape[1], self.mesh.shape["sequence"]))
@@ -367,11 +380,11 @@ class MeshPlacement(Placement):
 
         if self.mesh.size == 1:
             return local(*parts)
-        heads, narrow = ACTIVATION_SPECS["heads"], ACTIVATION_SPECS["column"]
+        heads, narrow = self.spec("heads"), self.spec("column")
         return jax.shard_map(
             local,
             mesh=self.mesh,
-            in_specs=(heads, narrow, narrow, ROWS),
+            in_specs=(heads, narrow, narrow, self.spec("rows")),
             out_specs=heads,
             # The kernels do not say over which axes its result varies.
             check_vma=False,
@@ -386,7 +399,7 @@ class MeshPlacement(Placement):
             parts[0].shape[1], count, window=window, interpret=self.platform == "cpu"
         )
         tables = kernel.manual_sharding_spec(NamedSharding(self.mesh, P(None, "sequence")))
-        heads, narrow = ACTIVATION_SPECS["heads"], ACTIVATION_SPECS["columns"]
+        heads, narrow = self.spec("heads"), self.spec("columns")
 
         def local(kernel: attention.Kernel, *parts: jax.Array) -> jax.Array:
             return apart.splash(*parts, axis="sequence", parts=count, kernel=kernel, scale=scale)
@@ -394,7 +407,7 @@ class MeshPlacement(Placement):
         return jax.shard_map(
             local,
             mesh=self.mesh,
-            in_specs=(tables, heads, narrow, narrow, ROWS),
+            in_specs=(tables, heads, narrow, narrow, self.spec("rows")),
             out_specs=heads,
             check_vma=False,
         )(kernel, *parts)
@@ -421,15 +434,15 @@ class MeshPlacement(Placement):
         return jax.shard_map(
             held,
             mesh=self.mesh,
-            in_specs=(*[ACTIVATION_SPECS["activation"]] * 3, *[P("tensor")] * len(kernels)),
-            out_specs=ACTIVATION_SPECS["activation"],
+            in_specs=(*[self.spec("activation")] * 3, *[P("tensor")] * len(kernels)),
+            out_specs=self.spec("activation"),
             # Checked, the permutations' own gradients would have to say over which axes they vary.
             check_vma=False,
         )(x, share, expert, *kernels)
 
     def by_rows(self, local: Callable[..., Any], *arrays: Any) -> Any:
         """`local` on each device's rows."""
-        return self._local(local, (ROWS,) * len(arrays), ROWS)(*arrays)
+        return self._local(local, (self.spec("rows"),) * len(arrays), self.spec("rows"))(*arrays)
 
     def write(
         self,
@@ -442,7 +455,7 @@ class MeshPlacement(Placement):
     ) -> tuple[jax.Array, jax.Array]:
         """Each device its rows, and its heads where they divide."""
         narrow, cache = self._narrow(table)
-        specs = (cache, REPLICATED, ROWS, narrow)
+        specs = (cache, REPLICATED, self.spec("rows"), narrow)
         local = functools.partial(
             select_columns if self.platform == "tpu" else write_columns, columns=columns
         )
@@ -451,12 +464,12 @@ class MeshPlacement(Placement):
     def put(self, table: jax.Array, new: jax.Array, source: jax.Array) -> jax.Array:
         """Each device its rows, and its heads where they divide."""
         _, cache = self._narrow(table)
-        return self._local(put_rows, (cache, cache, ROWS), cache)(table, new, source)
+        return self._local(put_rows, (cache, cache, self.spec("rows")), cache)(table, new, source)
 
     def _narrow(self, table: jax.Array) -> tuple[P, P]:
         """How a column [B, G, ...] and a cache [L, B, G, ...] lie."""
         divides = table.shape[2] % self.mesh.shape["tensor"] == 0
-        narrow = ACTIVATION_SPECS["column"] if divides else ROWS
+        narrow = self.spec("column") if divides else self.spec("rows")
         return narrow, P(None, *narrow)
 
     def _local(self, local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:

@@ -6,7 +6,7 @@ differentiate, at the same temperature.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ def make_forward(
     chunk: int,
     *,
     entropy_gradient: bool,
+    row_axes: tuple[str, ...] = mesh.ROW_AXES,
 ) -> Forward:
     """The policy as a function of parameters and rows, over their completions.
 
@@ -43,20 +44,28 @@ def make_forward(
       temperature: divides the logits; float32[].
       chunk: columns whose logits exist at a time.
       entropy_gradient: whether entropies have a gradient, or are constants.
+      row_axes: mesh axes that the rows are split over; without `data`, those of one replica.
     """
     of_hidden = _make_head(
-        device_mesh, window, temperature, chunk, entropy_gradient=entropy_gradient
+        device_mesh, window, temperature, chunk, row_axes, entropy_gradient=entropy_gradient
     )
+    placement = shardings.placement(device_mesh, config, row_axes=row_axes)
 
     def forward(params: Any, rows: Rows) -> TokenOutputs:
-        model = bind(config, params, placement=shardings.placement(device_mesh, config))
+        model = bind(config, params, placement=placement)
         return of_hidden(model, model.hidden(*rows[:4]), rows)
 
     return forward
 
 
 def _make_head(
-    device_mesh: Mesh, window: int, temperature: Any, chunk: int, *, entropy_gradient: bool
+    device_mesh: Mesh,
+    window: int,
+    temperature: Any,
+    chunk: int,
+    row_axes: tuple[str, ...] = mesh.ROW_AXES,
+    *,
+    entropy_gradient: bool,
 ) -> Callable[[Any, jax.Array, Rows], TokenOutputs]:
     """From the policy and its activations over rows to its outputs; arguments as `make_forward`."""
     outputs = functools.partial(
@@ -76,7 +85,9 @@ def _make_head(
 
         rows = rows._replace(routes=None)
         if device_mesh.shape["sequence"] > 1:
-            every = _of_every_column(device_mesh, outputs, model, hidden, rows, temperature)
+            every = _of_every_column(
+                device_mesh, row_axes, outputs, model, hidden, rows, temperature
+            )
             return TokenOutputs(*(_completions(of, rows, window) for of in every))
         arguments = (hidden, model.unembedding().astype(hidden.dtype), rows, temperature)
         if mesh.row_shards(device_mesh) == 1:
@@ -85,9 +96,11 @@ def _make_head(
         return jax.shard_map(
             local,
             mesh=device_mesh,
-            in_specs=(mesh.ROWS, mesh.REPLICATED, mesh.ROWS, mesh.REPLICATED),
-            out_specs=mesh.ROWS,
+            in_specs=(P(row_axes), mesh.REPLICATED, P(row_axes), mesh.REPLICATED),
+            out_specs=P(row_axes),
             axis_names=set(mesh.ROW_AXES),
+            # Mapped over replicas, what is the same on all of them would have to say so.
+            check_vma=row_axes == mesh.ROW_AXES,
         )(*arguments)
 
     return of_hidden
@@ -95,6 +108,7 @@ def _make_head(
 
 def _of_every_column(
     device_mesh: Mesh,
+    row_axes: tuple[str, ...],
     outputs: Callable[..., TokenOutputs],
     model: Any,
     hidden: jax.Array,
@@ -102,7 +116,7 @@ def _of_every_column(
     temperature: Any,
 ) -> TokenOutputs:
     """The outputs at each column of what follows it, `[B, S]`; columns lie on several devices."""
-    apart = P(mesh.ROW_AXES, "sequence")
+    apart = P(row_axes, "sequence")
     tokens = jnp.where(rows.segment_ids != 0, rows.tokens, 0)
 
     def local(hidden: Any, kernel: Any, targets: Any, temperature: Any) -> TokenOutputs:
@@ -114,6 +128,7 @@ def _of_every_column(
         in_specs=(apart, mesh.REPLICATED, apart, mesh.REPLICATED),
         out_specs=apart,
         axis_names={*mesh.ROW_AXES, "sequence"},
+        check_vma=row_axes == mesh.ROW_AXES,
     )(hidden, model.unembedding().astype(hidden.dtype), jnp.roll(tokens, -1, 1), temperature)
 
 
@@ -122,6 +137,59 @@ def _completions(outputs: jax.Array, rows: Rows, window: int) -> jax.Array:
     if rows.columns is None:
         return outputs[:, outputs.shape[1] - window - 1 : -1]
     return jnp.take_along_axis(outputs, rows.columns - 1, axis=1)
+
+
+class Replicas(NamedTuple):
+    """The policy in replicas that each have a gradient of their own, until these are joined.
+
+    Left to the compiler, gradients are added over replicas in every micro-batch; so it is once.
+
+    Attributes:
+      forward: of parameters from `spread`, over rows as before.
+      spread: from parameters to what each replica holds of them, a leading axis over `data`.
+      joined: from a gradient with that axis to the sum.
+    """
+
+    forward: Forward
+    spread: Callable[[Any], Any]
+    joined: Callable[[Any], Any]
+
+
+def in_replicas(device_mesh: Mesh, shardings: Any, of_one: Forward) -> Replicas:
+    """The policy with one set of parameters a replica.
+
+    Args:
+      device_mesh: from `mesh.make_mesh`, with several replicas.
+      shardings: of the parameters that are trained, a pytree like them.
+      of_one: the policy over the rows of one replica: `make_forward` without `data` in its axes.
+    """
+    count = device_mesh.shape["data"]
+
+    def held(sharding: NamedSharding) -> NamedSharding:
+        return NamedSharding(device_mesh, P("data", *sharding.spec))
+
+    def spread(params: Any) -> Any:
+        return jax.tree.map(
+            lambda x, sharding: jax.lax.with_sharding_constraint(
+                jnp.broadcast_to(x, (count, *x.shape)), held(sharding)
+            ),
+            params,
+            shardings,
+        )
+
+    def joined(gradient: Any) -> Any:
+        return jax.tree.map(
+            lambda x, sharding: jax.lax.with_sharding_constraint(x.sum(0), sharding),
+            gradient,
+            shardings,
+        )
+
+    def forward(spread: Any, rows: Rows) -> TokenOutputs:
+        parted = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
+        outputs = jax.vmap(of_one, spmd_axis_name="data")(spread, parted)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+
+    return Replicas(forward, spread, joined)
 
 
 def make_log_probs(

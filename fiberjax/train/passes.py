@@ -26,7 +26,7 @@ from fiberjax.gates.config import TOKEN, Budgets
 from fiberjax.layout import STATE, TRAJECTORY, Layout
 from fiberjax.policy import TokenOutputs
 from fiberjax.train.batch import Rows
-from fiberjax.train.forward import Forward, in_micro_batches, merge_rows, split_rows
+from fiberjax.train.forward import Forward, Replicas, in_micro_batches, merge_rows, split_rows
 
 Objective = Callable[[TokenOutputs], tuple[Any, TokenOutputs]]
 """From the policy's outputs over all rows to metrics and the gradient of J in every output."""
@@ -106,6 +106,7 @@ def run(
     *,
     old: TokenOutputs,
     fresh: jax.Array | bool = False,
+    replicas: Replicas | None = None,
 ) -> tuple[TokenOutputs, Any, Any]:
     """The policy's outputs over all rows, the metrics, and the *negated* gradient of J.
 
@@ -118,6 +119,8 @@ def run(
       old: the outputs at zero drift, float32[B, T]; its entropies are not read, for J is linear in
         them.
       fresh: whether the log-probabilities of `old` are the policy's own: bool[], traced, or a bool.
+      replicas: the policy in replicas whose gradients are joined after the last micro-batch; None
+        where there is one.
 
     Returns:
       The outputs that the gradient was taken at, the objective's metrics of these, and the
@@ -160,7 +163,7 @@ def run(
         def of_part(index: jax.Array, outputs: TokenOutputs) -> TokenOutputs:
             return jax.tree.map(lambda x: x[index], known)
 
-    outputs, gradient = back(forward, params, rows, of_part, parts, together)
+    outputs, gradient = back(forward, params, rows, of_part, parts, together, replicas)
     return outputs, objective(outputs)[0], gradient
 
 
@@ -171,6 +174,7 @@ def back(
     cotangents: Callable[[Any, TokenOutputs], TokenOutputs],
     parts: int,
     together: int = 1,
+    replicas: Replicas | None = None,
 ) -> tuple[TokenOutputs, Any]:
     """Runs forward and back once over every micro-batch, and adds their gradients.
 
@@ -182,10 +186,13 @@ def back(
         to these.
       parts: micro-batches; divides B.
       together: see `forward.split_rows`.
+      replicas: see `run`.
 
     Returns:
       The outputs over all rows, and the negated gradient.
     """
+    if replicas is not None:
+        forward, params = replicas.forward, replicas.spread(params)
 
     def add(total: Any, numbered: tuple[jax.Array, Rows]) -> tuple[Any, TokenOutputs]:
         index, part = numbered
@@ -195,6 +202,8 @@ def back(
 
     numbered = (jnp.arange(parts), jax.tree.map(lambda x: split_rows(x, parts, together), rows))
     total, outputs = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), numbered)
+    if replicas is not None:
+        total = replicas.joined(total)
     return jax.tree.map(lambda x: merge_rows(x, together), outputs), negated(total)
 
 

@@ -25,8 +25,8 @@ from fiberjax.parallel import mesh
 from fiberjax.policy import TokenOutputs, TransformerConfig, lora
 from fiberjax.policy.lora import LoRA
 from fiberjax.train import passes
-from fiberjax.train.batch import Batch, Rows, batch_specs
-from fiberjax.train.forward import make_forward
+from fiberjax.train.batch import Batch, batch_specs
+from fiberjax.train.forward import Forward, in_replicas, make_forward
 
 
 @jax.tree_util.register_dataclass
@@ -155,17 +155,22 @@ def make_step(
         base: Any = None,
         fresh: jax.Array | bool = False,
     ) -> tuple[Any, ...]:
-        whole = make_forward(
-            config,
-            device_mesh,
-            batch.layout.mask.shape[1],
-            knobs.temperature,
-            options.chunk,
-            entropy_gradient=options.entropy_bonus,
-        )
+        def over(row_axes: tuple[str, ...]) -> Forward:
+            whole = make_forward(
+                config,
+                device_mesh,
+                batch.layout.mask.shape[1],
+                knobs.temperature,
+                options.chunk,
+                entropy_gradient=options.entropy_bonus,
+                row_axes=row_axes,
+            )
+            return lambda trained, rows: whole(lora.attached(options.lora, base, trained), rows)
 
-        def forward(trained: Any, rows: Rows) -> TokenOutputs:
-            return whole(lora.attached(options.lora, base, trained), rows)
+        forward, replicas = over(mesh.ROW_AXES), None
+        if device_mesh.shape["data"] > 1:
+            within = tuple(axis for axis in mesh.ROW_AXES if axis != "data")
+            replicas = in_replicas(device_mesh, shardings.params, over(within))
 
         # A packed batch has fewer rows than trajectories, and micro-batches of as many rows.
         num_trajectories = batch.layout.sizes[batch.layout.index(TRAJECTORY)].shape[0]
@@ -179,6 +184,7 @@ def make_step(
             passes.split(gate, knobs.budgets, batch.layout, parts, shards, options.groups),
             old=TokenOutputs(batch.old_log_prob, jnp.zeros_like(batch.old_log_prob)),
             fresh=fresh,
+            replicas=replicas,
         )
         extra = {}
         if options.step_share is not None:
