@@ -13,7 +13,7 @@ import tiny
 
 from fiberjax import experiment, model_folder
 from fiberjax.run import loop
-from fiberjax.tasks import published
+from fiberjax.tasks import published, reasoning
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "your_data.md").read_text(encoding="utf-8")
@@ -126,6 +126,18 @@ def test_a_long_prompt_ends_no_run_unless_it_shall(here, one_device, capsys, too
     assert built.examples.prompts.lengths.max() == 16
     lengths = {len(example.prompt) for example in built.examples}
     assert lengths <= set(range(1, 16)) and (len(built.examples) > 40) == (too_long == "truncate")
+
+
+def test_knobs_of_a_data_set_come_from_the_command_line():
+    """By the page's own option; what `text` blocks hold is not run where the extra is missing."""
+    (option,) = re.findall(r'^  (--config\.tasks\.reasoning_gym)="(.*)"$', PAGE, re.MULTILINE)
+    config = tiny.from_command_line("=".join(option))
+    assert reasoning.named(config.tasks.reasoning_gym) == {
+        **{"gcd": {}, "leg_counting": {"max_animals": 4}}
+    }
+    config = tiny.from_command_line("--config.tasks.reasoning_gym=('gcd',")
+    with pytest.raises(ValueError, match=r"reasoning_gym: expected names, or a tuple"):
+        reasoning.named(config.tasks.reasoning_gym)
 
 
 def test_a_column_is_named_by_one_override():

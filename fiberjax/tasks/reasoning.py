@@ -4,6 +4,7 @@ A problem is the data set's entry of some index, a function of (data set, knobs,
 Whether it is trained on or held out, the hash of its question says, as everywhere else.
 """
 
+import ast
 import importlib.util
 import time
 import warnings
@@ -30,7 +31,8 @@ def named(entries: Any, path: str = "config.tasks.reasoning_gym") -> dict[str, d
 
     Args:
       entries: names with commas between them; or a sequence, each a name or a sequence of a name
-        and pairs of a knob and its value.
+        and pairs of a knob and its value; or such a sequence as Python writes it, which is how it
+        comes from a command line.
       path: of the option, for errors.
 
     Raises:
@@ -40,7 +42,18 @@ def named(entries: Any, path: str = "config.tasks.reasoning_gym") -> dict[str, d
     {'gcd': {}, 'leg_counting': {}}
     >>> named(("gcd", ("leg_counting", ("max_animals", 4))))
     {'gcd': {}, 'leg_counting': {'max_animals': 4}}
+    >>> named("('gcd', ('leg_counting', ('max_animals', 4)))")
+    {'gcd': {}, 'leg_counting': {'max_animals': 4}}
     """
+    if isinstance(entries, str) and entries.lstrip()[:1] in ("(", "["):
+        try:
+            entries = ast.literal_eval(entries.strip())
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(
+                f"{path}: expected names, or a tuple of names and of names with pairs, such as "
+                f"('gcd', ('leg_counting', ('max_animals', 4))); got {entries!r}"
+            ) from error
+        entries = (entries,) if isinstance(entries, str) else entries
     given: list[Any] = list(entries)
     if isinstance(entries, str):
         given = [name.strip() for name in entries.split(",")] if entries else []
