@@ -4,7 +4,7 @@
     python experiments/plan.py --config=configs/gsm8k_gemma3_1b.py --shape --topology=v5e:2x4
 
 The first command wants the folder of the model and GSM8K's files (configs/gsm8k.py), the second
-neither: 5.7 of 15.75 GB a chip for the updates, 6.3 GB for sampling; packed updates not compiled.
+neither: 5.7 of 15.75 GB a chip for the updates, 6.3 GB packed, and 6.3 GB for sampling.
 It has not been run.
 """
 

@@ -4,8 +4,8 @@
     python experiments/plan.py --config=configs/gsm8k_qwen3_1_7b.py --shape --topology=v5e:2x4
 
 The first command wants the folder of the model and GSM8K's files (configs/gsm8k.py), the second
-neither: 8.7 of 15.75 GB a chip for the updates and 12.3 GB for sampling; packed updates not
-compiled. It has not been run.
+neither: 8.7 of 15.75 GB a chip for the updates, packed or not, and 12.3 GB for sampling.
+It has not been run.
 """
 
 from ml_collections import ConfigDict
