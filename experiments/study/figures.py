@@ -408,7 +408,11 @@ def eight_bits(stage: int, find: Find) -> tuple[Setting, ...]:
     kinds: Mapping[str, Mapping[str, Any]] = {
         "int8 weights": {"rounding": "int8"},
         "float8 weights": {"rounding": "float8"},
-        "int8 cache": {"rollout__cache_dtype": "int8"},
+        # What a cache rounds must be corrected: a config without is refused.
+        "int8 cache, truncated weights": {
+            "rollout__cache_dtype": "int8",
+            "training__mismatch": "truncate",
+        },
     }
     return _over(
         [

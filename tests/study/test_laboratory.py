@@ -10,12 +10,15 @@ import tiny
 from compilations import compilations
 from ml_collections import ConfigDict
 
+from configs import quickstart
+from experiments.study.figures import FIGURES
 from experiments.study.laboratory import Laboratory
 from experiments.study.rounding import rounded
 from experiments.study.settings import BASE, Replay, Setting
 from fiberjax import experiment
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.warm_start import starting_params
+from fiberjax.tasks import loading
 
 
 def tiny_option(path):
@@ -227,3 +230,20 @@ def test_programs_are_shared_only_where_they_may_be(laboratory, first):
     training = dataclasses.replace(trainer.experiment.training, minibatches=4)
     with pytest.raises(ValueError, match="differ in their minibatches"):
         trainer.again(dataclasses.replace(trainer.experiment, training=training), None)
+
+
+def test_every_run_of_every_figure_is_one_that_an_experiment_takes(one_device):
+    """One of those alike in all but the numbers of gate and optimizer."""
+    kinds = {}
+    for name, figure in FIGURES.items():
+        for given in figure(1, lambda setting: None):
+            own = {
+                path: of
+                for path, of in given.options.items()
+                if not path.startswith(("gate.", "optimizer."))
+            }
+            kinds.setdefault((given.gate, str(own)), (name, given))
+    lab = Laboratory(quickstart.get_config)
+    for name, given in kinds.values():
+        built = experiment.from_config(lab.config(given), one_device, loading.named_domains)
+        assert built.iterations == given.options["iterations"], name
