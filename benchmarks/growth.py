@@ -8,8 +8,8 @@ as tokens, trajectories or levels grow; log-probabilities with entropies, forwar
 vocabulary grows; in CPU-seconds of this process, the least of several runs. For chips, the train
 step of the quickstart's policy with as many prompt groups on each, compiled for TPU slices: bytes
 sent and arithmetic a chip, as the compiler has them. Exponents are fitted by least squares to the
-upper half of each range, where what a call costs by itself is small. Prints a table, and writes
-`growth.json` and `growth.png` in the folder `--output`.
+upper half of each range, where what a call costs by itself is small, and of levels to all of it.
+Prints a table, and writes `growth.json` and `growth.png` in the folder `--output`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from fiberjax.plans import topologies
 from fiberjax.policy import chunked_token_outputs
 from fiberjax.run.plots import COLOURS, DASHES
 
-REPEATS = 7
+REPEATS = 30
 TOKENS = 2**18
 NAMES = {
     "silent_sequence": "shipped hierarchy",
@@ -170,9 +170,9 @@ def of_chips() -> Series:
 
 
 def exponent(costs: dict[int, float]) -> float:
-    """The slope of log cost over log size, of the upper half of the sizes."""
+    """The slope of log cost over log size, of the upper half of the sizes where these are many."""
     sizes = sorted(costs)
-    upper = sizes[len(sizes) // 2 :]
+    upper = sizes[len(sizes) // 2 :] if sizes[-1] > 16 * sizes[0] else sizes
     slope, _ = np.polyfit(np.log(upper), np.log([costs[size] for size in upper]), 1)
     return float(slope)
 
