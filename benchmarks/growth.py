@@ -204,6 +204,8 @@ def draw(found: dict[str, Series], path: pathlib.Path) -> None:
                 linestyle=dashes,
                 label=label,
             )
+        if grows == "levels":
+            axes.set_xscale("linear")
         unit = "bytes, FLOPs a chip" if grows == "chips" else "CPU-seconds"
         style.finish(axes, f"Growth with {grows}", x=grows, y=unit, legend="best")
     path.write_bytes(picture.png(dpi=150))

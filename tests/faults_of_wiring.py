@@ -173,8 +173,8 @@ FAULTS = (
     Mutant(
         "updates are made at temperature 1",
         "fiberjax/train/update.py",
-        "            knobs.temperature,\n            options.chunk,",
-        "            1.0,\n            options.chunk,",
+        "                knobs.temperature,\n                options.chunk,",
+        "                1.0,\n                options.chunk,",
         GRPO,
     ),
     Mutant(
