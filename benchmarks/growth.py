@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gates import seconds
 
 import fiberjax
 from fiberjax import gates
@@ -46,15 +47,7 @@ Series = dict[str, dict[int, float]]
 """Name of a line -> what grows -> its cost."""
 
 
-def cpu_seconds(function: Callable, *given: Any) -> float:
-    """The least CPU time of several calls, after one that compiles."""
-    jax.block_until_ready(function(*given))
-    best = float("inf")
-    for _ in range(REPEATS):
-        began = time.process_time()
-        jax.block_until_ready(function(*given))
-        best = min(best, time.process_time() - began)
-    return best
+cpu_seconds = functools.partial(seconds, repeats=REPEATS, clock=time.process_time)
 
 
 def batch(tokens: int, length: int, levels: int = 3) -> tuple[jax.Array, jax.Array, Layout]:

@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 ROW_AXES = ("data", "fsdp")
+# Those that split the rows of one replica.
+WITHIN_REPLICA = ("fsdp",)
 # What splits parameters beside `tensor`.
 STORE_AXES = ("fsdp", "sequence")
 ROWS = P(ROW_AXES)

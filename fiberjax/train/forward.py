@@ -155,12 +155,12 @@ class Replicas(NamedTuple):
     joined: Callable[[Any], Any]
 
 
-def in_replicas(device_mesh: Mesh, shardings: Any, of_one: Forward) -> Replicas:
+def in_replicas(device_mesh: Mesh, placed: Any, of_one: Forward) -> Replicas:
     """The policy with one set of parameters a replica.
 
     Args:
       device_mesh: from `mesh.make_mesh`, with several replicas.
-      shardings: of the parameters that are trained, a pytree like them.
+      placed: shardings of the parameters that are trained, a pytree like them.
       of_one: the policy over the rows of one replica: `make_forward` without `data` in its axes.
     """
     count = device_mesh.shape["data"]
@@ -174,14 +174,14 @@ def in_replicas(device_mesh: Mesh, shardings: Any, of_one: Forward) -> Replicas:
                 jnp.broadcast_to(x, (count, *x.shape)), held(sharding)
             ),
             params,
-            shardings,
+            placed,
         )
 
     def joined(gradient: Any) -> Any:
         return jax.tree.map(
             lambda x, sharding: jax.lax.with_sharding_constraint(x.sum(0), sharding),
             gradient,
-            shardings,
+            placed,
         )
 
     def forward(spread: Any, rows: Rows) -> TokenOutputs:

@@ -163,7 +163,12 @@ def run(
         def of_part(index: jax.Array, outputs: TokenOutputs) -> TokenOutputs:
             return jax.tree.map(lambda x: x[index], known)
 
-    outputs, gradient = back(forward, params, rows, of_part, parts, together, replicas)
+    if replicas is None:
+        outputs, gradient = back(forward, params, rows, of_part, parts, together)
+    else:
+        spread = replicas.spread(params)
+        outputs, apart = back(replicas.forward, spread, rows, of_part, parts, together)
+        gradient = replicas.joined(apart)
     return outputs, objective(outputs)[0], gradient
 
 
@@ -174,7 +179,6 @@ def back(
     cotangents: Callable[[Any, TokenOutputs], TokenOutputs],
     parts: int,
     together: int = 1,
-    replicas: Replicas | None = None,
 ) -> tuple[TokenOutputs, Any]:
     """Runs forward and back once over every micro-batch, and adds their gradients.
 
@@ -186,13 +190,10 @@ def back(
         to these.
       parts: micro-batches; divides B.
       together: see `forward.split_rows`.
-      replicas: see `run`.
 
     Returns:
       The outputs over all rows, and the negated gradient.
     """
-    if replicas is not None:
-        forward, params = replicas.forward, replicas.spread(params)
 
     def add(total: Any, numbered: tuple[jax.Array, Rows]) -> tuple[Any, TokenOutputs]:
         index, part = numbered
@@ -202,8 +203,6 @@ def back(
 
     numbered = (jnp.arange(parts), jax.tree.map(lambda x: split_rows(x, parts, together), rows))
     total, outputs = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), numbered)
-    if replicas is not None:
-        total = replicas.joined(total)
     return jax.tree.map(lambda x: merge_rows(x, together), outputs), negated(total)
 
 

@@ -169,8 +169,8 @@ def make_step(
 
         forward, replicas = over(mesh.ROW_AXES), None
         if device_mesh.shape["data"] > 1:
-            within = tuple(axis for axis in mesh.ROW_AXES if axis != "data")
-            replicas = in_replicas(device_mesh, shardings.params, over(within))
+            of_one = over(mesh.WITHIN_REPLICA)
+            replicas = in_replicas(device_mesh, shardings.params, of_one)
 
         # A packed batch has fewer rows than trajectories, and micro-batches of as many rows.
         num_trajectories = batch.layout.sizes[batch.layout.index(TRAJECTORY)].shape[0]
