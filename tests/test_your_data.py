@@ -135,9 +135,12 @@ def test_knobs_of_a_data_set_come_from_the_command_line():
     assert reasoning.named(config.tasks.reasoning_gym) == {
         **{"gcd": {}, "leg_counting": {"max_animals": 4}}
     }
-    config = tiny.from_command_line("--config.tasks.reasoning_gym=('gcd',")
-    with pytest.raises(ValueError, match=r"reasoning_gym: expected names, or a tuple"):
-        reasoning.named(config.tasks.reasoning_gym)
+    config = tiny.from_command_line("--config.tasks.reasoning_gym=('gcd')")
+    assert reasoning.named(config.tasks.reasoning_gym) == {"gcd": {}}
+    for wrong in ("('gcd',", "(5)", "('gcd', {[]: 1})", "(gcd, leg_counting)", "(" * 300):
+        config = tiny.from_command_line(f"--config.tasks.reasoning_gym={wrong}")
+        with pytest.raises(ValueError, match=r"reasoning_gym: expected names, or a tuple"):
+            reasoning.named(config.tasks.reasoning_gym)
 
 
 def test_a_column_is_named_by_one_override():

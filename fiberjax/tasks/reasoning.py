@@ -46,14 +46,7 @@ def named(entries: Any, path: str = "config.tasks.reasoning_gym") -> dict[str, d
     {'gcd': {}, 'leg_counting': {'max_animals': 4}}
     """
     if isinstance(entries, str) and entries.lstrip()[:1] in ("(", "["):
-        try:
-            entries = ast.literal_eval(entries.strip())
-        except (SyntaxError, ValueError) as error:
-            raise ValueError(
-                f"{path}: expected names, or a tuple of names and of names with pairs, such as "
-                f"('gcd', ('leg_counting', ('max_animals', 4))); got {entries!r}"
-            ) from error
-        entries = (entries,) if isinstance(entries, str) else entries
+        entries = _written(entries.strip(), path)
     given: list[Any] = list(entries)
     if isinstance(entries, str):
         given = [name.strip() for name in entries.split(",")] if entries else []
@@ -70,6 +63,22 @@ def named(entries: Any, path: str = "config.tasks.reasoning_gym") -> dict[str, d
             raise ValueError(f"{path} names {name!r} twice")
         chosen[name] = {str(knob): value for knob, value in knobs}
     return chosen
+
+
+def _written(text: str, path: str) -> list[Any]:
+    """The entries of a tuple or list as Python writes it; nothing in it is executed."""
+    try:
+        entries = ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        entries = None
+    if isinstance(entries, str):
+        return [entries]  # "('gcd')" has brackets and no comma.
+    if not isinstance(entries, tuple | list):
+        raise ValueError(
+            f"{path}: expected names, or a tuple of names and of names with pairs, such as "
+            f"('gcd', ('leg_counting', ('max_animals', 4))); got {text!r}"
+        )
+    return list(entries)
 
 
 def read(
