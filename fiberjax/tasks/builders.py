@@ -203,16 +203,15 @@ def _problem(folder: Path, config: FamilyConfig, data_dir: str | os.PathLike[str
 
 
 def _built(config: FamilyConfig, data_dir: str | os.PathLike[str]) -> FiberjaxTasks:
-    builder = _builder(config, data_dir)
     try:
         with _quiet():
-            builder.download_and_prepare()
+            _builder(config, data_dir).download_and_prepare()
     except OSError:
         # Another process may have put the same files there first; then they are as good.
-        builder = _builder(config, data_dir)
-        if not builder.is_prepared():
+        if not _builder(config, data_dir).is_prepared():
             raise
-    return builder
+    # Made anew: one from before another process's files were there believes that it has no splits.
+    return _builder(config, data_dir)
 
 
 def _builder(config: FamilyConfig, data_dir: str | os.PathLike[str]) -> FiberjaxTasks:

@@ -109,6 +109,22 @@ def test_a_build_that_another_process_overtakes_reads_its_files(tmp_path, monkey
     assert len(list(tmp_path.rglob("*.array_record*"))) == 2
 
 
+def test_a_build_that_finds_the_files_of_another_process_reads_them(tmp_path, monkeypatch):
+    """They came between its first look, which saw none, and its own writing."""
+    prepare = FiberjaxTasks.download_and_prepare
+    others = []
+
+    def overtaken(builder, *args, **kwargs):
+        if not others:
+            others.append(True)
+            build(builder.builder_config, tmp_path)
+        return prepare(builder, *args, **kwargs)
+
+    monkeypatch.setattr(FiberjaxTasks, "download_and_prepare", overtaken)
+    (train,) = load(["sort"], "train", tmp_path, num_train=4, num_test=2)
+    assert others and len(train.source) == 4
+
+
 def test_builds_are_quiet_without_a_terminal(tmp_path, capfd):
     load(("sort",), "train", tmp_path, **SMALL)
     assert capfd.readouterr() == ("", "")
