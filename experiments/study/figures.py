@@ -513,6 +513,36 @@ def references(stage: int, find: Find) -> tuple[Setting, ...]:
     return _over(settings, stage)
 
 
+def momentum(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Steps with the optimizer's momentum and without, at three rates; Adam's at one of its own.
+
+    At the highest rate whole steps with momentum have no seed beyond those of stage 1 in `tuned`.
+    """
+    whole = {k: v for k, v in SIX[5].overrides.items() if k != "training.step_share"}
+    ours = Setting("silent sequence, whole steps", SIX[5].gate, whole)
+    methods = (ours, SIX[1], SIX[5], *MORE, SIX[0], *SIX[2:5])
+
+    def at(b1: float, rate: float, methods: Sequence[Setting] = methods) -> list[Setting]:
+        return [
+            method.on({"b1": b1, "η": rate}, optimizer__b1=b1, optimizer__learning_rate=rate)
+            for method in methods
+        ]
+
+    adam = [
+        method.on(
+            {"optimizer": "AdamW", "b1": b1, "η": rate},
+            optimizer__name="adamw",
+            optimizer__b1=b1,
+            optimizer__learning_rate=rate,
+        )
+        for rate in (3e-4, 1e-3)
+        for b1 in (0.0, 0.9)
+        for method in (ours, SIX[1])
+    ]
+    first = _over([*at(0.0, 1e-3), *at(0.0, 3e-3), *at(0.0, 3e-4)], stage)
+    return (*first, *_over([*at(0.9, 1e-3), *at(0.9, 3e-3), *adam], 1))
+
+
 def budgets(stage: int, find: Find) -> tuple[Setting, ...]:
     """Every method's budgets on the tuning seeds, by successive halving; both stages alike."""
     return halving.settings(find)
@@ -556,6 +586,7 @@ FIGURES: Mapping[str, Callable[[int, Find], tuple[Setting, ...]]] = {
         low_entropy,
         control,
         references,
+        momentum,
         budgets,
     )
 }
