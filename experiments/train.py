@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
         from fiberjax import disk
         from fiberjax.parallel import compiled
         from fiberjax.run import interrupts
+        from fiberjax.train.server import ServerError
 
         compiled.keep()
         disk.without_echoes()
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> None:
                 disk.writing("the run", WORKDIR.value),
             ):
                 train()
-        except disk.NoRoom as error:
+        except (disk.NoRoom, ServerError) as error:
             raise SystemExit(f"error: {error}") from None
         except interrupts.Interrupted as error:
             print(error, file=sys.stderr)

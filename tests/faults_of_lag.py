@@ -25,8 +25,10 @@ FAULTS = (
     Mutant(
         "a checkpoint holds the next batch alone",
         LOOP,
-        "save(iteration + 1, begun.to_host(experiment), trainer.ahead)",
-        "save(iteration + 1, begun.to_host(experiment), trainer.ahead[:1])",
+        "interrupts.in_time()\n"
+        "                    save(iteration + 1, begun.to_host(experiment), trainer.ahead)",
+        "interrupts.in_time()\n"
+        "                    save(iteration + 1, begun.to_host(experiment), trainer.ahead[:1])",
         (RESUMED,),
     ),
     Mutant(

@@ -5,6 +5,7 @@ from faults_of_mathematics import Mutant
 FUZZ = "tests/fuzz/test_fuzz.py"
 CAMPAIGN = "tests/faults/test_faults.py"
 
+SERVED = "tests/run/test_served.py::test_what_is_done_is_saved_where_the_server_stops_answering"
 CHECKPOINTS = "fiberjax/run/checkpoints.py"
 
 FAULTS = (
@@ -49,5 +50,29 @@ FAULTS = (
         "while process.poll() is None and found < seconds:",
         "while process.poll() is None and found < 0:",
         (f"{CAMPAIGN}::test_a_signal_that_ends_it_in_the_middle_is_no_end",),
+    ),
+    Mutant(
+        "a server that stops answering takes the iterations since the last checkpoint along",
+        "fiberjax/run/loop.py",
+        "except ServerError as error:\n                    interrupts.rescue()",
+        "except ServerError as error:",
+        (f"{SERVED}[while drawing]",),
+    ),
+    Mutant(
+        "one that stops during an evaluation takes the iteration before it along",
+        "fiberjax/run/loop.py",
+        "except ServerError as error:\n"
+        "                    save(iteration + 1, begun.to_host(experiment), trainer.ahead)",
+        "except ServerError as error:",
+        (f"{SERVED}[while evaluating]",),
+    ),
+    Mutant(
+        "a short run that nothing pays ends without a line",
+        "fiberjax/run/loop.py",
+        "if last and not wrong and (told := unpaid.at_end()):",
+        "if last and wrong and (told := unpaid.at_end()):",
+        (
+            "tests/run/test_unpaid.py::test_a_run_that_is_over_before_it_would_stop_says_what_it_saw",
+        ),
     ),
 )

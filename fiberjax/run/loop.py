@@ -36,6 +36,7 @@ from fiberjax.run.watching import Watch
 from fiberjax.tasks import PromptStream
 from fiberjax.tasks.rewards import close_all
 from fiberjax.train.rollout import Rollouts
+from fiberjax.train.server import ServerError
 from fiberjax.train.update import TrainState
 
 SHOWN = {"reward": "reward/mean", "kl": "actor/ppo_kl", "entropy": "actor/entropy"}
@@ -65,6 +66,7 @@ def run(
       ValueError: the directory cannot be written, is in use, or holds a run of another config.
       FloatingPointError: an update was not finite, and the config says to stop; see `nonfinite`.
       NoRoom: the disk is full.
+      ServerError: a server that draws could not be reached, or answered what cannot be used.
       Interrupted: the run was asked to end.
     """
     directory = storage.place(directory)
@@ -258,6 +260,7 @@ def train(
       SystemExit: a host was asked to end, nothing is paid (`unpaid`), or too many updates in a
         row were not finite (`nonfinite`); the run is saved.
       Interrupted: a host alone was asked to end; what is done is saved.
+      ServerError: what draws in our place does not; what is done is saved.
     """
     primary, keep = jax.process_index() == 0, experiment.checkpoint.keep
     record = directory / identity.NEWEST
@@ -322,6 +325,9 @@ def train(
                 except Interrupted as error:
                     interrupts.rescue()
                     raise Interrupted(error.signal, kept(iteration)) from None
+                except ServerError as error:
+                    interrupts.rescue()
+                    raise ServerError(f"{error}; {kept(saved.latest() or 0)}") from None
                 lock.check(directory)
                 control.observe(iteration, scalars)
                 try:
@@ -330,6 +336,9 @@ def train(
                         iteration + 1, experiment.whole(state.params, base.params)
                     )
                     scalars["timing/watching_s"] = watch.seconds() + keeper.seconds()
+                except ServerError as error:
+                    save(iteration + 1, begun.to_host(experiment), trainer.ahead)
+                    raise ServerError(f"{error}; {kept(iteration + 1)}") from None
                 finally:
                     writer.write(iteration + 1, scalars)
                 progress.update(
@@ -353,6 +362,8 @@ def train(
                 if last or stopping or ending or due or interrupted or improved or wrong:
                     interrupts.in_time()
                     save(iteration + 1, begun.to_host(experiment), trainer.ahead)
+                if last and not wrong and (told := unpaid.at_end()):
+                    progress.print(told)
                 if stopping:
                     progress.print(f"stops early after iteration {iteration + 1}: {stop}")
                     break

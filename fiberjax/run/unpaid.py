@@ -52,16 +52,23 @@ class Unpaid:
                 self._paid[name] = self._paid.get(name, False) or paid
         if iteration + 1 < self._limit:
             return None
+        wrong = self._wrong()
+        return wrong and f"{wrong} The run is saved, and the same command goes on with it"
+
+    def at_end(self) -> str | None:
+        """What is wrong with a run that was over before its first iterations were, if anything."""
+        return self._wrong() if 0 < self._seen < self._limit else None
+
+    def _wrong(self) -> str | None:
+        """What the iterations so far were not paid for, if anything."""
         unpaid = [name for name, paid in self._paid.items() if not paid]
         if self._spread and not unpaid:
             return None
         what = f"no completion of {', '.join(map(repr, unpaid))} was paid anything"
         if not self._spread:
             what = "the rewards of every prompt group were all equal, so that nothing was learned"
-        return (
-            f"in the first {self._seen} iterations {what}. {self._cause(unpaid)} The run "
-            "is saved, and the same command goes on with it"
-        )
+        iterations = "iteration" if self._seen == 1 else f"{self._seen} iterations"
+        return f"in the first {iterations} {what}. {self._cause(unpaid)}"
 
     def _cause(self, unpaid: list[str]) -> str:
         """The likely cause, and what to look at."""

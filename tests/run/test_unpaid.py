@@ -56,6 +56,17 @@ def test_rewards_that_failed_are_the_likely_cause():
     assert "Rewards failed for 6 completions" in said(watch(2), row, row)[1]
 
 
+def test_a_run_that_ends_sooner_is_told_of_at_its_end():
+    nothing, paid = scalars(equal=1.0, sums=0.0, words=0.0), scalars(sums=0.5, words=0.5)
+    short = watch()
+    assert said(short, nothing, nothing) == [None, None]
+    assert short.at_end().startswith("in the first 2 iterations the rewards of every prompt group")
+    untouched, whole, learning = watch(), watch(2), watch()
+    said(whole, nothing, nothing)
+    said(learning, paid)
+    assert untouched.at_end() is whole.at_end() is learning.at_end() is None
+
+
 def test_groups_without_a_spread_are_told():
     row = scalars(equal=1.0, sums=1.0, words=0.5)
     found = said(watch(), row, row, row)[2]
@@ -87,8 +98,14 @@ def test_it_may_be_told_to_go_on():
 def test_a_run_that_nothing_pays_stops_saved_and_may_go_on(build, tmp_path):
     changed = {"warm_start__steps": 0, "iterations": 2, "training__unpaid_iterations": 1}
     built, text = build(**changed), tiny.get_config().to_json_best_effort()
-    with pytest.raises(SystemExit, match="stopped: in the first 1 iterations"):
+    with pytest.raises(SystemExit, match="stopped: in the first iteration the"):
         loop.run(built, tmp_path / "run", text)
     assert (tmp_path / "run" / "checkpoints" / "1").is_dir()
     loop.run(built, tmp_path / "run", text)
     assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
+def test_a_run_that_is_over_before_it_would_stop_says_what_it_saw(build, tmp_path, capsys):
+    built = build(warm_start__steps=0, iterations=1)
+    loop.run(built, tmp_path / "run", tiny.get_config().to_json_best_effort())
+    assert "in the first iteration the rewards of every prompt group" in capsys.readouterr().out
