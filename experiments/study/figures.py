@@ -12,6 +12,9 @@ from experiments.study.halving import Find
 from experiments.study.settings import SEEDS, TUNING_SEEDS, Replay, Setting
 from fiberjax.presets import preset
 
+Figure = Callable[[int, Find], tuple[Setting, ...]]
+"""From a stage, and what gives the run of a setting that was made, to a figure's settings."""
+
 
 def _shared(method: str, gate: str, **overrides: Any) -> Setting:
     """A gate with the step as long as the share that it leaves open."""
@@ -543,6 +546,22 @@ def momentum(stage: int, find: Find) -> tuple[Setting, ...]:
     return (*first, *_over([*at(0.9, 1e-3), *at(0.9, 3e-3), *adam], 1))
 
 
+def _still(figure: Figure) -> Figure:
+    """A figure without the optimizer's momentum, of its methods the five that hold best."""
+    kept = {method.method for method in (*MORE, *SIX[:3])}
+
+    def still(stage: int, find: Find) -> tuple[Setting, ...]:
+        return tuple(
+            setting.at(setting.seed, optimizer__b1=0.0)
+            for setting in figure(stage, find)
+            if setting.method in kept or setting.method.startswith("silent sequence")
+        )
+
+    still.__name__ = f"{figure.__name__}_still"
+    still.__doc__ = f"Without momentum: {(figure.__doc__ or '').partition(chr(10))[0]}"
+    return still
+
+
 def budgets(stage: int, find: Find) -> tuple[Setting, ...]:
     """Every method's budgets on the tuning seeds, by successive halving; both stages alike."""
     return halving.settings(find)
@@ -562,7 +581,7 @@ def _tasks(domains: Mapping[str, Any], prompt: int, completion: int) -> dict[str
     }
 
 
-FIGURES: Mapping[str, Callable[[int, Find], tuple[Setting, ...]]] = {
+FIGURES: Mapping[str, Figure] = {
     figure.__name__: figure
     for figure in (
         table,
@@ -587,6 +606,7 @@ FIGURES: Mapping[str, Callable[[int, Find], tuple[Setting, ...]]] = {
         control,
         references,
         momentum,
+        *map(_still, (staleness, domains, updates, noise)),
         budgets,
     )
 }
