@@ -42,7 +42,13 @@ from fiberjax.tasks.loading import load_domains, make_vocabulary
 from fiberjax.tasks.rewards import Verifier
 from fiberjax.tasks.rewards.own import expressions_of, limits_of, table_of
 from fiberjax.train import passes
-from fiberjax.train.checks import check_cache, check_columns, check_lag, check_rows
+from fiberjax.train.checks import (
+    check_cache,
+    check_columns,
+    check_lag,
+    check_rows,
+    check_served,
+)
 from fiberjax.train.engine import Engine
 from fiberjax.train.rollout import Sampler
 from fiberjax.train.server import make_engine
@@ -353,6 +359,7 @@ def _from_config(
         )
     server = options.parse(options.Server, config.server, "config.server")
     storage.on_disk(server.folder, "config.server.folder, which the server reads,")
+    check_served(rollout, server, config.model.folder)
     training = options.parse(options.Training, config.training, "config.training")
     schedule, optimizer = _optimizer(config.optimizer, run.iterations, training)
     levels = check_names(run.levels)

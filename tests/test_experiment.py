@@ -171,6 +171,10 @@ def test_bad_options_are_refused_before_anything_compiles(
         ({"server.model": ""}, r"config\.server\.model must be given"),
         ({"server.folder": ""}, r"config\.server\.folder must be given"),
         ({"training.mismatch": "none"}, r"mismatch = 'none' would not correct it: expected one of"),
+        (
+            {"model.folder": "./weights"},
+            r"config\.server\.folder = 'weights' is config\.model\.folder.*expected a copy of it",
+        ),
         ({"rollout.slots": 4}, r"config\.rollout\.slots = 4 is of the compiled loop"),
         (
             {"rollout.cache_dtype": "int8"},

@@ -1,5 +1,7 @@
 """What options of several sections must agree on, before rollouts and updates compile."""
 
+from pathlib import Path
+
 from jax.sharding import Mesh
 
 from fiberjax import options
@@ -96,6 +98,26 @@ def check_lag(sampling_mesh: Mesh, rollout: options.Rollout, training: options.T
         raise ValueError(
             f"config.rollout.prompts × samples = {rollout.prompts * rollout.samples} rows do not "
             f"divide over the {shards} row shards of config.rollout.devices = {rollout.devices}"
+        )
+
+
+def check_served(rollout: options.Rollout, server: options.Server, published: str) -> None:
+    """Refuses a server whose weights are written over those that the run starts from.
+
+    Args:
+      rollout: says who draws.
+      server: has the folder that is written before every iteration.
+      published: `config.model.folder`, "" for none.
+
+    Raises:
+      ValueError: they are one folder.
+    """
+    if rollout.engine == "own" or not (published and server.folder):
+        return
+    if Path(server.folder).resolve() == Path(published).resolve():
+        raise ValueError(
+            f"config.server.folder = {server.folder!r} is config.model.folder, whose weights "
+            "would be lost when the first policy is written there: expected a copy of it"
         )
 
 
