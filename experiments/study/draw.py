@@ -36,9 +36,6 @@ GRID = (
 )
 """The figures that are axes: every method with tuned budgets at each place."""
 
-STILL = ("momentum", "staleness_still", "domains_still", "updates_still", "noise_still")
-"""Those without momentum; of `momentum` the places that have none."""
-
 HEAD = """# The runs of the study
 
 Written by `python -m experiments.study.draw`; do not edit. `experiments/study/README.md` says what
@@ -66,7 +63,6 @@ def page(names: Sequence[str], made: Sequence[Record], images: Path, folder: Pat
     """
     parts = [HEAD.format(lost=summary.LOST)]
     by_figure: dict[str, Sequence[Cell]] = {}
-    still: dict[str, Sequence[Cell]] = {}
     for name, figure in FIGURES.items():
         settings = [
             setting
@@ -76,21 +72,16 @@ def page(names: Sequence[str], made: Sequence[Record], images: Path, folder: Pat
         cells = summary.cells(settings, made)
         if name in GRID:
             by_figure[name] = cells
-        if name in STILL:
-            still[name] = [cell for cell in cells if dict(cell.place).get("b1", 0) == 0]
         if name in names and cells:
             told = (figure.__doc__ or "").partition("\n")[0]
             parts += [f"## {name}", told, table(cells)]
             parts += _pictures(name, cells, images, folder) if name != "budgets" else _chosen(made)
             parts += [*_missing(settings, cells), *warned(cells)]
-    parts[1:1] = [
-        *duels("Over the grid", by_figure),
-        *duels("Over the grid without momentum", still),
-    ]
+    parts[1:1] = duels(by_figure)
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def duels(title: str, grid: Mapping[str, Sequence[Cell]]) -> list[str]:
+def duels(grid: Mapping[str, Sequence[Cell]]) -> list[str]:
     """Ours against every other method over all axes, as Markdown; none where there is nothing."""
     methods = dict.fromkeys(cell.method for cells in grid.values() for cell in cells)
     found = {name: summary.duel(grid, OURS, name) for name in methods if name != OURS}
@@ -109,7 +100,7 @@ def duels(title: str, grid: Mapping[str, Sequence[Cell]]) -> list[str]:
         f"{', '.join(grid)} where both have runs of the same seeds: mean over places of the means "
         "over seeds, with Student's 95 % interval over places."
     )
-    return [f"## {title}", told, "\n".join(lines)] if len(lines) > 2 else []
+    return ["## Over the grid", told, "\n".join(lines)] if len(lines) > 2 else []
 
 
 def table(cells: Sequence[Cell]) -> str:

@@ -246,11 +246,7 @@ def test_a_duel_is_over_places_and_counts_a_run_once():
     assert found.worst == (pytest.approx(-0.2), "rates, η = 2")
     assert summary.duel({**grid, "again": grid["rates"]}, "ours", "other") == found
     assert summary.duel(grid, "ours", "nobody") is None
-    text = "\n".join(
-        draw.duels(
-            "Over the grid", {"rates": [cell(draw.OURS, 1, (0, 0.8)), cell("b", 1, (0, 0.7))]}
-        )
-    )
+    text = "\n".join(draw.duels({"rates": [cell(draw.OURS, 1, (0, 0.8)), cell("b", 1, (0, 0.7))]}))
     assert "| b | 1 | 1 | 0.100 [-inf, inf] | 1 of 1 | +0.100 (rates, η = 1) |" in text
 
 
