@@ -549,6 +549,19 @@ def momentum(stage: int, find: Find) -> tuple[Setting, ...]:
     return (*_over(still, stage), *_over([*moving, *adam], 1))
 
 
+def room(stage: int, find: Find) -> tuple[Setting, ...]:
+    """What the upper levels add without momentum, at rates that are too high."""
+    alone = dataclasses.replace(ALONE, method="silent sequence: trajectory, share")
+    return _over(
+        [
+            method.on({"η": rate}, optimizer__b1=0.0, optimizer__learning_rate=rate)
+            for rate in (3e-3, 1e-2)
+            for method in (SIX[5], *MORE, alone)
+        ],
+        stage,
+    )
+
+
 def budgets(stage: int, find: Find) -> tuple[Setting, ...]:
     """Every method's budgets on the tuning seeds, by successive halving; both stages alike."""
     return halving.settings(find)
@@ -593,6 +606,7 @@ FIGURES: Mapping[str, Figure] = {
         control,
         references,
         momentum,
+        room,
         budgets,
     )
 }
