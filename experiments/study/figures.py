@@ -517,7 +517,7 @@ def references(stage: int, find: Find) -> tuple[Setting, ...]:
 
 
 def momentum(stage: int, find: Find) -> tuple[Setting, ...]:
-    """Steps with the optimizer's momentum and without, at rates a factor of three apart; AdamW.
+    """Steps with the optimizer's momentum and without, at rates a factor of three apart.
 
     If momentum only lengthens the way, a rate without it ends as a third of it does with it. At the
     highest rate whole steps with momentum have no seed beyond those of stage 1 in `tuned`.
@@ -533,20 +533,29 @@ def momentum(stage: int, find: Find) -> tuple[Setting, ...]:
             for method in methods
         ]
 
-    adam = [
-        method.on(
-            {"optimizer": "AdamW", "b1": b1, "η": rate},
-            optimizer__name="adamw",
-            optimizer__b1=b1,
-            optimizer__learning_rate=rate,
-        )
-        for rate in (3e-4, 1e-3)
-        for b1 in (0.0, 0.9)
-        for method in (ours, SIX[1])
-    ]
     still = [*at(0.0, 1e-3), *at(0.0, 3e-3), *at(0.0, 1e-2, five), *at(0.0, 3e-4)]
     moving = [*at(0.9, 1e-3), *at(0.9, 3e-3), *at(0.9, 3e-4, five)]
-    return (*_over(still, stage), *_over([*moving, *adam], 1))
+    return (*_over(still, stage), *_over(moving, 1))
+
+
+def momentum_adam(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Whole steps of AdamW with its momentum and without."""
+    whole = {k: v for k, v in SIX[5].overrides.items() if k != "training.step_share"}
+    ours = Setting("silent sequence, whole steps", SIX[5].gate, whole)
+    return _over(
+        [
+            method.on(
+                {"b1": b1, "η": rate},
+                optimizer__name="adamw",
+                optimizer__b1=b1,
+                optimizer__learning_rate=rate,
+            )
+            for rate in (3e-4, 1e-3)
+            for b1 in (0.0, 0.9)
+            for method in (ours, SIX[1])
+        ],
+        stage,
+    )
 
 
 def room(stage: int, find: Find) -> tuple[Setting, ...]:
@@ -606,6 +615,7 @@ FIGURES: Mapping[str, Figure] = {
         control,
         references,
         momentum,
+        momentum_adam,
         room,
         budgets,
     )
