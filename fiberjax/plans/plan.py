@@ -24,7 +24,7 @@ class Plan:
       ideal_flops: 6 N D of a batch on one device, N the parameters that multiply every token.
       programs: the train step, the step on a packed batch where the config packs, the sampler, and
         the gate and objective of the step alone.
-      advice: what to change where it does not fit.
+      advice: what to change where it does not fit, or where it does and could send less.
     """
 
     topology: str
@@ -113,9 +113,9 @@ def active_params(config: TransformerConfig) -> int:
 
 
 def advise(experiment: Experiment, program: Program) -> list[str]:
-    """What to change so that a program fits, most useful first; nothing where it does."""
+    """What to change so that a program fits, most useful first; or sends less, where it does."""
     if program.fits:
-        return []
+        return _send_less(experiment, program)
     training, policy = experiment.training, experiment.policy
     shape = experiment.mesh.shape
     kept = sum(
@@ -155,6 +155,19 @@ def advise(experiment: Experiment, program: Program) -> list[str]:
         advice.append("mesh.tensor = 2 or 4: heads, MLP and logits are split too")
     advice.append("more chips, or a generation with more memory")
     return [f"{program.name}: {line}" for line in advice]
+
+
+def _send_less(experiment: Experiment, program: Program) -> list[str]:
+    """That there is room for fewer micro-batches, where there is."""
+    parts, steps = experiment.training.micro_batches, ("train step", "packed step")
+    half_empty = 2 * program.peak_bytes < program.limit_bytes
+    if program.name not in steps or parts == 1 or not (half_empty and program.wire_bytes):
+        return []
+    return [
+        f"{program.name}: training.micro_batches = {parts // 2} instead of {parts} sends less: "
+        "each gathers the parameters and adds its gradients, and more than half of the memory is "
+        "free"
+    ]
 
 
 def shown(num_bytes: float) -> str:
@@ -231,6 +244,7 @@ def to_text(plan: Plan) -> str:
             f"    {shown(size):>10}  {shape}  {source[-70:]}"
             for size, shape, source in program.temporaries[:5]
         ]
-    lines += ["", "It fits." if plan.fits else "It does not fit. What to change:"]
+    lines += ["", "It fits." if plan.fits else "It does not fit."]
+    lines += ["What to change:"] if plan.advice else []
     lines += [f"  - {line}" for line in plan.advice]
     return "\n".join(lines)

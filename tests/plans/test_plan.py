@@ -15,7 +15,7 @@ import pytest
 
 from fiberjax.experiment import Experiment
 from fiberjax.objective import EDGES
-from fiberjax.plans import plan, topologies
+from fiberjax.plans import costs, plan, topologies
 from fiberjax.policy import TransformerConfig, num_params
 
 ROOT = Path(__file__).parents[2]
@@ -219,4 +219,12 @@ def test_advice_names_numbers():
     advice = "\n".join(plan.advise(stub, program))
     for expected in ("micro_batches = 8 instead of 1", "remat = 'full'", "mesh.data = 4", "chips"):
         assert expected in advice
-    assert plan.advise(stub, dataclasses.replace(program, fits=True)) == []
+    fits = dataclasses.replace(program, fits=True, peak_bytes=4)
+    assert plan.advise(stub, fits) == []
+    Stub.training.micro_batches = 8
+    assert plan.advise(stub, fits) == []  # Sends nothing.
+    gathered = costs.Collective("all-gather", "f32[8]", 4, 1, 32, "")
+    (line,) = plan.advise(stub, dataclasses.replace(fits, collectives=[gathered]))
+    assert "train step: training.micro_batches = 4 instead of 8 sends less" in line
+    full = dataclasses.replace(fits, collectives=[gathered], peak_bytes=6)
+    assert plan.advise(stub, full) == []
