@@ -36,6 +36,9 @@ GRID = (
 )
 """The figures that are axes: every method with tuned budgets at each place."""
 
+DRIFTING = ("tuned", "rates", "own_rates", "momentum", "room")
+"""The figures of 32 updates a batch that differ in gate, share, rate and momentum alone."""
+
 HEAD = """# The runs of the study
 
 Written by `python -m experiments.study.draw`; do not edit. `experiments/study/README.md` says what
@@ -63,6 +66,7 @@ def page(names: Sequence[str], made: Sequence[Record], images: Path, folder: Pat
     """
     parts = [HEAD.format(lost=summary.LOST)]
     by_figure: dict[str, Sequence[Cell]] = {}
+    drifting: list[Cell] = []
     for name, figure in FIGURES.items():
         settings = [
             setting
@@ -72,12 +76,14 @@ def page(names: Sequence[str], made: Sequence[Record], images: Path, folder: Pat
         cells = summary.cells(settings, made)
         if name in GRID:
             by_figure[name] = cells
+        if name in DRIFTING and name in names:
+            drifting += cells
         if name in names and cells:
             told = (figure.__doc__ or "").partition("\n")[0]
             parts += [f"## {name}", told, table(cells)]
             parts += _pictures(name, cells, images, folder) if name != "budgets" else _chosen(made)
             parts += [*_missing(settings, cells), *warned(cells)]
-    parts[1:1] = duels(by_figure)
+    parts[1:1] = [*duels(by_figure), *_drift(drifting, images, folder)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -101,6 +107,15 @@ def duels(grid: Mapping[str, Sequence[Cell]]) -> list[str]:
         "over seeds, with Student's 95 % interval over places."
     )
     return ["## Over the grid", told, "\n".join(lines)] if len(lines) > 2 else []
+
+
+def _drift(cells: Sequence[Cell], images: Path, folder: Path) -> list[str]:
+    """Where runs end against how far they drift; none without runs."""
+    if not cells:
+        return []
+    path = os.path.relpath(pictures.drift_and_end(cells, images / "drift.png"), folder)
+    told = f"Every run of {', '.join(DRIFTING)}: its end, against how far it drifted on the way."
+    return ["## How far, and where it ends", told, f"![end against drift]({path})"]
 
 
 def table(cells: Sequence[Cell]) -> str:

@@ -4,7 +4,9 @@ Colours are Okabe and Ito's, told apart with every common colour blindness; dash
 methods apart, and maps go from light to dark, so that both are legible in grey.
 """
 
+import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,12 @@ LEGEND_ROW = 0.2
 TOGETHER = 7
 """Methods that one panel holds; more get a panel each, with the others in grey behind."""
 
+DRIFT = "actor/ppo_kl_k3"
+DRIFT_TOLD = "KL (k3) from sampling to current, mean over iterations, nats / token (log)"
+
 QUANTITIES = (
     ("learning", None, "Held-out mean@4", "mean over prompts", "linear"),
-    ("kl", "actor/ppo_kl_k3", "KL (k3), sampling to current", "nats / token (log)", "log"),
+    ("kl", DRIFT, "KL (k3), sampling to current", "nats / token (log)", "log"),
 )
 """What curves are drawn of: file, metric (None: the evaluations), heading, unit, scale."""
 
@@ -156,6 +161,40 @@ def collapse_map(cells: Sequence[Cell], path: Path) -> Path | None:
     bar = figure.colorbar(image, ax=grid, fraction=0.05, pad=0.02)
     bar.set_label("held-out mean@4 at the end\n† a seed collapsed; blank: no run", fontsize=8.5)
     bar.ax.tick_params(labelsize=8.5)
+    return _save(figure, path)
+
+
+def drift_and_end(cells: Sequence[Cell], path: Path) -> Path:
+    """Draws where runs end against how far they drift: a point a run, a colour a method.
+
+    Hollow points are runs whose optimizer has no momentum. Runs that did not drift, or never
+    finitely, have no place on the axis.
+    """
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    figure, (axes,) = _grid(1, 1, 7.0, 4.2)
+    for method, colour in zip(methods, itertools.cycle(COLOURS), strict=False):
+        runs = [run for cell in cells if cell.method == method for run in cell.runs]
+        marker = "o" if methods.index(method) < len(COLOURS) else "s"
+        for still in (False, True):
+            points = [
+                (statistics.fmean(drift), summary.evaluations(run)[-1])
+                for run in runs
+                if (run["setting"]["options"]["optimizer.b1"] == 0) == still
+                and any(drift := summary.finite(run, DRIFT))
+            ]
+            axes.plot(
+                *zip(*points, strict=True) if points else ((), ()),
+                marker,
+                color=colour,
+                markerfacecolor="none" if still else colour,
+                markersize=5.5,
+                label=None if still else method,
+            )
+    finish(axes, "Held-out mean@4 at the end", "mean over prompts", "linear", DRIFT_TOLD)
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1)
+    axes.plot([], [], "o", color="black", markerfacecolor="none", label="no momentum")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8.5)
     return _save(figure, path)
 
 

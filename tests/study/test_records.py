@@ -195,6 +195,24 @@ def test_a_map_draws_the_cells_that_are_there(tmp_path, monkeypatch):
     assert pictures.collapse_map([summary.Cell("GRPO", (), (made(ONE),))], tmp_path / "x") is None
 
 
+def test_ends_are_drawn_over_drift(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    still = made(ONE.at(2, optimizer__b1=0.0), (0.6, 0.9), **{"actor/ppo_kl_k3": [0.001, None]})
+    flat = made(ONE.at(1), (0.6, 0.5), **{"actor/ppo_kl_k3": [0.0]})
+    far = made(TWO, (0.7, 0.2), **{"actor/ppo_kl_k3": [0.1, 0.3]})
+    one, two = summary.Cell("GRPO", (), (still, flat)), summary.Cell("GSPO", (), (far,))
+    pictures.drift_and_end([one, two], tmp_path / "drift.png")
+    lines = drawn[0].axes[0].get_lines()
+    points = {
+        (round(x, 6), y, line.get_color(), line.get_markerfacecolor())
+        for line in lines
+        for x, y in zip(*line.get_data(), strict=True)
+    }
+    first, second = pictures.COLOURS[:2]
+    assert points == {(0.001, 0.9, first, "none"), (0.2, 0.2, second, second)}
+
+
 def test_a_metric_warns_where_it_leaves_the_band_of_the_runs_that_do_not_collapse():
     rewards = {"reward/mean": [0.5, 0.6, 0.7, 0.6, 0.4, 0.2]}
     sound = [
