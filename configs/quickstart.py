@@ -148,6 +148,7 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.training.kl_coefficient = 0.0
     config.training.kl_estimator = "k3"
     config.training.kl_ratio_weight = True
+    config.training.target_kl = 0.0
     config.training.edge = "update"
     config.training.old_log_probs = "trainer"
     config.training.old_log_probs_gap = 1e-3

@@ -513,6 +513,7 @@ def _knobs(budgets: Budgets, rollout: options.Rollout, training: options.Trainin
         temperature=np.float32(rollout.temperature),
         entropy_coefficient=np.float32(training.entropy_coefficient),
         kl_coefficient=np.float32(training.kl_coefficient),
+        target_kl=np.float32(training.target_kl) if training.target_kl > 0 else None,
     )
 
 

@@ -606,6 +606,9 @@ class Training:
         so that an optimizer that normalises does not undo the gate: "importance", "limit" or
         "on_policy" says what they are compared with (see `step_share.REFERENCES`); "none" takes
         whole steps. Not for "sgd", whose steps are short by themselves.
+      target_kl: nats a token, as `actor/ppo_kl_k3` is logged: updates on a batch are left out once
+        the policy is farther than that from where it stood before the first of them; 0 leaves none
+        out.
       edge: what the gate's ratios are taken over: "update", the policy before the first update on
         the rollouts, as the trainer computes it; or "direct", the sampler, which has the mismatch
         within.
@@ -641,6 +644,7 @@ class Training:
     kl_coefficient: Annotated[float, AT_LEAST_0]
     kl_estimator: str
     kl_ratio_weight: bool
+    target_kl: Annotated[float, AT_LEAST_0]
     edge: str
     step_share: str
     old_log_probs: str

@@ -571,6 +571,22 @@ def room(stage: int, find: Find) -> tuple[Setting, ...]:
     )
 
 
+def target_kl(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Updates left out beyond a KL from the policy that sampled, whatever the gate."""
+    whole = {k: v for k, v in SIX[5].overrides.items() if k != "training.step_share"}
+    ours = Setting("silent sequence, whole steps", SIX[5].gate, whole)
+    methods = (ours, SIX[1], SIX[0], Setting("no gate", "importance"), SIX[5], *SIX[2:5], *MORE)
+    return _over(
+        [
+            method.on({"KL": kl, "η": rate}, training__target_kl=kl, optimizer__learning_rate=rate)
+            for kl in (0.01, 0.003)
+            for rate in (1e-3, 3e-3)
+            for method in methods
+        ],
+        stage,
+    )
+
+
 def budgets(stage: int, find: Find) -> tuple[Setting, ...]:
     """Every method's budgets on the tuning seeds, by successive halving; both stages alike."""
     return halving.settings(find)
@@ -617,6 +633,7 @@ FIGURES: Mapping[str, Figure] = {
         momentum,
         momentum_adam,
         room,
+        target_kl,
         budgets,
     )
 }

@@ -24,6 +24,7 @@ PINNED: Mapping[str, Any] = {
     "training.micro_batches": 4,
     "training.packing": True,
     "training.step_share": "none",
+    "training.target_kl": 0.0,
     "training.weighting": "trajectory",
     "tasks.domains": {
         "brackets": {"min_length": 4, "max_length": 8},

@@ -138,7 +138,10 @@ RULES: tuple[Rule, ...] = (
         "the factor of the budgets goes on from where it is",
     ),
     Rule(
-        ("training.entropy_coefficient", "training.kl_coefficient", "training.router_replay"),
+        (
+            *("training.entropy_coefficient", "training.kl_coefficient", "training.target_kl"),
+            "training.router_replay",
+        ),
         "logged",
         "updates to come take them",
     ),

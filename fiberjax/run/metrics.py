@@ -41,6 +41,7 @@ METRICS: Mapping[str, Metric] = {
         "cosine", "of the gradient and the optimizer's first moment before it, mean"
     ),
     "actor/skipped_updates": Metric("count", "updates not made, for they were not finite"),
+    "actor/stopped_updates": Metric("count", "updates not made, for the target KL was passed"),
     "actor/open_share": Metric("fraction", "share of the step that the gate leaves open, mean"),
     "actor/learning_rate": Metric("rate", "learning rate, mean over the updates"),
     "actor/pg_clipfrac": Metric("fraction", "tokens whose gradient the gate changed"),

@@ -223,6 +223,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     ),
     Migration(added={"rollout.cache_dtype": ""}, renamed={}),
     Migration(added={"mesh.sequence": 1}, renamed={}),
+    Migration(added={"training.target_kl": 0.0}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 

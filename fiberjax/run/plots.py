@@ -134,6 +134,7 @@ PANELS = (
         "fraction of a quadrant",
         ("gate/quadrant/*",),
     ),
+    Panel("stopped_updates", "Updates beyond the target KL", "count", ("actor/stopped_updates",)),
     Panel("open_share", "Share of a step left open", "fraction of a step", ("actor/open_share",)),
     Panel(
         "budget_factor",

@@ -33,7 +33,16 @@ from fiberjax.train.diagnose import Diagnose, make_diagnose
 from fiberjax.train.forward import make_log_probs
 from fiberjax.train.minibatches import make_batches
 from fiberjax.train.rollout import Rollouts
-from fiberjax.train.update import NOT_FINITE, SKIPPED, TERMS, Metrics, Step, TrainState, make_step
+from fiberjax.train.update import (
+    NOT_FINITE,
+    SKIPPED,
+    STOPPED,
+    TERMS,
+    Metrics,
+    Step,
+    TrainState,
+    make_step,
+)
 
 
 class Collected(NamedTuple):
@@ -453,8 +462,9 @@ class Trainer:
         skipped = sum(map(bool, terms))
         if pending:
             scalars[SKIPPED] = float(skipped)
-        if len(pending) > skipped:
-            updates = made + np.arange(len(pending) - skipped)
+        left = len(pending) - skipped - int(scalars.get(STOPPED, 0))
+        if left:
+            updates = made + np.arange(left)
             scalars["actor/learning_rate"] = float(np.mean(self._learning_rate(updates)))
         told = [
             Made(

@@ -54,12 +54,15 @@ class Knobs(NamedTuple):
       temperature: float32[], of the sampler and so of every log-probability.
       entropy_coefficient: float32[], weight of the entropy bonus.
       kl_coefficient: float32[], weight of the KL penalty to the reference policy.
+      target_kl: float32[], nats a token; an update is left out where the policy is farther than
+        that from the one before the first update on the batch. None leaves none out.
     """
 
     budgets: Any
     temperature: Any
     entropy_coefficient: Any
     kl_coefficient: Any
+    target_kl: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +107,17 @@ Step = Callable[..., Any]
 SKIPPED = "actor/skipped_updates"
 """The metric of a step that says whether it was left out: 1, or 0."""
 
+STOPPED = "actor/stopped_updates"
+"""The metric of a step that says whether it was beyond `Knobs.target_kl`: 1, or 0."""
+
 TERMS = ("log_ratio", "loss", "gradient", "update", "parameters", "optimizer_state")
 """What of an update must be finite, in the order that they are made."""
 
 NOT_FINITE = "not_finite/"
 """Before each of `TERMS`, the metric of a step that says whether it was not finite: 1, or 0."""
+
+DRIFT = "actor/ppo_kl_k3"
+"""The metric of a step that says how far the policy is, as the mean k3 of its tokens, nats."""
 
 # What the objective is a sum of, where it is; an entropy without a bonus is only watched.
 _LOSSES = ("actor/pg_loss", "actor/kl_reference")
@@ -142,7 +151,8 @@ def make_step(
       It donates the state: never read the one passed in again.
       Metrics are on devices; read them while the next step runs. Where the loss, the gradient,
       the update or what it makes of the state is not finite on any device, the state is the old
-      one bit for bit, `SKIPPED` is 1, and so is each of `TERMS` that was not.
+      one bit for bit, `SKIPPED` is 1, and so is each of `TERMS` that was not. Beyond the target KL
+      it is the old one too, and `STOPPED` is 1.
     """
     sized = optax.with_extra_args_support(optimizer)
     if options.step_share is not None:
@@ -192,7 +202,8 @@ def make_step(
         updates, opt_state = sized.update(gradient, state.opt_state, state.params, **extra)
         one = jnp.ones(())  # Of a step: several have the mean of their norms.
         metrics["actor/grad_norm"] = Mean(optax.tree.norm(gradient), one)
-        metrics["actor/update_norm"] = Mean(optax.tree.norm(updates), one)
+        norm = optax.tree.norm(updates)
+        metrics["actor/update_norm"] = Mean(norm, one)
         momentum = optimizers.momentum(state.opt_state, gradient)
         if momentum is not None:
             metrics["actor/grad_momentum_cosine"] = optimizers.cosine(gradient, momentum)
@@ -202,6 +213,11 @@ def make_step(
         sound = jnp.stack(list(flags.values())).all()
         metrics |= {NOT_FINITE + term: Sum(1.0 - flag) for term, flag in flags.items()}
         metrics[SKIPPED] = Sum(1.0 - sound)
+        if knobs.target_kl is not None:
+            beyond = sound & (metrics[DRIFT].value > knobs.target_kl)
+            metrics[STOPPED] = Sum(beyond.astype(jnp.float32))
+            metrics["actor/update_norm"] = Mean(jnp.where(beyond, 0.0, norm), one)
+            sound &= ~beyond
         result = (choose(sound, new, state), metrics)
         return (*result, outputs.log_prob) if options.log_prob else result
 

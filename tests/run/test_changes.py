@@ -57,6 +57,7 @@ def test_every_option_has_its_class(config):
         *(f"gate.levels.{level}.budget" for level in ("trajectory", "group", "domain")),
         *(f"budget_control.{name}" for name in ("target", "gain", "end", "largest")),
         *("training.entropy_coefficient", "training.kl_coefficient", "training.router_replay"),
+        "training.target_kl",
         *("training.micro_batches", "training.packing", "training.chunk"),
         *("training.old_log_probs", "training.old_log_probs_gap"),
         *("mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor"),

@@ -171,6 +171,7 @@ def test_every_metric_is_written_and_described(build):
         training__entropy_coefficient=0.01,
         training__step_share="importance",
         training__mismatch="truncate",
+        training__target_kl=1.0,
         budget_control__kind="anneal",
         rollout__top_p=0.9,
         rollout__resample=2,
@@ -192,6 +193,23 @@ def test_metrics_of_updates_are_over_all_their_tokens():
     second = {"mean": Mean(0.0, 10.0), "max": Max(3.0), "min": Min(3.0), "sum": Sum(3.0)}
     pending = [jax.tree.map(np.float32, of) for of in (first, second, second)]
     assert joined(pending) == pytest.approx({"mean": 6 / 22, "max": 3, "min": 1, "sum": 7})
+
+
+def test_beyond_the_target_kl_an_iteration_makes_no_further_update(build):
+    built = build(
+        training__epochs=3,
+        training__minibatches=1,
+        training__entropy_coefficient=0.1,  # A gradient whatever the rewards.
+        training__target_kl=1e-9,
+        optimizer__schedule="linear",
+    )
+    trainer, state = trainer_of(built)
+    stream = built.prompt_stream()
+    for iteration in range(2):
+        state, scalars = trainer.iterate(state, stream, iteration)
+        assert scalars["actor/stopped_updates"] == 2 and int(state.step) == iteration + 1
+        # That of the one update that was made: the schedule has seen no other.
+        assert scalars["actor/learning_rate"] == pytest.approx(built.schedule(iteration))
 
 
 def test_the_learning_rate_logged_is_that_of_the_updates(build):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small_step
 
 from configs.gates import get_gate
 from fiberjax import gates
@@ -357,6 +358,27 @@ def test_the_entropy_is_differentiated_for_a_bonus_only(device_mesh, params, mon
         step, state, knobs = started(device_mesh, "ppo", params, entropy_bonus=bonus, chunk=5)
         step.lower(state, place(device_mesh, make_batch(params)), knobs)
         assert set(asked) == {bonus}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 1)])
+def test_beyond_the_target_kl_nothing_changes_and_within_it_all_is_as_without(shape):
+    def after(target):
+        step, state, batch = small_step.build(shape)
+        before = flat(jax.device_get(state))  # Counters and moments too.
+        new, metrics = step(state, batch, small_step.KNOBS._replace(target_kl=target))
+        return before, flat(jax.device_get(new)), values(metrics)
+
+    before, plain, metrics = after(None)
+    drift = metrics["actor/ppo_kl_k3"]
+    assert drift > 0 and "actor/stopped_updates" not in metrics
+    _, within, metrics = after(np.float32(1.01 * drift))
+    np.testing.assert_allclose(within, plain, rtol=1e-5, atol=1e-6)
+    assert metrics["actor/stopped_updates"] == 0 and metrics["actor/update_norm"] > 0
+    _, beyond, metrics = after(np.float32(0.99 * drift))
+    np.testing.assert_array_equal(beyond, before)
+    assert (beyond != plain).any()
+    assert metrics["actor/stopped_updates"] == 1 and metrics["actor/update_norm"] == 0
+    assert metrics["actor/skipped_updates"] == 0
 
 
 def test_rows_that_do_not_divide_are_refused(device_mesh, params):
