@@ -16,6 +16,21 @@ GRPO = (f"{_WIRING}[grpo-trajectory-truncate-False-1]",)
 MESH = (f"{_WIRING}[fiberpo_domain-token-truncate-True-4]",)
 
 FAULTS = (
+    # Updates beyond the target KL.
+    Mutant(
+        "an update beyond the target KL is counted and made",
+        "fiberjax/train/update.py",
+        "            sound &= ~beyond\n",
+        "",
+        (f"{UPDATE}::test_beyond_the_target_kl_nothing_changes_and_within_it_all_is_as_without",),
+    ),
+    Mutant(
+        "the learning rate is that of updates that were left out too",
+        "fiberjax/run/trainer.py",
+        "left = len(pending) - skipped - int(scalars.get(STOPPED, 0))",
+        "left = len(pending) - skipped",
+        (f"{TRAINER}::test_beyond_the_target_kl_an_iteration_makes_no_further_update",),
+    ),
     # The policy's numbers.
     Mutant(
         "the entropy is the normaliser",
