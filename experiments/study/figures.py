@@ -575,12 +575,16 @@ def target_kl(stage: int, find: Find) -> tuple[Setting, ...]:
     """Updates left out beyond a KL from the policy that sampled, whatever the gate."""
     whole = {k: v for k, v in SIX[5].overrides.items() if k != "training.step_share"}
     ours = Setting("silent sequence, whole steps", SIX[5].gate, whole)
-    methods = (ours, SIX[1], SIX[0], Setting("no gate", "importance"), SIX[5], *SIX[2:5], *MORE)
+    four = (ours, SIX[1], SIX[0], Setting("no gate", "importance"))
+    methods = (*four, SIX[5], *SIX[2:5], *MORE)
     return _over(
         [
             method.on({"KL": kl, "η": rate}, training__target_kl=kl, optimizer__learning_rate=rate)
-            for kl in (0.01, 0.003)
-            for rate in (1e-3, 3e-3)
+            for kl, rate, methods in (
+                (0.01, 1e-3, methods),
+                (0.01, 3e-3, methods),
+                (0.003, 1e-3, four),
+            )
             for method in methods
         ],
         stage,
