@@ -165,6 +165,7 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.advantage = "grpo"
 
     config.budget_control = ConfigDict()
+    config.budget_control.of = "budgets"
     config.budget_control.kind = "none"
     config.budget_control.target = 0.0
     config.budget_control.gain = 0.5

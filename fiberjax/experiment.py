@@ -217,6 +217,15 @@ class Experiment:
         base = jax.eval_shape(lambda: self.base(init(self.policy, jax.random.key(0))))
         return shardings.abstract(base, shardings.param_shardings(self.mesh, base))
 
+    def knobs_at(self, factor: float) -> Knobs:
+        """The knobs of an iteration whose budgets, or steps, are controlled by this factor."""
+        control, knobs = self.budget_control, self.knobs
+        if control.kind == "none":
+            return knobs
+        if control.of == "steps":
+            return knobs._replace(step_factor=np.float32(factor))
+        return knobs._replace(budgets=self.gate.widened(knobs.budgets, factor))
+
     def whole(self, trained: Any, base: Any) -> Any:
         """The parameters of the policy, from what is trained and, with adapters, their base."""
         return lora.attached(self.lora, base, trained)
@@ -492,10 +501,11 @@ def make_budget_control(
         every iteration.
     """
     control = options.parse(options.BudgetControl, config, "config.budget_control")
-    if control.kind != "none" and not gate.widths:
+    if control.kind != "none" and control.of == "budgets" and not gate.widths:
         raise ValueError(
             f"config.budget_control.kind = {control.kind!r}, but the gate {gate.name!r} has no "
-            "budget that it could widen or narrow: expected 'none'"
+            "budget that it could widen or narrow: expected 'none', or "
+            "config.budget_control.of = 'steps'"
         )
     if control.kind == "effective_sample_size" and diagnostics.every != 1:
         raise ValueError(

@@ -719,14 +719,18 @@ class Optimizer:
 
 
 BUDGET_CONTROLS = ("none", "anneal", "kl", "effective_sample_size")
-"""What the gate's budgets follow."""
+"""What the gate's budgets, or the length of steps, follow."""
+
+CONTROLLED = ("budgets", "steps")
+"""What a control multiplies."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BudgetControl:
-    """Budgets that follow the run; see `run.budget_control`.
+    """Budgets, or steps, that follow the run; see `run.budget_control`.
 
     Attributes:
+      of: what the factor multiplies: "budgets", every width of the gate; or "steps", every update.
       kind: "none" leaves them as they are set; "anneal" multiplies them by a factor that goes in a
         straight line from 1 to `end`; "kl" and "effective_sample_size" by one that holds the
         measure of each iteration's updates to `target`.
@@ -737,6 +741,7 @@ class BudgetControl:
       largest: the factor stays between one over this and this.
     """
 
+    of: str
     kind: str
     target: Annotated[float, AT_LEAST_0]
     gain: Annotated[float, Range("(0, 1]")]
@@ -744,6 +749,7 @@ class BudgetControl:
     largest: Annotated[float, AT_LEAST_1]
 
     def __post_init__(self) -> None:
+        _require_choice("of", self.of, CONTROLLED)
         _require_choice("kind", self.kind, BUDGET_CONTROLS)
         if self.kind == "kl":
             _require(self.target > 0, "target", self.target, "a KL above 0, nats a token")

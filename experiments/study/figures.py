@@ -591,6 +591,23 @@ def target_kl(stage: int, find: Find) -> tuple[Setting, ...]:
     )
 
 
+def held_steps(stage: int, find: Find) -> tuple[Setting, ...]:
+    """Steps whose length follows the run, so that a KL is held, whatever the gate."""
+    whole = {k: v for k, v in SIX[5].overrides.items() if k != "training.step_share"}
+    ours = Setting("silent sequence, whole steps", SIX[5].gate, whole)
+    methods = (ours, SIX[1], SIX[0], Setting("no gate", "importance"), SIX[5])
+    control = {"of": "steps", "kind": "kl", "target": 0.005, "gain": 1.0}
+    control |= {"end": 1.0, "largest": 100.0}
+    return _over(
+        [
+            method.on({"η": rate}, budget_control=control, optimizer__learning_rate=rate)
+            for rate in (3e-3, 1e-3)
+            for method in methods
+        ],
+        stage,
+    )
+
+
 def budgets(stage: int, find: Find) -> tuple[Setting, ...]:
     """Every method's budgets on the tuning seeds, by successive halving; both stages alike."""
     return halving.settings(find)
@@ -638,6 +655,7 @@ FIGURES: Mapping[str, Figure] = {
         momentum_adam,
         room,
         target_kl,
+        held_steps,
         budgets,
     )
 }

@@ -71,6 +71,8 @@ class Laboratory:
                 section = section.get(part, {})
             if name not in section:
                 raise ValueError(f"config.{path} does not exist")
+            if path == "budget_control":  # Records name what there was when they were made.
+                value = {**section[name], **value}
             with config.ignore_type():  # A budget may be a number or a pair.
                 section[name] = value
         config.seed = setting.seed

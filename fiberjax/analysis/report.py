@@ -37,6 +37,7 @@ CURVES = (
     ("response_length/clip_ratio", "Responses cut off", "linear"),
     ("mismatch/log_prob_abs_mean", "Sampler against trainer", "log"),
     ("gate/budget_factor", "Budgets over those set", "log"),
+    ("actor/step_factor", "Steps over those set", "log"),
 )
 """Metrics of which each line is drawn over iterations: name, heading, scale."""
 

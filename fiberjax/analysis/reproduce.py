@@ -181,10 +181,8 @@ def reproduce(
         jax.tree.map(lambda leaf: leaf.sharding, built.abstract_state()),
     )
     diagnose = make_diagnose(built.mesh, built.gate)
-    knobs = built.knobs
-    if built.budget_control.kind != "none":
-        factor = float(kept.meta["budget_factor"])
-        knobs = knobs._replace(budgets=built.gate.widened(knobs.budgets, factor))
+    of_budgets = built.budget_control.of == "budgets"
+    knobs = built.knobs_at(float(kept.meta["budget_factor" if of_budgets else "step_factor"]))
     adapted = None if built.lora is None else base.params
     found: list[Compared] = []
     for number, update in enumerate(kept.meta["updates"]):

@@ -1,7 +1,8 @@
-"""Budgets that follow the run: annealed, or held to a KL or an effective sample size.
+"""Budgets or steps that follow the run: annealed, or held to a KL or an effective sample size.
 
 A control multiplies every width of the gate (`Gate.widths`) by one factor `f`, from iteration to
-iteration, so that the proportions between levels stay as they were set. To second order both the KL
+iteration, so that the proportions between levels stay as they were set; or every update, so that a
+learning rate need not be searched for. To second order both the KL
 of a policy from the one that sampled and the loss of effective sample size grow with the square of
 the drift, so the factor moves by the root of what is missing:
 
@@ -23,7 +24,7 @@ FASTEST = math.log(2)
 
 
 class Controller:
-    """The factor of the budgets, iteration by iteration.
+    """The factor of the budgets or steps, iteration by iteration.
 
     Attributes:
       factor: of the iteration to come.
@@ -80,7 +81,7 @@ def moved(factor: float, drift: float, target: float, options: BudgetControl) ->
     Returns:
       A factor in `[1/largest, largest]`: smaller where the drift was too large, or not finite.
 
-    >>> options = BudgetControl(kind="kl", target=0.01, gain=1.0, end=1.0, largest=100.0)
+    >>> options = BudgetControl("budgets", "kl", target=0.01, gain=1.0, end=1.0, largest=100.0)
     >>> moved(1.0, 0.02, 0.01, options)  # Half the KL: a root of a half of the drift.
     0.7071067811865476
     >>> moved(1.0, 0.0, 0.01, options), moved(1.0, float("nan"), 0.01, options)

@@ -135,7 +135,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         tuple(f"budget_control.{name}" for name in ("target", "gain", "end", "largest")),
         "logged",
-        "the factor of the budgets goes on from where it is",
+        "the factor of budgets or steps goes on from where it is",
     ),
     Rule(
         (

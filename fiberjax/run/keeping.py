@@ -247,7 +247,7 @@ class Keeper:
         updates: Sequence[Made],
         *,
         updates_before: int,
-        budget_factor: float,
+        factor: float,
     ) -> None:
         """Keeps what an iteration trained on, and what came of it.
 
@@ -256,9 +256,10 @@ class Keeper:
           trained: by this process; None where there was nothing.
           updates: in their order, each with its metrics.
           updates_before: made before the iteration.
-          budget_factor: of the gate's budgets.
+          factor: of the gate's budgets, or of steps; see `run.budget_control`.
         """
         began = time.monotonic()
+        of_budgets = self._experiment.budget_control.of == "budgets"
         rows = None if trained is None else table(self._experiment, trained, iteration)
         if self._folder is not None:
             if trained is not None and rows is not None:
@@ -272,7 +273,8 @@ class Keeper:
                         for made in updates
                     ],
                     "updates_before": updates_before,
-                    "budget_factor": budget_factor,
+                    "budget_factor": factor if of_budgets else 1.0,
+                    **({} if of_budgets else {"step_factor": factor}),
                     "config": self._config,
                     "config_version": migrations.VERSION,
                     "fiberjax_version": metadata.version("fiberjax"),

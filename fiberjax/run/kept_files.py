@@ -28,9 +28,10 @@ False. A trajectory whose mask is False throughout was left out of the loss
 The file's metadata has under the key `fiberjax` a JSON object: `version` of this format,
 `iteration`, `levels` (finest first), `rows` and `columns` of the global batch, `updates` (in their
 order: minibatch, and metrics by name, those that are not finite as texts), `updates_before` the
-iteration, `budget_factor` of the gate's budgets, `config` of the run with its `config_version`, and
-`fiberjax_version`. Under `fiberjax.sha256` stands the digest of that text; pages of columns have
-checksums of their own. Any reader of Parquet reads the files.
+iteration, `budget_factor` of the gate's budgets, `step_factor` of steps where those are controlled,
+`config` of the run with its `config_version`, and `fiberjax_version`. Under `fiberjax.sha256`
+stands the digest of that text; pages of columns have checksums of their own. Any reader of Parquet
+reads the files.
 """
 
 import hashlib

@@ -72,6 +72,7 @@ METRICS: Mapping[str, Metric] = {
     "resample/updates_skipped": Metric("count", "updates not made, for want of any group"),
     "batch/fill": Metric("fraction", "places of the batch that hold a group; the rest is padding"),
     "batch/reward/mean": Metric("reward", "reward of the batch alone, groups left out aside, mean"),
+    "actor/step_factor": Metric("factor", "what updates were multiplied by"),
     "gate/budget_factor": Metric("factor", "what the gate's budgets were multiplied by"),
     "gate/clip_fraction/<level>": Metric("fraction", "tokens whose gradient a level changed"),
     "gate/channel/<level>/<sign>": Metric("nats", "mean drift of a level's cells, plus or minus"),

@@ -224,6 +224,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(added={"rollout.cache_dtype": ""}, renamed={}),
     Migration(added={"mesh.sequence": 1}, renamed={}),
     Migration(added={"training.target_kl": 0.0}, renamed={}),
+    Migration(added={"budget_control.of": "budgets"}, renamed={}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 
@@ -245,6 +246,7 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     >>> old["tasks"] |= {"verifier": "numeric", "columns": {}}
     >>> old |= {"warm_start": {"weights": "Qwen"}, "window": {"prompt": 8, "completion": 8}}
     >>> old |= {"rollout": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}, "training": {}}
+    >>> old |= {"budget_control": {}}
     >>> old |= {"checkpoint": {}, "evaluation": {}, "mesh": {}}
     >>> migrate(old, 3)["model"]["folder"]
     'Qwen'

@@ -143,6 +143,9 @@ PANELS = (
         ("gate/budget_factor",),
         scale="log",
     ),
+    Panel(
+        "step_factor", "Steps over those set", "factor (log)", ("actor/step_factor",), scale="log"
+    ),
     Panel("fiber_residual", "Fiber residual", "nats / token", ("gate/fiber_residual",)),
     Panel(
         "regimes_global",

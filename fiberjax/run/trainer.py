@@ -186,7 +186,7 @@ class Trainer:
           state: donated.
           stream: gives the prompts and learns their pass rates.
           iteration: counted from 0; decides every random draw.
-          factor: of the gate's budgets; see `run.budget_control`.
+          factor: of the gate's budgets or of steps; see `run.budget_control`.
         """
         began = time.monotonic()
         lag, iterations = self.experiment.rollout.lag, self.experiment.iterations
@@ -424,15 +424,13 @@ class Trainer:
           state: donated.
           collected: from `collect`, by this policy or an earlier one.
           iteration: counted from 0; decides the order of the updates.
-          factor: of the gate's budgets; see `run.budget_control`.
+          factor: of the gate's budgets or of steps; see `run.budget_control`.
           meanwhile: is called while the devices update.
           fresh: whether it is scored by this very policy, whose log-probabilities the first update
             then need not compute.
         """
         began = time.monotonic()
-        knobs = self.experiment.knobs
-        if self.experiment.budget_control.kind != "none":
-            knobs = knobs._replace(budgets=self.experiment.gate.widened(knobs.budgets, factor))
+        knobs = self.experiment.knobs_at(factor)
         keeper, looking = self._keeper, self.experiment.diagnostics
         keeping = keeper is not None and keeper.due(iteration + 1)
         # Of what is kept the file says all that a replay is held against.
@@ -477,13 +475,13 @@ class Trainer:
             for of, step, j in zip(terms, read, order_of, strict=True)
         ]
         if keeper is not None and keeping:
-            keeper.keep(
-                iteration + 1, collected.trained, told, updates_before=made, budget_factor=factor
-            )
+            keeper.keep(iteration + 1, collected.trained, told, updates_before=made, factor=factor)
         if self._updates is not None:
             self._updates(iteration + 1, told)
-        if self.experiment.budget_control.kind != "none":
-            scalars["gate/budget_factor"] = factor
+        control = self.experiment.budget_control
+        if control.kind != "none":
+            name = "gate/budget_factor" if control.of == "budgets" else "actor/step_factor"
+            scalars[name] = factor
         tokens = scalars["response_length/mean"] * collected.completions
         scalars |= {
             "timing/rollout_s": collected.seconds,

@@ -56,6 +56,7 @@ class Knobs(NamedTuple):
       kl_coefficient: float32[], weight of the KL penalty to the reference policy.
       target_kl: float32[], nats a token; an update is left out where the policy is farther than
         that from the one before the first update on the batch. None leaves none out.
+      step_factor: float32[], what every update is multiplied by; None takes them as they are.
     """
 
     budgets: Any
@@ -63,6 +64,7 @@ class Knobs(NamedTuple):
     entropy_coefficient: Any
     kl_coefficient: Any
     target_kl: Any = None
+    step_factor: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +202,8 @@ def make_step(
         if options.step_share is not None:
             extra["share"] = metrics["actor/open_share"].value
         updates, opt_state = sized.update(gradient, state.opt_state, state.params, **extra)
+        if knobs.step_factor is not None:
+            updates = jax.tree.map(lambda u: (knobs.step_factor * u).astype(u.dtype), updates)
         one = jnp.ones(())  # Of a step: several have the mean of their norms.
         metrics["actor/grad_norm"] = Mean(optax.tree.norm(gradient), one)
         norm = optax.tree.norm(updates)

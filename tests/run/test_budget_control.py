@@ -17,7 +17,7 @@ from fiberjax.run.budget_control import EFFECTIVE_SAMPLE_SIZE, KL, Controller, m
 from fiberjax.run.trainer import Trainer
 
 LEVELS = ("trajectory", "group", "domain")
-OFF = {"kind": "none", "target": 0.0, "gain": 1.0, "end": 1.0, "largest": 100.0}
+OFF = {"of": "budgets", "kind": "none", "target": 0.0, "gain": 1.0, "end": 1.0, "largest": 100.0}
 
 
 def control(**changed) -> BudgetControl:
@@ -65,6 +65,7 @@ def test_the_factor_stays_within_its_bounds():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"of": "rates"}, "of must be one of budgets, steps"),
         ({"kind": "ess"}, "kind must be one of none, anneal, kl, effective_sample_size"),
         ({"kind": "kl"}, "target must be a KL above 0"),
         ({"kind": "effective_sample_size", "target": 1.0}, r"a fraction in \(0, 1\)"),
@@ -124,17 +125,19 @@ def test_a_gate_without_a_width_is_refused(build):
         build("importance", budget_control__kind="kl", budget_control__target=0.01)
 
 
-def test_a_run_follows_its_kl_and_resumes_bitwise(build, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("of", "name"), [("budgets", "gate/budget"), ("steps", "actor/step")])
+def test_a_run_follows_its_kl_and_resumes_bitwise(build, tmp_path, monkeypatch, of, name):
     built = build(
         "silent_domain",
         iterations=3,
+        budget_control__of=of,
         budget_control__kind="kl",
         budget_control__target=1e-4,
         warm_start__steps=20,
     )
     loop.train(built, tmp_path / "whole")
     whole = metrics.read_metrics(tmp_path / "whole" / "metrics.jsonl")
-    factors = whole["gate/budget_factor"]
+    factors = whole[f"{name}_factor"]
     assert factors[0] == 1
     for before, drift, after in zip(factors, whole[KL], factors[1:], strict=False):
         assert after == pytest.approx(moved(before, drift, 1e-4, built.budget_control)) != before

@@ -277,7 +277,7 @@ def test_a_full_folder_is_told_once(seen, tmp_path):
     keeper = keeping.Keeper(dataclasses.replace(built, keep=small), tmp_path, 0, said.append)
     for iteration in (1, 2, 3):
         assert keeper.due(iteration)
-        keeper.keep(iteration, collected.trained, [], updates_before=0, budget_factor=1.0)
+        keeper.keep(iteration, collected.trained, [], updates_before=0, factor=1.0)
     (told,) = said
     assert told.startswith("rollouts/ holds 1e-06 MB (config.keep.rollouts_megabytes): ")
     assert kept_files.kept_iterations(tmp_path) == [1]

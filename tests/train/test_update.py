@@ -381,6 +381,21 @@ def test_beyond_the_target_kl_nothing_changes_and_within_it_all_is_as_without(sh
     assert metrics["actor/skipped_updates"] == 0
 
 
+def test_steps_are_as_long_as_their_factor():
+    def after(factor):
+        step, state, batch = small_step.build((1, 1, 1))
+        before = flat(jax.device_get(state.params))
+        new, metrics = step(state, batch, small_step.KNOBS._replace(step_factor=factor))
+        moments = flat(jax.device_get(new.opt_state))
+        return flat(jax.device_get(new.params)) - before, moments, values(metrics)
+
+    whole, moments, metrics = after(None)
+    quarter, same, scaled = after(np.float32(0.25))
+    np.testing.assert_allclose(quarter, whole / 4, atol=2e-7)
+    np.testing.assert_allclose(same, moments, rtol=1e-5, atol=1e-7)
+    assert scaled["actor/update_norm"] == pytest.approx(metrics["actor/update_norm"] / 4)
+
+
 def test_rows_that_do_not_divide_are_refused(device_mesh, params):
     with pytest.raises(ValueError, match="8 rows do not divide into 3 micro-batches"):
         gradient_of(device_mesh, "ppo", params, make_batch(params), num_micro_batches=3)
