@@ -79,8 +79,8 @@ FAULTS = (
     Mutant(
         "updates are made again with the budgets of the config",
         "fiberjax/analysis/reproduce.py",
-        'factor = float(kept.meta["budget_factor"])',
-        "factor = 1.0",
+        'built.knobs_at(float(kept.meta["budget_factor" if of_budgets else "step_factor"]))',
+        "built.knobs",
         (f"{RUNS}::test_the_updates_of_a_run_are_made_again_bit_for_bit",),
     ),
     Mutant(

@@ -25,6 +25,20 @@ FAULTS = (
         (f"{UPDATE}::test_beyond_the_target_kl_nothing_changes_and_within_it_all_is_as_without",),
     ),
     Mutant(
+        "steps are as long as ever, and their moments scaled instead",
+        "fiberjax/train/update.py",
+        "updates = jax.tree.map(lambda u: (knobs.step_factor * u).astype(u.dtype), updates)",
+        "opt_state = jax.tree.map(lambda u: (knobs.step_factor * u).astype(u.dtype), opt_state)",
+        (f"{UPDATE}::test_steps_are_as_long_as_their_factor",),
+    ),
+    Mutant(
+        "a control of steps moves the budgets",
+        "fiberjax/experiment.py",
+        'if control.of == "steps":',
+        'if control.of == "budget":',
+        ("tests/run/test_budget_control.py::test_a_control_multiplies_what_it_is_of",),
+    ),
+    Mutant(
         "the learning rate is that of updates that were left out too",
         "fiberjax/run/trainer.py",
         "left = len(pending) - skipped - int(scalars.get(STOPPED, 0))",

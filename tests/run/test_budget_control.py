@@ -125,6 +125,19 @@ def test_a_gate_without_a_width_is_refused(build):
         build("importance", budget_control__kind="kl", budget_control__target=0.01)
 
 
+def test_a_control_multiplies_what_it_is_of(build):
+    knobs = {}
+    for of in ("budgets", "steps"):
+        built = build("silent_domain", budget_control__of=of, budget_control__kind="anneal")
+        knobs[of] = built.knobs_at(0.25)
+    wider = built.gate.widened(built.knobs.budgets, 0.25)
+    assert knobs["steps"].step_factor == np.float32(0.25) and knobs["budgets"].step_factor is None
+    for of, expected in (("steps", built.knobs.budgets), ("budgets", wider)):
+        jax.tree.map(np.testing.assert_array_equal, knobs[of].budgets, expected)
+    # A gate without budgets has steps all the same.
+    build("importance", budget_control__of="steps", budget_control__kind="anneal")
+
+
 @pytest.mark.parametrize(("of", "name"), [("budgets", "gate/budget"), ("steps", "actor/step")])
 def test_a_run_follows_its_kl_and_resumes_bitwise(build, tmp_path, monkeypatch, of, name):
     built = build(
