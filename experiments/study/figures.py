@@ -99,6 +99,11 @@ def _tuned(method: str) -> Setting:
     return dataclasses.replace(trial, method=method)
 
 
+def _whole_steps(setting: Setting) -> dict[str, Any]:
+    """The overrides of a setting without its share."""
+    return {k: v for k, v in setting.overrides.items() if k != "training.step_share"}
+
+
 SIX = tuple(
     _tuned(name)
     for name in ("GRPO", "GSPO", "CPPO", "DPPO", "FiberPO-Domain", "silent sequence, share")
@@ -111,8 +116,16 @@ MORE = (_tuned("GSPO, share"),)
 FOUR = (SIX[0], SIX[1], SIX[5], MORE[0])
 """Where seven would be too many: GRPO, GSPO, ours, and GSPO with the share."""
 
-ALONE = SIX[5].at(0, **{f"gate__levels__{level}__budget": 10.0 for level in ("group", "domain")})
-"""The same without its upper levels, whose budgets nothing reaches."""
+ALONE = dataclasses.replace(
+    SIX[5].at(0, **{f"gate__levels__{level}__budget": 10.0 for level in ("group", "domain")}),
+    method="silent sequence: trajectory, share",
+)
+"""Ours without its upper levels, whose budgets nothing reaches."""
+
+WHOLE = Setting("silent sequence, whole steps", SIX[5].gate, _whole_steps(SIX[5]))
+"""Ours without the share."""
+
+NO_GATE = Setting("no gate", "importance")
 
 SHIPPED = (
     Setting("GRPO", "grpo"),
@@ -127,7 +140,7 @@ SHIPPED = (
 
 PEERS = (
     *SHIPPED,
-    Setting("no gate", "importance"),
+    NO_GATE,
     Setting("DAPO", "dapo"),
     Setting("CISPO", "cispo"),
     Setting("SAPO", "sapo"),
@@ -249,8 +262,7 @@ def tuned(stage: int, find: Find) -> tuple[Setting, ...]:
     At the harder rate those with whole steps answer nothing any more on either seed of stage 1, and
     have no others.
     """
-    alone = dataclasses.replace(ALONE, method="silent sequence: trajectory, share")
-    methods = (SIX[5], *MORE, *SIX[:5], alone)
+    methods = (SIX[5], *MORE, *SIX[:5], ALONE)
 
     def at(rate: float, methods: Sequence[Setting]) -> list[Setting]:
         return [method.on({"η": rate}, optimizer__learning_rate=rate) for method in methods]
@@ -291,15 +303,13 @@ def own_rates(stage: int, find: Find) -> tuple[Setting, ...]:
 
 
 def _rate_trials() -> dict[str, list[Setting]]:
-    whole = {k: v for k, v in SIX[5].overrides.items() if k != "training.step_share"}
-    ours = Setting("silent sequence, whole steps", SIX[5].gate, whole)
     return {
         method.method: [
             tried.on({"η": rate}, optimizer__learning_rate=rate).at(TUNING_SEEDS[0])
             for tried in (method, _wider(method, 3))
             for rate in (2e-4, 3e-4, 5e-4)
         ]
-        for method in (SIX[5], ours, SIX[1], SIX[2], SIX[0], *MORE, SIX[3])
+        for method in (SIX[5], WHOLE, SIX[1], SIX[2], SIX[0], *MORE, SIX[3])
     }
 
 
@@ -467,8 +477,7 @@ def domains(stage: int, find: Find) -> tuple[Setting, ...]:
         "reverse": {"min_length": 25, "max_length": 30, "letters": "0123456789"},
         "running_sum": {"min_operands": 12, "max_operands": 14},
     }
-    alone = dataclasses.replace(ALONE, method="silent sequence: trajectory, share")
-    levels = (SIX[5], *MORE, alone, *SIX[:5])
+    levels = (SIX[5], *MORE, ALONE, *SIX[:5])
     return _over([method.at(0, **_tasks(given, 36, 120)) for method in levels], stage)
 
 
@@ -485,7 +494,7 @@ def control(stage: int, find: Find) -> tuple[Setting, ...]:
             # Of the seed before, so that both of stage 1 have one.
             donor = given.at(seed - 1 if seed > 0 else 1)
             named = dataclasses.replace(given, method=f"{name}, share", seed=seed)
-            whole = {k: v for k, v in given.overrides.items() if k != "training.step_share"}
+            whole = _whole_steps(given)
             shared += [named, Setting(f"{name}, whole steps", given.gate, whole, seed=seed)]
             for gate, options, what in (
                 (given.gate, whole, name),
@@ -522,9 +531,7 @@ def momentum(stage: int, find: Find) -> tuple[Setting, ...]:
     If momentum only lengthens the way, a rate without it ends as a third of it does with it. At the
     highest rate whole steps with momentum have no seed beyond those of stage 1 in `tuned`.
     """
-    whole = {k: v for k, v in SIX[5].overrides.items() if k != "training.step_share"}
-    ours = Setting("silent sequence, whole steps", SIX[5].gate, whole)
-    methods = (ours, SIX[1], SIX[5], *MORE, SIX[0], *SIX[2:5])
+    methods = (WHOLE, SIX[1], SIX[5], *MORE, SIX[0], *SIX[2:5])
     five = (SIX[5], *MORE, SIX[1], SIX[0], SIX[2])
 
     def at(b1: float, rate: float, methods: Sequence[Setting] = methods) -> list[Setting]:
@@ -540,8 +547,6 @@ def momentum(stage: int, find: Find) -> tuple[Setting, ...]:
 
 def momentum_adam(stage: int, find: Find) -> tuple[Setting, ...]:
     """Whole steps of AdamW with its momentum and without."""
-    whole = {k: v for k, v in SIX[5].overrides.items() if k != "training.step_share"}
-    ours = Setting("silent sequence, whole steps", SIX[5].gate, whole)
     return _over(
         [
             method.on(
@@ -552,7 +557,7 @@ def momentum_adam(stage: int, find: Find) -> tuple[Setting, ...]:
             )
             for rate in (3e-4, 1e-3)
             for b1 in (0.0, 0.9)
-            for method in (ours, SIX[1])
+            for method in (WHOLE, SIX[1])
         ],
         stage,
     )
@@ -560,12 +565,11 @@ def momentum_adam(stage: int, find: Find) -> tuple[Setting, ...]:
 
 def room(stage: int, find: Find) -> tuple[Setting, ...]:
     """What the upper levels add without momentum, at rates that are too high."""
-    alone = dataclasses.replace(ALONE, method="silent sequence: trajectory, share")
     return _over(
         [
             method.on({"η": rate}, optimizer__b1=0.0, optimizer__learning_rate=rate)
             for rate in (3e-3, 1e-2)
-            for method in (SIX[5], *MORE, alone)
+            for method in (SIX[5], *MORE, ALONE)
         ],
         stage,
     )
@@ -573,9 +577,7 @@ def room(stage: int, find: Find) -> tuple[Setting, ...]:
 
 def target_kl(stage: int, find: Find) -> tuple[Setting, ...]:
     """Updates left out beyond a KL from the policy that sampled, whatever the gate."""
-    whole = {k: v for k, v in SIX[5].overrides.items() if k != "training.step_share"}
-    ours = Setting("silent sequence, whole steps", SIX[5].gate, whole)
-    four = (ours, SIX[1], SIX[0], Setting("no gate", "importance"))
+    four = (WHOLE, SIX[1], SIX[0], NO_GATE)
     methods = (*four, SIX[5], *SIX[2:5], *MORE)
     return _over(
         [
@@ -593,9 +595,7 @@ def target_kl(stage: int, find: Find) -> tuple[Setting, ...]:
 
 def held_steps(stage: int, find: Find) -> tuple[Setting, ...]:
     """Steps whose length follows the run, so that a KL is held, whatever the gate."""
-    whole = {k: v for k, v in SIX[5].overrides.items() if k != "training.step_share"}
-    ours = Setting("silent sequence, whole steps", SIX[5].gate, whole)
-    methods = (ours, SIX[1], SIX[0], Setting("no gate", "importance"), SIX[5])
+    methods = (WHOLE, SIX[1], SIX[0], NO_GATE, SIX[5])
     control = {"of": "steps", "kind": "kl", "target": 0.005, "gain": 1.0}
     control |= {"end": 1.0, "largest": 100.0}
     return _over(

@@ -118,9 +118,6 @@ TERMS = ("log_ratio", "loss", "gradient", "update", "parameters", "optimizer_sta
 NOT_FINITE = "not_finite/"
 """Before each of `TERMS`, the metric of a step that says whether it was not finite: 1, or 0."""
 
-DRIFT = "actor/ppo_kl_k3"
-"""The metric of a step that says how far the policy is, as the mean k3 of its tokens, nats."""
-
 # What the objective is a sum of, where it is; an entropy without a bonus is only watched.
 _LOSSES = ("actor/pg_loss", "actor/kl_reference")
 
@@ -218,7 +215,7 @@ def make_step(
         metrics |= {NOT_FINITE + term: Sum(1.0 - flag) for term, flag in flags.items()}
         metrics[SKIPPED] = Sum(1.0 - sound)
         if knobs.target_kl is not None:
-            beyond = sound & (metrics[DRIFT].value > knobs.target_kl)
+            beyond = sound & (metrics["actor/ppo_kl_k3"].value > knobs.target_kl)
             metrics[STOPPED] = Sum(beyond.astype(jnp.float32))
             metrics["actor/update_norm"] = Mean(jnp.where(beyond, 0.0, norm), one)
             sound &= ~beyond
