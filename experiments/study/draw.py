@@ -11,13 +11,15 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import app, flags
 
 from experiments.study import early_warning, halving, pictures, records, summary
-from experiments.study.figures import FIGURES, SIX
+from experiments.study.figures import ALONE, FIGURES, MORE, SIX
 from experiments.study.records import Record
 from experiments.study.settings import SEEDS, Setting, told, value_told
 from experiments.study.summary import Cell
+from fiberjax.run.statistics import real_interval
 
 ROOT = Path(__file__).parents[2]
 PAGE = flags.DEFINE_string("page", str(ROOT / "docs" / "study_tables.md"), "What is written.")
@@ -38,6 +40,9 @@ GRID = (
 
 DRIFTING = ("tuned", "rates", "own_rates", "momentum", "room")
 """The figures of 32 updates a batch that differ in gate, share, rate and momentum alone."""
+
+TOO_HIGH = {"tuned": 3e-3, "room": 0.0}
+"""Figures of the three below at rates that are too high -> the least such rate."""
 
 HEAD = """# The runs of the study
 
@@ -67,6 +72,7 @@ def page(names: Sequence[str], made: Sequence[Record], images: Path, folder: Pat
     parts = [HEAD.format(lost=summary.LOST)]
     by_figure: dict[str, Sequence[Cell]] = {}
     drifting: list[Cell] = []
+    high: list[list[Cell]] = []
     for name, figure in FIGURES.items():
         settings = [
             setting
@@ -78,12 +84,15 @@ def page(names: Sequence[str], made: Sequence[Record], images: Path, folder: Pat
             by_figure[name] = cells
         if name in DRIFTING and name in names:
             drifting += cells
+        if name in TOO_HIGH and name in names:
+            least = TOO_HIGH[name]
+            high.append([cell for cell in cells if float(dict(cell.place)["η"]) >= least])
         if name in names and cells:
             told = (figure.__doc__ or "").partition("\n")[0]
             parts += [f"## {name}", told, table(cells)]
             parts += _pictures(name, cells, images, folder) if name != "budgets" else _chosen(made)
             parts += [*_missing(settings, cells), *warned(cells)]
-    parts[1:1] = [*duels(by_figure), *_drift(drifting, images, folder)]
+    parts[1:1] = [*duels(by_figure), *levels(high), *_drift(drifting, images, folder)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -107,6 +116,26 @@ def duels(grid: Mapping[str, Sequence[Cell]]) -> list[str]:
         "over seeds, with Student's 95 % interval over places."
     )
     return ["## Over the grid", told, "\n".join(lines)] if len(lines) > 2 else []
+
+
+def levels(high: Sequence[Sequence[Cell]]) -> list[str]:
+    """What ours has over its trajectory level alone, and over GSPO, where the rate is too high."""
+    lines = []
+    for other in (ALONE.method, MORE[0].method):
+        gains = [gain for cells in high for gain in summary.pairs(cells, OURS, other)]
+        if gains:
+            lines.append(
+                f"| {other} | {len(gains)} | {real_interval(np.array(gains))} "
+                f"| {sum(gain > 0 for gain in gains)} |"
+            )
+    if not lines:
+        return []
+    told = (
+        f"*{OURS}* less another method, a pair of runs of one seed at a time, of "
+        f"{' and '.join(TOO_HIGH)}; Student's 95 % interval over the pairs."
+    )
+    head = "| against | pairs | mean difference | ahead in |\n|---|---|---|---|\n"
+    return ["## Where the rate is too high", told, head + "\n".join(lines)]
 
 
 def _drift(cells: Sequence[Cell], images: Path, folder: Path) -> list[str]:

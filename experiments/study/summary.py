@@ -136,6 +136,18 @@ def duel(grid: Mapping[str, Sequence[Cell]], ours: str, other: str) -> Duel | No
     )
 
 
+def pairs(cells: Sequence[Cell], ours: str, other: str) -> list[float]:
+    """One method less another in held-out mean@k at the end, for every place and seed of both."""
+    runs = {(cell.method, cell.place): _by_seed(cell) for cell in cells}
+    return [
+        evaluations(run)[-1] - evaluations(runs[other, place][seed])[-1]
+        for (method, place), of in runs.items()
+        if method == ours
+        for seed, run in of.items()
+        if seed in runs.get((other, place), {})
+    ]
+
+
 def _by_seed(cell: Cell) -> dict[int, Record]:
     return {run["setting"]["seed"]: run for run in cell.runs}
 

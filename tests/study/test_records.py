@@ -197,6 +197,24 @@ def test_a_map_draws_the_cells_that_are_there(tmp_path, monkeypatch):
     assert pictures.collapse_map([summary.Cell("GRPO", (), (made(ONE),))], tmp_path / "x") is None
 
 
+def test_pairs_are_of_one_place_and_seed():
+    def cell(method, rate, *runs):
+        made_ = tuple(made(ONE.at(seed), (0.5, after)) for seed, after in runs)
+        return summary.Cell(method, (("η", rate),), made_)
+
+    ours, alone = draw.OURS, draw.ALONE.method
+    cells = [
+        cell(ours, 3e-3, (0, 0.8), (1, 0.75), (2, 0.1)),
+        cell(alone, 3e-3, (0, 0.6), (1, 0.8)),
+        cell(ours, 1e-2, (0, 0.5)),
+        cell(alone, 3e-2, (0, 0.4)),
+    ]
+    assert summary.pairs(cells, ours, alone) == pytest.approx([0.2, -0.05])
+    text = draw.levels([cells])[-1]
+    assert f"| {alone} | 2 | 0.075" in text and text.endswith("| 1 |")
+    assert draw.levels([cells[:1]]) == []
+
+
 def test_ends_are_drawn_over_drift(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
