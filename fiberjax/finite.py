@@ -1,7 +1,7 @@
 """Whether the numbers of an update are finite, as flags of the program that makes them.
 
-A NaN or an infinity in a parameter is never mended: every update after it is one too. So the step
-that would write one decides by itself, on all devices alike, to leave everything as it was.
+A NaN or an infinity in a parameter is never mended: every update after it is one too. So a step
+whose gradient holds one decides by itself, on all devices alike, to leave everything as it was.
 """
 
 from typing import Any

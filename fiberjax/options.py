@@ -628,9 +628,10 @@ class Training:
       mismatch_cap: the cap, a ratio above 1.
       mismatch_floor: the floor, a ratio below 1.
       chunk: columns whose logits exist at a time.
-      nonfinite: what follows where a loss, a gradient, an update or what it makes of the state is
-        NaN or infinite, which is never saved: "skip" leaves the update out, says so and counts it,
-        and stops the run, saved, after five in a row; "stop" ends at the first one with an error.
+      nonfinite: what follows where a log ratio, a loss or a gradient is NaN or infinite: "skip"
+        leaves the update out, says so and counts it, and stops the run, saved, after five in a row;
+        "stop" ends at the first one with an error. Either ends where parameters or moments are not
+        finite, which are never saved.
       unpaid_iterations: the run stops where in so many first iterations the rewards of every prompt
         group were equal, or every reward of a domain was 0; 0 never stops it.
     """

@@ -106,10 +106,8 @@ FAULTS = (
     Mutant(
         "the share of one device is looked at",
         "fiberjax/train/update.py",
-        '"optimizer_state": finite(new.opt_state),',
-        '"optimizer_state": finite([x[:1] for x in jax.tree.leaves(new.opt_state) if x.ndim]),',
-        (
-            "tests/parallel/test_mesh.py::test_what_is_not_finite_on_one_device_keeps_the_old_state_on_all",
-        ),
+        'flags["state"] = finite(new)',
+        'flags["state"] = finite([x[:1] for x in jax.tree.leaves(new) if x.ndim])',
+        ("tests/parallel/test_mesh.py::test_a_state_that_is_lost_on_one_device_is_told_of",),
     ),
 )

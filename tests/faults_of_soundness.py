@@ -4,6 +4,7 @@ from faults_of_mathematics import Mutant
 
 NONFINITE = "tests/run/test_nonfinite.py"
 ONE = (f"{NONFINITE}::test_an_update_that_is_not_finite_is_as_if_it_were_not",)
+LOST = (f"{NONFINITE}::test_a_state_that_is_lost_ends_the_run_and_is_not_saved",)
 ROW = (f"{NONFINITE}::test_five_in_a_row_are_counted_over_iterations_and_kills",)
 BOUNDS = "tests/test_bounds.py"
 FOUND = "tests/fuzz/test_fuzz.py::test_what_was_found_stays_mended"
@@ -12,16 +13,38 @@ FAULTS = (
     Mutant(
         "an update that is not finite is made",
         "fiberjax/train/update.py",
-        "result = (choose(sound, new, state), metrics)",
-        "result = (new, metrics)",
+        "new = choose(made, TrainState(params, opt_state, state.step + 1), state)",
+        "new = TrainState(params, opt_state, state.step + 1)",
         ONE,
     ),
     Mutant(
-        "parameters that are not finite are not looked at",
+        "a gradient that is not finite is not looked at",
         "fiberjax/train/update.py",
-        '"parameters": finite(new.params)',
-        '"parameters": finite(new.step)',
+        'finite(metrics["actor/grad_norm"].value)',
+        "finite(1.0)",
         ONE,
+    ),
+    Mutant(
+        "a state that is lost is not looked at",
+        "fiberjax/train/update.py",
+        'flags["state"] = finite(new)',
+        'flags["state"] = finite(new.step)',
+        LOST,
+    ),
+    Mutant(
+        "a run goes on with a state that is lost",
+        "fiberjax/run/nonfinite.py",
+        'if "state" in made.terms:',
+        'if "states" in made.terms:',
+        LOST,
+    ),
+    Mutant(
+        "new moments stand beside the old ones until they are known to be finite",
+        "fiberjax/train/update.py",
+        "new = choose(made, TrainState(params, opt_state, state.step + 1), state)",
+        "new = TrainState(params, opt_state, state.step + 1)\n"
+        "        new = choose(made & finite(new), new, state)",
+        ("tests/train/test_update.py::test_the_new_state_is_written_where_the_old_one_stands",),
     ),
     Mutant(
         "the infinite are finite",

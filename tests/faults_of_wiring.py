@@ -20,7 +20,7 @@ FAULTS = (
     Mutant(
         "an update beyond the target KL is counted and made",
         "fiberjax/train/update.py",
-        "            sound &= ~beyond\n",
+        "            made &= ~beyond\n",
         "",
         (f"{UPDATE}::test_beyond_the_target_kl_nothing_changes_and_within_it_all_is_as_without",),
     ),
@@ -216,8 +216,8 @@ FAULTS = (
     Mutant(
         "updates are not counted",
         "fiberjax/train/update.py",
-        "new = TrainState(params, opt_state, state.step + 1)",
-        "new = TrainState(params, opt_state, state.step)",
+        "TrainState(params, opt_state, state.step + 1)",
+        "TrainState(params, opt_state, state.step)",
         (f"{TRAINER}::test_the_schedule_reuses_every_minibatch_in_every_epoch",),
     ),
     Mutant(

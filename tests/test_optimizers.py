@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from fiberjax import optimizers
+from fiberjax.finite import finite
 from fiberjax.optimizers import OPTIMIZERS, make_optimizer, make_schedule
 from fiberjax.policy import TransformerConfig, init, lora
 
@@ -270,3 +271,39 @@ def test_no_momentum_where_none_is_kept_or_two_are():
     params = init(SHAPE, jax.random.key(0))
     for optimizer in (make("sgd", b1=0.0), optax.chain(make("adamw"), optax.trace(0.5))):
         assert optimizers.momentum(optimizer.init(params), params) is None
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("b1", [0.0, 0.9])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_finite_gradient_gives_a_finite_step(name, b1, clip, params):
+    """Whatever sizes follow each other, as long as the squares of a gradient can be added.
+
+    So whether an update is finite is known before the optimizer's step.
+    """
+    optimizer = make_optimizer(
+        name,
+        optax.constant_schedule(1.0),
+        b1=b1,
+        b2=0.999,
+        weight_decay=0.1,
+        decay_all=False,
+        clip_norm=clip,
+        moment_dtype="float32",
+    )
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    largest = np.sqrt(np.finfo(np.float32).max / count) / 2
+    sizes = (largest, 0.0, 1e-45, 1e-30, 1e-12, largest, largest, 1.0, 0.0, 1e-20, 1e10)
+    update = jax.jit(optimizer.update)
+    noise = np.random.default_rng(2)
+    state = optimizer.init(params)
+    for size in sizes:
+        gradient = jax.tree.map(
+            lambda leaf, size=size: jnp.asarray(
+                size * noise.uniform(-1, 1, leaf.shape), jnp.float32
+            ),
+            params,
+        )
+        assert bool(finite(optax.tree.norm(gradient)))
+        updates, state = update(gradient, state, params)
+        assert bool(finite((optax.apply_updates(params, updates), state)))

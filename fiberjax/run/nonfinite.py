@@ -1,9 +1,11 @@
 """Updates that were not finite: left out and counted, their batches kept, a run of them stopped.
 
-The compiled step leaves the state as it was where an update is not finite (`train.update`). Here is
-what follows: under `config.training.nonfinite = "skip"` the run goes on with the next update, and
-stops, saved, once `MOST` updates in a row were left out; under "stop" it ends at the first one and
-saves nothing of that iteration.
+The compiled step leaves the state as it was where a loss or a gradient is not finite
+(`train.update`). Here is what follows: under `config.training.nonfinite = "skip"` the run goes on
+with the next update, and stops, saved, once `MOST` updates in a row were left out; under "stop" it
+ends at the first one and saves nothing of that iteration. So does any run whose parameters or
+moments are no longer finite, which a finite gradient hardly ever does: its checkpoints are from
+before.
 
 A run folder holds `nonfinite/` with two files of each such update, `000012-3.json` and
 `000012-3.npz` for the third update of iteration 12. The first says which terms were not finite, all
@@ -64,6 +66,7 @@ class NonFinite:
         self._experiment = experiment
         self._in_a_row = 0
         self._told = ""
+        self._lost = ""
 
     def observe(self, directory: Path, iteration: int, updates: Sequence[Made]) -> None:
         """Takes the updates of an iteration, in their order.
@@ -81,7 +84,9 @@ class NonFinite:
                 told = f"update {number} of iteration {iteration} is not finite in "
                 told += f"{', '.join(made.terms)}; {kept}"
                 self._told = self._told or told
-                if jax.process_index() == 0:
+                if "state" in made.terms:
+                    self._lost = self._lost or told
+                elif jax.process_index() == 0:
                     print(f"{told}; the parameters stay as they were")
             if self._in_a_row >= MOST:
                 self.problem = (
@@ -92,11 +97,17 @@ class NonFinite:
                 )
 
     def check(self) -> None:
-        """Ends a run whose config says so at the first update that was not finite.
+        """Ends a run whose state is lost, or whose config says so at an update that was not finite.
 
         Raises:
           FloatingPointError: names the update and its terms.
         """
+        if self._lost:
+            raise FloatingPointError(
+                f"{self._lost}: parameters or moments of the optimizer hold a NaN or an infinity, "
+                "and nothing of this iteration is saved. The run goes on from the checkpoint "
+                "before it; take a smaller config.optimizer.learning_rate"
+            )
         if self._told and self._experiment.training.nonfinite == "stop":
             raise FloatingPointError(
                 f"{self._told}. config.training.nonfinite is 'stop': nothing of this iteration is "

@@ -209,9 +209,7 @@ def _train(
         flags = {
             "loss": finite(value),
             "gradient": finite(gradient),
-            "update": finite(updates),
-            "parameters": finite(params),
-            "optimizer_state": finite(opt_state),
+            "state": finite((params, opt_state)),
         }
         return params, opt_state, value, flags
 

@@ -112,8 +112,9 @@ SKIPPED = "actor/skipped_updates"
 STOPPED = "actor/stopped_updates"
 """The metric of a step that says whether it was beyond `Knobs.target_kl`: 1, or 0."""
 
-TERMS = ("log_ratio", "loss", "gradient", "update", "parameters", "optimizer_state")
-"""What of an update must be finite, in the order that they are made."""
+TERMS = ("log_ratio", "loss", "gradient", "state")
+"""What of an update must be finite, in the order that they are made. Where one of the first three
+is not, the update is left out; the last is what it made of parameters and moments, and too late."""
 
 NOT_FINITE = "not_finite/"
 """Before each of `TERMS`, the metric of a step that says whether it was not finite: 1, or 0."""
@@ -148,10 +149,13 @@ def make_step(
       third result is the log-probabilities, float32[B, T] over the rows, of the tokens by the
       policy before the update.
       It donates the state: never read the one passed in again.
-      Metrics are on devices; read them while the next step runs. Where the loss, the gradient,
-      the update or what it makes of the state is not finite on any device, the state is the old
-      one bit for bit, `SKIPPED` is 1, and so is each of `TERMS` that was not. Beyond the target KL
-      it is the old one too, and `STOPPED` is 1.
+      Metrics are on devices; read them while the next step runs. Where a log ratio, the loss, the
+      open share or the gradient is not finite on any device, the state is the old one bit for bit,
+      `SKIPPED` is 1, and so is each of `TERMS` that was not. Beyond the target KL it is the old one
+      too, and `STOPPED` is 1. All of that is known before the optimizer's step, which is so
+      written where the old state stands and needs no memory of its own. A gradient whose squares
+      can be added gives a finite step under each of `optimizers.OPTIMIZERS`; should the new state
+      not be finite all the same, `not_finite/state` says so, and it is lost.
     """
     sized = optax.with_extra_args_support(optimizer)
     if options.step_share is not None:
@@ -195,31 +199,30 @@ def make_step(
             fresh=fresh,
             replicas=replicas,
         )
+        one = jnp.ones(())  # Of a step: several have the mean of their norms.
+        metrics["actor/grad_norm"] = Mean(optax.tree.norm(gradient), one)
+        momentum = optimizers.momentum(state.opt_state, gradient)
+        if momentum is not None:
+            metrics["actor/grad_momentum_cosine"] = optimizers.cosine(gradient, momentum)
+        flags = _flags(options, metrics)
+        made = jnp.stack(list(flags.values())).all()
+        metrics[SKIPPED] = Sum(1.0 - made)
+        if knobs.target_kl is not None:
+            beyond = made & (metrics["actor/ppo_kl_k3"].value > knobs.target_kl)
+            metrics[STOPPED] = Sum(beyond.astype(jnp.float32))
+            made &= ~beyond
         extra = {}
         if options.step_share is not None:
             extra["share"] = metrics["actor/open_share"].value
         updates, opt_state = sized.update(gradient, state.opt_state, state.params, **extra)
         if knobs.step_factor is not None:
             updates = jax.tree.map(lambda u: (knobs.step_factor * u).astype(u.dtype), updates)
-        one = jnp.ones(())  # Of a step: several have the mean of their norms.
-        metrics["actor/grad_norm"] = Mean(optax.tree.norm(gradient), one)
-        norm = optax.tree.norm(updates)
-        metrics["actor/update_norm"] = Mean(norm, one)
-        momentum = optimizers.momentum(state.opt_state, gradient)
-        if momentum is not None:
-            metrics["actor/grad_momentum_cosine"] = optimizers.cosine(gradient, momentum)
+        metrics["actor/update_norm"] = Mean(jnp.where(made, optax.tree.norm(updates), 0.0), one)
         params = optax.apply_updates(state.params, updates)
-        new = TrainState(params, opt_state, state.step + 1)
-        flags = _flags(options, metrics, new)
-        sound = jnp.stack(list(flags.values())).all()
+        new = choose(made, TrainState(params, opt_state, state.step + 1), state)
+        flags["state"] = finite(new)
         metrics |= {NOT_FINITE + term: Sum(1.0 - flag) for term, flag in flags.items()}
-        metrics[SKIPPED] = Sum(1.0 - sound)
-        if knobs.target_kl is not None:
-            beyond = sound & (metrics["actor/ppo_kl_k3"].value > knobs.target_kl)
-            metrics[STOPPED] = Sum(beyond.astype(jnp.float32))
-            metrics["actor/update_norm"] = Mean(jnp.where(beyond, 0.0, norm), one)
-            sound &= ~beyond
-        result = (choose(sound, new, state), metrics)
+        result = (new, metrics)
         return (*result, outputs.log_prob) if options.log_prob else result
 
     replicated, rows = (NamedSharding(device_mesh, of) for of in (mesh.REPLICATED, mesh.ROWS))
@@ -227,18 +230,17 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
-def _flags(options: StepOptions, metrics: Metrics, new: TrainState) -> dict[str, jax.Array]:
-    """Whether each term of an update is finite; bool[] by term, of all devices."""
+def _flags(options: StepOptions, metrics: Metrics) -> dict[str, jax.Array]:
+    """Whether each term that decides about an update is finite; bool[] by term, of all devices."""
     losses = [metrics[name].value for name in _LOSSES if name in metrics]
     if options.entropy_bonus:
         losses.append(metrics["actor/entropy"].value)
+    if options.step_share is not None:
+        losses.append(metrics["actor/open_share"].value)
     return {
         "log_ratio": metrics["gate/log_ratio_non_finite"].value == 0,
         "loss": finite(losses),
         "gradient": finite(metrics["actor/grad_norm"].value),
-        "update": finite(metrics["actor/update_norm"].value),
-        "parameters": finite(new.params),
-        "optimizer_state": finite(new.opt_state),
     }
 
 
