@@ -164,13 +164,13 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.gate = gates.get_gate(gate)
     config.advantage = "grpo"
 
-    config.budget_control = ConfigDict()
-    config.budget_control.of = "budgets"
-    config.budget_control.kind = "none"
-    config.budget_control.target = 0.0
-    config.budget_control.gain = 0.5
-    config.budget_control.end = 1.0
-    config.budget_control.largest = 100.0
+    config.control = ConfigDict()
+    config.control.of = "budgets"
+    config.control.kind = "none"
+    config.control.target = 0.0
+    config.control.gain = 0.5
+    config.control.end = 1.0
+    config.control.largest = 100.0
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "muon"

@@ -69,7 +69,7 @@ SECTIONS: Mapping[str, type] = {
     "rollout": options.Rollout,
     "server": options.Server,
     "training": options.Training,
-    "budget_control": options.BudgetControl,
+    "control": options.Control,
     "optimizer": options.Optimizer,
     "curriculum": options.Curriculum,
     "evaluation": options.Evaluation,
@@ -106,7 +106,7 @@ class Experiment:
       rollout: options of sampling.
       engine: another program that draws completions; None where the compiled loop does.
       training: options of the updates.
-      budget_control: what the gate's budgets follow.
+      control: what the gate's budgets, or steps, follow.
       curriculum: options of the prompt stream.
       evaluation: options of the held-out measurement.
       keep: what is kept and shown of what the policy writes.
@@ -142,7 +142,7 @@ class Experiment:
     rollout: options.Rollout
     engine: Engine | None
     training: options.Training
-    budget_control: options.BudgetControl
+    control: options.Control
     curriculum: options.Curriculum
     evaluation: options.Evaluation
     keep: options.Keep
@@ -219,7 +219,7 @@ class Experiment:
 
     def knobs_at(self, factor: float) -> Knobs:
         """The knobs of an iteration whose budgets, or steps, are controlled by this factor."""
-        control, knobs = self.budget_control, self.knobs
+        control, knobs = self.control, self.knobs
         if control.kind == "none":
             return knobs
         if control.of == "steps":
@@ -426,7 +426,7 @@ def _from_config(
         rollout=rollout,
         engine=make_engine(server, rollout, training, policy, device_mesh),
         training=training,
-        budget_control=make_budget_control(config.budget_control, gate, diagnostics),
+        control=make_control(config.control, gate, diagnostics),
         curriculum=curriculum,
         evaluation=evaluation,
         keep=options.parse(options.Keep, config.keep, "config.keep"),
@@ -491,25 +491,25 @@ def _tables(
     return tables
 
 
-def make_budget_control(
+def make_control(
     config: Any, gate: gates.Gate, diagnostics: options.Diagnostics
-) -> options.BudgetControl:
+) -> options.Control:
     """What the budgets follow.
 
     Raises:
       ValueError: a bad option, a gate without a width to multiply, or a measure that is not made in
         every iteration.
     """
-    control = options.parse(options.BudgetControl, config, "config.budget_control")
+    control = options.parse(options.Control, config, "config.control")
     if control.kind != "none" and control.of == "budgets" and not gate.widths:
         raise ValueError(
-            f"config.budget_control.kind = {control.kind!r}, but the gate {gate.name!r} has no "
+            f"config.control.kind = {control.kind!r}, but the gate {gate.name!r} has no "
             "budget that it could widen or narrow: expected 'none', or "
-            "config.budget_control.of = 'steps'"
+            "config.control.of = 'steps'"
         )
     if control.kind == "effective_sample_size" and diagnostics.every != 1:
         raise ValueError(
-            f"config.budget_control.kind = {control.kind!r} follows what config.diagnostics "
+            f"config.control.kind = {control.kind!r} follows what config.diagnostics "
             f"measure in every iteration: expected config.diagnostics.every = 1, got "
             f"{diagnostics.every}"
         )

@@ -719,7 +719,7 @@ class Optimizer:
         _require_choice("moment_dtype", self.moment_dtype, tuple(MOMENT_DTYPES))
 
 
-BUDGET_CONTROLS = ("none", "anneal", "kl", "effective_sample_size")
+CONTROLS = ("none", "anneal", "kl", "effective_sample_size")
 """What the gate's budgets, or the length of steps, follow."""
 
 CONTROLLED = ("budgets", "steps")
@@ -727,8 +727,8 @@ CONTROLLED = ("budgets", "steps")
 
 
 @dataclasses.dataclass(frozen=True)
-class BudgetControl:
-    """Budgets, or steps, that follow the run; see `run.budget_control`.
+class Control:
+    """Budgets, or steps, that follow the run; see `run.control`.
 
     Attributes:
       of: what the factor multiplies: "budgets", every width of the gate; or "steps", every update.
@@ -751,7 +751,7 @@ class BudgetControl:
 
     def __post_init__(self) -> None:
         _require_choice("of", self.of, CONTROLLED)
-        _require_choice("kind", self.kind, BUDGET_CONTROLS)
+        _require_choice("kind", self.kind, CONTROLS)
         if self.kind == "kl":
             _require(self.target > 0, "target", self.target, "a KL above 0, nats a token")
         if self.kind == "effective_sample_size":

@@ -307,6 +307,22 @@ FAULTS = (
     ),
     # Older runs.
     Mutant(
+        "the factor of an earlier version's checkpoint is forgotten",
+        "fiberjax/run/loop.py",
+        'found.host.get("control", found.host.get("budget_control"))',
+        'found.host.get("control")',
+        (
+            "tests/run/test_control.py::test_a_run_follows_its_kl_and_resumes_bitwise[budgets-gate/budget]",
+        ),
+    ),
+    Mutant(
+        "a section that moved keeps its old name",
+        "fiberjax/run/migrations.py",
+        "migrated[after] = migrated.pop(before)",
+        "migrated[before] = migrated.pop(before)",
+        ("tests/run/test_identity.py::test_the_migrations_give_every_option_of_today",),
+    ),
+    Mutant(
         "an older run forgets its tokens",
         "fiberjax/run/migrations.py",
         'overrides |= {"pad": pad, "begin": begin, "end": [end]}',

@@ -36,7 +36,7 @@ FAULTS = (
         "fiberjax/experiment.py",
         'if control.of == "steps":',
         'if control.of == "budget":',
-        ("tests/run/test_budget_control.py::test_a_control_multiplies_what_it_is_of",),
+        ("tests/run/test_control.py::test_a_control_multiplies_what_it_is_of",),
     ),
     Mutant(
         "the learning rate is that of updates that were left out too",

@@ -19,10 +19,10 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments.study.rounding import Rounding, rounder
-from experiments.study.settings import EVALUATE_EVERY, Setting
+from experiments.study.settings import EVALUATE_EVERY, TODAY, Setting
 from fiberjax import experiment
 from fiberjax.experiment import Experiment
-from fiberjax.run.budget_control import Controller
+from fiberjax.run.control import Controller
 from fiberjax.run.evaluation import evaluate
 from fiberjax.run.trainer import Collected, Trainer
 from fiberjax.run.warm_start import starting_params
@@ -65,7 +65,7 @@ class Laboratory:
         """
         config = self._make_config(setting.gate)
         for path, value in setting.options.items():
-            *sections, name = path.split(".")
+            *sections, name = TODAY.get(path, path).split(".")
             section = config
             for part in sections:
                 section = section.get(part, {})
@@ -106,7 +106,7 @@ class Laboratory:
         rows: list[dict[str, float]] = []
         collapsed = None
         stream = built.prompt_stream()
-        control = Controller(built.budget_control, built.iterations)
+        control = Controller(built.control, built.iterations)
         waiting: collections.deque[Collected] = collections.deque()
         for iteration in range(built.iterations):
             # The batch that is trained on was sampled `staleness` iterations ago; at the start
@@ -186,7 +186,7 @@ class Laboratory:
         compiled = config.copy_and_resolve_references()
         # What the programs depend on: of the gate its structure, but no budget.
         compiled.gate = ConfigDict({"structure": repr(built.gate)})
-        compiled.budget_control = ConfigDict()  # Of the host alone.
+        compiled.control = ConfigDict()  # Of the host alone.
         compiled.seed = compiled.iterations = compiled.training.epochs = 0
         compiled.optimizer.learning_rate = compiled.rollout.temperature = 0.0
         key = compiled.to_json_best_effort(sort_keys=True)

@@ -47,6 +47,9 @@ PINNED: Mapping[str, Any] = {
 Records that do not name one of these had it: `records.read` fills it in. So a value here never
 changes, and one is added only with the value that all runs before had."""
 
+TODAY: Mapping[str, str] = {"budget_control": "control"}
+"""Options by the name that the records have -> what they are called since."""
+
 BASE: Mapping[str, Any] = {
     **PINNED,
     "iterations": 15,

@@ -60,7 +60,7 @@ def objectives_of(
       layout: of the rollouts; it has the levels that the gates name.
       config: the run's, as JSON; None where the rollouts are of no run.
       weighting: of all objectives; None for the run's, or "trajectory".
-      factor: of the run's own budgets at that iteration; see `run.budget_control`.
+      factor: of the run's own budgets at that iteration; see `run.control`.
 
     Raises:
       ValueError: there is none, an override or a weighting does not exist, two have one label, or a

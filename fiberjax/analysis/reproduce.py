@@ -181,7 +181,7 @@ def reproduce(
         jax.tree.map(lambda leaf: leaf.sharding, built.abstract_state()),
     )
     diagnose = make_diagnose(built.mesh, built.gate)
-    of_budgets = built.budget_control.of == "budgets"
+    of_budgets = built.control.of == "budgets"
     knobs = built.knobs_at(float(kept.meta["budget_factor" if of_budgets else "step_factor"]))
     adapted = None if built.lora is None else base.params
     found: list[Compared] = []

@@ -369,7 +369,7 @@ CHECKS = (
         "A few trajectories have nearly all of the weight: the step is made of them, whatever "
         "the mean KL.",
         "Fewer updates a batch, smaller budgets, shorter answers; "
-        "budget_control.kind=effective_sample_size holds it.",
+        "control.kind=effective_sample_size holds it.",
         "KL grows, is_ratio/max is in the thousands",
     ),
     Check(

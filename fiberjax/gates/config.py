@@ -32,7 +32,7 @@ class Budget:
       default: None switches an optional one off.
       unit: for messages and tables.
       width: whether it is a width of the trust region, more of which allows more drift: what
-        `budget_control` multiplies.
+        `control` multiplies.
     """
 
     default: float | None

@@ -64,7 +64,7 @@ def _schedule(change: Change, config: Mapping[str, Any]) -> bool:
 
 def _course(change: Change, config: Mapping[str, Any]) -> bool:
     curriculum = config["curriculum"]
-    annealed = config["budget_control"]["kind"] == "anneal"
+    annealed = config["control"]["kind"] == "anneal"
     return curriculum["start"] != curriculum["end"] or annealed
 
 
@@ -133,7 +133,7 @@ RULES: tuple[Rule, ...] = (
         ("gate.*",), "logged", "updates to come take budgets, which are the gate's numbers", _budget
     ),
     Rule(
-        tuple(f"budget_control.{name}" for name in ("target", "gain", "end", "largest")),
+        tuple(f"control.{name}" for name in ("target", "gain", "end", "largest")),
         "logged",
         "the factor of budgets or steps goes on from where it is",
     ),

@@ -256,10 +256,10 @@ class Keeper:
           trained: by this process; None where there was nothing.
           updates: in their order, each with its metrics.
           updates_before: made before the iteration.
-          factor: of the gate's budgets, or of steps; see `run.budget_control`.
+          factor: of the gate's budgets, or of steps; see `run.control`.
         """
         began = time.monotonic()
-        of_budgets = self._experiment.budget_control.of == "budgets"
+        of_budgets = self._experiment.control.of == "budgets"
         rows = None if trained is None else table(self._experiment, trained, iteration)
         if self._folder is not None:
             if trained is not None and rows is not None:

@@ -22,8 +22,8 @@ from fiberjax.run import ahead, evaluation, identity, lock, provenance, rollouts
 from fiberjax.run.ahead import Drawn
 from fiberjax.run.base import Base, make_base
 from fiberjax.run.best import Best, EarlyStop
-from fiberjax.run.budget_control import Controller
 from fiberjax.run.checkpoints import Checkpoints
+from fiberjax.run.control import Controller
 from fiberjax.run.evaluation import EvaluationTable, Measures, comparable, evaluate, profile
 from fiberjax.run.interrupts import Interrupted, Interrupts
 from fiberjax.run.keeping import Keeper
@@ -167,7 +167,7 @@ class Begun(NamedTuple):
       state: the train state.
       done: iterations finished.
       stream: of the prompts.
-      control: of the gate's budgets.
+      control: of the gate's budgets, or of steps.
       best: of the checkpoints.
       stop: whether to stop early.
       nonfinite: the updates that were left out.
@@ -190,7 +190,7 @@ class Begun(NamedTuple):
         """What a checkpoint holds beside the train state, as JSON; `begin` reads it."""
         host = {
             "stream": self.stream.get_state(),
-            "budget_control": self.control.get_state(),
+            "control": self.control.get_state(),
             "best_value": self.best.get_state(),
             "stop": self.stop.get_state(),
             "nonfinite": self.nonfinite.get_state(),
@@ -203,7 +203,7 @@ class Begun(NamedTuple):
 def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     """The newest checkpoint, or what a run starts from: warm-started, evaluated and profiled."""
     stream = experiment.prompt_stream()
-    control = Controller(experiment.budget_control, experiment.iterations)
+    control = Controller(experiment.control, experiment.iterations)
     best = Best(experiment.checkpoint.best, experiment.checkpoint.best_mode)
     stop, nonfinite = EarlyStop(experiment.stop), NonFinite(experiment)
     shapes = experiment.abstract_state()
@@ -219,7 +219,7 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
             )
         base.check(found.host)
         stream.set_state(found.host["stream"])
-        control.set_state(found.host.get("budget_control"))
+        control.set_state(found.host.get("control", found.host.get("budget_control")))
         best.set_state(found.host.get("best_value"))
         stop.set_state(found.host.get("stop"))
         nonfinite.set_state(found.host.get("nonfinite"))

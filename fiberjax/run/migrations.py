@@ -9,6 +9,7 @@ take no part in this: theirs are all there, or are refused.
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,12 +23,14 @@ class Migration:
       renamed: dotted path of an option -> its old values -> what they are called now.
       rewrite: changes a config in place, before the rest; None for nothing.
       rewritten: dotted paths that it sets for older runs, however they are set today.
+      moved: name of a section -> its name from then on.
     """
 
     added: Mapping[str, Any]
     renamed: Mapping[str, Mapping[str, str]]
     rewrite: Callable[[dict[str, Any]], None] | None = None
     rewritten: tuple[str, ...] = ()
+    moved: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _model_of_its_own(config: dict[str, Any]) -> None:
@@ -225,6 +228,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(added={"mesh.sequence": 1}, renamed={}),
     Migration(added={"training.target_kl": 0.0}, renamed={}),
     Migration(added={"budget_control.of": "budgets"}, renamed={}),
+    Migration(added={}, renamed={}, moved={"budget_control": "control"}),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 
@@ -257,6 +261,8 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     for migration in MIGRATIONS[version:]:
         if migration.rewrite is not None:
             migration.rewrite(migrated)
+        for before, after in migration.moved.items():
+            migrated[after] = migrated.pop(before)
         for path, value in migration.added.items():
             of, name = section(migrated, path)
             of[name] = copy.deepcopy(value)
@@ -267,12 +273,17 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
 
 
 def added_since(version: int) -> tuple[str, ...]:
-    """The options that a version lacked, as dotted paths."""
-    return tuple(
-        path
-        for migration in MIGRATIONS[version:]
-        for path in (*migration.added, *migration.rewritten)
-    )
+    """The options that a version lacked, as dotted paths of today.
+
+    >>> added_since(VERSION - 2)
+    ('control.of',)
+    """
+    found: list[str] = []
+    for migration in MIGRATIONS[version:]:
+        for before, after in migration.moved.items():
+            found = [re.sub(rf"^{before}(?=\.|$)", after, path) for path in found]
+        found += [*migration.added, *migration.rewritten]
+    return tuple(found)
 
 
 def section(config: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:

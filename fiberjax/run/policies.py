@@ -128,7 +128,7 @@ def without_data(
     """
     config = copy.deepcopy(config)
     config.gate = ConfigDict({"name": "importance"})
-    config.budget_control.kind = "none"
+    config.control.kind = "none"
     config.update({"levels": (("group", ""),), "advantage": "grpo"})
     if (start or config.lora.rank > 0) and config.warm_start.steps > 0:
         return config, None

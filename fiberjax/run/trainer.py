@@ -186,7 +186,7 @@ class Trainer:
           state: donated.
           stream: gives the prompts and learns their pass rates.
           iteration: counted from 0; decides every random draw.
-          factor: of the gate's budgets or of steps; see `run.budget_control`.
+          factor: of the gate's budgets or of steps; see `run.control`.
         """
         began = time.monotonic()
         lag, iterations = self.experiment.rollout.lag, self.experiment.iterations
@@ -424,7 +424,7 @@ class Trainer:
           state: donated.
           collected: from `collect`, by this policy or an earlier one.
           iteration: counted from 0; decides the order of the updates.
-          factor: of the gate's budgets or of steps; see `run.budget_control`.
+          factor: of the gate's budgets or of steps; see `run.control`.
           meanwhile: is called while the devices update.
           fresh: whether it is scored by this very policy, whose log-probabilities the first update
             then need not compute.
@@ -478,7 +478,7 @@ class Trainer:
             keeper.keep(iteration + 1, collected.trained, told, updates_before=made, factor=factor)
         if self._updates is not None:
             self._updates(iteration + 1, told)
-        control = self.experiment.budget_control
+        control = self.experiment.control
         if control.kind != "none":
             name = "gate/budget_factor" if control.of == "budgets" else "actor/step_factor"
             scalars[name] = factor

@@ -35,7 +35,7 @@ def run(tmp_path_factory, scratch):
     config.keep.rollouts = "every 1"
     config.diagnostics.every = 1
     config.training.mismatch = "truncate"
-    config.budget_control.kind = "anneal"
+    config.control.kind = "anneal"
     config.warm_start.steps = 200
     built = experiment.from_config(config, jax.devices()[:1])
     folder = tmp_path_factory.mktemp("run")

@@ -124,9 +124,7 @@ def test_the_behaviour_s_effective_sample_size_is_kish_s(one_device):
     "options",
     [
         {},
-        pytest.param(
-            {"rollout__resample": 2, "budget_control__kind": "anneal"}, marks=pytest.mark.long
-        ),
+        pytest.param({"rollout__resample": 2, "control__kind": "anneal"}, marks=pytest.mark.long),
         pytest.param({"lora__rank": 2}, marks=pytest.mark.long),
         pytest.param(
             {

@@ -55,7 +55,7 @@ def test_every_option_has_its_class(config):
         *("rewards.overlong_cache", "rewards.overlong_from"),
         *("gate.epsilon", "gate.weight_cap"),
         *(f"gate.levels.{level}.budget" for level in ("trajectory", "group", "domain")),
-        *(f"budget_control.{name}" for name in ("target", "gain", "end", "largest")),
+        *(f"control.{name}" for name in ("target", "gain", "end", "largest")),
         *("training.entropy_coefficient", "training.kl_coefficient", "training.router_replay"),
         "training.target_kl",
         *("training.micro_batches", "training.packing", "training.chunk"),
@@ -77,7 +77,7 @@ def test_iterations_change_where_no_past_update_depends_on_them(config):
         changed = copy.deepcopy(config)
         changed["optimizer"]["schedule"] = schedule
         changed["curriculum"] |= {"start": start, "end": end}
-        changed["budget_control"]["kind"] = control
+        changed["control"]["kind"] = control
         changed["rollout"]["lag"] = lag
         return kind(changed, "iterations", 30, 60)
 

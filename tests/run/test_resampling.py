@@ -145,7 +145,7 @@ def test_shuffled_rewards_are_those_of_the_batch(begin):
 
 
 def test_no_group_at_all_makes_no_update(begin, tmp_path, capsys):
-    built, trainer, state = begin(none, budget_control__kind="kl", budget_control__target=0.01)
+    built, trainer, state = begin(none, control__kind="kl", control__target=0.01)
     before = jax.device_get(state)
     state, scalars = trainer.iterate(state, built.prompt_stream(), 0)
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state))
@@ -162,8 +162,8 @@ def test_a_run_without_any_group_says_so_and_ends(begin, tmp_path, capsys, monke
         none,
         iterations=2,
         training__unpaid_iterations=0,
-        budget_control__kind="kl",
-        budget_control__target=0.01,
+        control__kind="kl",
+        control__target=0.01,
     )
     monkeypatch.setattr(loop, "evaluate", lambda *_, **__: loop.Measures({}, np.zeros(0)))
     _, state, _ = loop.train(built, tmp_path)

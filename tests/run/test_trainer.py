@@ -172,7 +172,7 @@ def test_every_metric_is_written_and_described(build):
         training__step_share="importance",
         training__mismatch="truncate",
         training__target_kl=1.0,
-        budget_control__kind="anneal",
+        control__kind="anneal",
         rollout__top_p=0.9,
         rollout__resample=2,
         rewards__truncated="zero",
@@ -183,7 +183,7 @@ def test_every_metric_is_written_and_described(build):
     assert [name for name, metric in described.items() if not metric.meaning] == []
     # What is watched of a run beside its iterations is written by the loop; turns need someone who
     # answers: test_calculator.py.
-    # Of steps and budgets one is controlled: test_budget_control.py.
+    # Of steps and budgets one is controlled: test_control.py.
     others = ("evaluation/", "timing/watching", "turns/", "actor/step_factor")
     watched = {name for name in METRICS if name.startswith(others)}
     assert set(METRICS.values()) - set(described.values()) == {METRICS[name] for name in watched}

@@ -14,7 +14,7 @@ from configs import quickstart
 from experiments.study.figures import FIGURES
 from experiments.study.laboratory import Laboratory
 from experiments.study.rounding import rounded
-from experiments.study.settings import BASE, Replay, Setting
+from experiments.study.settings import BASE, TODAY, Replay, Setting
 from fiberjax import experiment
 from fiberjax.run.trainer import Trainer
 from fiberjax.run.warm_start import starting_params
@@ -23,7 +23,7 @@ from fiberjax.tasks import loading
 
 def tiny_option(path):
     value = tiny.get_config()
-    for name in path.split("."):
+    for name in TODAY.get(path, path).split("."):
         value = value[name]
     return value.to_dict() if isinstance(value, ConfigDict) else value
 

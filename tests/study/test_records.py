@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments.study import draw, early_warning, halving, pictures, records, run, summary
 from experiments.study.figures import FIGURES
-from experiments.study.settings import BASE, PINNED, SEEDS, TUNING_SEEDS, Replay, Setting
+from experiments.study.settings import BASE, PINNED, SEEDS, TODAY, TUNING_SEEDS, Replay, Setting
 from fiberjax.presets import PRESETS, preset
 
 
@@ -125,7 +125,7 @@ def test_pins_are_what_the_quickstart_has():
     config = json.loads(quickstart.get_config("grpo").to_json_best_effort())
     for path, value in PINNED.items():
         had = config
-        for name in path.split("."):
+        for name in TODAY.get(path, path).split("."):
             had = had[name]
         if path == "budget_control":  # What it had since the runs were made is filled in.
             had = {name: had[name] for name in value}

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fiberjax.options import BudgetControl
+from fiberjax.options import Control
 
 KL = "actor/ppo_kl_k3"
 EFFECTIVE_SAMPLE_SIZE = "is_ratio/effective_sample_size/trajectory"
@@ -30,7 +30,7 @@ class Controller:
       factor: of the iteration to come.
     """
 
-    def __init__(self, options: BudgetControl, iterations: int):
+    def __init__(self, options: Control, iterations: int):
         """Begins at a factor of 1.
 
         Args:
@@ -69,7 +69,7 @@ class Controller:
         self.factor = 1.0 if state is None else float(state["factor"])
 
 
-def moved(factor: float, drift: float, target: float, options: BudgetControl) -> float:
+def moved(factor: float, drift: float, target: float, options: Control) -> float:
     """The factor after an iteration that drifted so far.
 
     Args:
@@ -81,7 +81,7 @@ def moved(factor: float, drift: float, target: float, options: BudgetControl) ->
     Returns:
       A factor in `[1/largest, largest]`: smaller where the drift was too large, or not finite.
 
-    >>> options = BudgetControl("budgets", "kl", target=0.01, gain=1.0, end=1.0, largest=100.0)
+    >>> options = Control("budgets", "kl", target=0.01, gain=1.0, end=1.0, largest=100.0)
     >>> moved(1.0, 0.02, 0.01, options)  # Half the KL: a root of a half of the drift.
     0.7071067811865476
     >>> moved(1.0, 0.0, 0.01, options), moved(1.0, float("nan"), 0.01, options)

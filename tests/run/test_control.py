@@ -1,4 +1,4 @@
-"""Budgets that follow the run: where the factor goes, what it widens, and that a run resumes it."""
+"""Budgets or steps that follow the run: their factor, what it widens, and that a run resumes it."""
 
 import math
 
@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from fiberjax import gates
-from fiberjax.experiment import make_budget_control
+from fiberjax.experiment import make_control
 from fiberjax.gates.config import BY_LEVEL
-from fiberjax.options import BudgetControl, Diagnostics, parse
+from fiberjax.options import Control, Diagnostics, parse
 from fiberjax.presets import PRESETS, preset
 from fiberjax.run import loop, metrics
-from fiberjax.run.budget_control import EFFECTIVE_SAMPLE_SIZE, KL, Controller, moved
+from fiberjax.run.control import EFFECTIVE_SAMPLE_SIZE, KL, Controller, moved
 from fiberjax.run.trainer import Trainer
 
 LEVELS = ("trajectory", "group", "domain")
 OFF = {"of": "budgets", "kind": "none", "target": 0.0, "gain": 1.0, "end": 1.0, "largest": 100.0}
 
 
-def control(**changed) -> BudgetControl:
-    return parse(BudgetControl, {**OFF, **changed}, "config.budget_control")
+def control(**changed) -> Control:
+    return parse(Control, {**OFF, **changed}, "config.control")
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])
@@ -82,10 +82,10 @@ def test_what_cannot_be_held_is_refused(changed, message):
 def test_what_is_followed_is_measured_in_every_iteration():
     gate, _ = gates.from_config(preset("silent_domain"), LEVELS)
     followed = OFF | {"kind": "effective_sample_size", "target": 0.8}
-    assert make_budget_control(followed, gate, Diagnostics(1)).target == 0.8
+    assert make_control(followed, gate, Diagnostics(1)).target == 0.8
     with pytest.raises(ValueError, match=r"expected config\.diagnostics\.every = 1, got 5"):
-        make_budget_control(followed, gate, Diagnostics(5))
-    make_budget_control(followed | {"kind": "kl"}, gate, Diagnostics(0))
+        make_control(followed, gate, Diagnostics(5))
+    make_control(followed | {"kind": "kl"}, gate, Diagnostics(0))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -121,21 +121,21 @@ def make_small_layout():
 
 
 def test_a_gate_without_a_width_is_refused(build):
-    with pytest.raises(ValueError, match=r"config\.budget_control\.kind = 'kl', but the gate"):
-        build("importance", budget_control__kind="kl", budget_control__target=0.01)
+    with pytest.raises(ValueError, match=r"config\.control\.kind = 'kl', but the gate"):
+        build("importance", control__kind="kl", control__target=0.01)
 
 
 def test_a_control_multiplies_what_it_is_of(build):
     knobs = {}
     for of in ("budgets", "steps"):
-        built = build("silent_domain", budget_control__of=of, budget_control__kind="anneal")
+        built = build("silent_domain", control__of=of, control__kind="anneal")
         knobs[of] = built.knobs_at(0.25)
     wider = built.gate.widened(built.knobs.budgets, 0.25)
     assert knobs["steps"].step_factor == np.float32(0.25) and knobs["budgets"].step_factor is None
     for of, expected in (("steps", built.knobs.budgets), ("budgets", wider)):
         jax.tree.map(np.testing.assert_array_equal, knobs[of].budgets, expected)
     # A gate without budgets has steps all the same.
-    build("importance", budget_control__of="steps", budget_control__kind="anneal")
+    build("importance", control__of="steps", control__kind="anneal")
 
 
 @pytest.mark.parametrize(("of", "name"), [("budgets", "gate/budget"), ("steps", "actor/step")])
@@ -143,9 +143,9 @@ def test_a_run_follows_its_kl_and_resumes_bitwise(build, tmp_path, monkeypatch, 
     built = build(
         "silent_domain",
         iterations=3,
-        budget_control__of=of,
-        budget_control__kind="kl",
-        budget_control__target=1e-4,
+        control__of=of,
+        control__kind="kl",
+        control__target=1e-4,
         warm_start__steps=20,
     )
     loop.train(built, tmp_path / "whole")
@@ -153,7 +153,7 @@ def test_a_run_follows_its_kl_and_resumes_bitwise(build, tmp_path, monkeypatch, 
     factors = whole[f"{name}_factor"]
     assert factors[0] == 1
     for before, drift, after in zip(factors, whole[KL], factors[1:], strict=False):
-        assert after == pytest.approx(moved(before, drift, 1e-4, built.budget_control)) != before
+        assert after == pytest.approx(moved(before, drift, 1e-4, built.control)) != before
 
     class Killed(Exception):
         pass
@@ -165,6 +165,15 @@ def test_a_run_follows_its_kl_and_resumes_bitwise(build, tmp_path, monkeypatch, 
             raise Killed
         return iterate(self, state, stream, iteration, factor)
 
+    to_host = loop.Begun.to_host
+
+    def as_before(self, experiment):
+        """What is saved, under the name that it had in earlier versions."""
+        host = to_host(self, experiment)
+        return {"budget_control" if name == "control" else name: of for name, of in host.items()}
+
+    if of == "budgets":
+        monkeypatch.setattr(loop.Begun, "to_host", as_before)
     monkeypatch.setattr(Trainer, "iterate", until_the_first)
     with pytest.raises(Killed):
         loop.train(built, tmp_path / "cut")
