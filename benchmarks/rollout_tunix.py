@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from flax import nnx
 from sides import Rows, serve
-from tunix.generate.sampler import CacheConfig, Sampler
-from tunix.models.qwen3.model import ModelConfig, Qwen3
+from tunix.generate.sampler import Sampler
+from tunix_policy import make_cache, make_model
 
 PAD, EOS = 0, 1
 
@@ -35,25 +35,8 @@ def main() -> None:
     """Builds, then answers until stdin ends."""
     options = json.loads(sys.argv[1])
     data = np.load(sys.argv[2])
-    shape = {
-        name: options[name]
-        for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads")
-    }
-    model = Qwen3(
-        ModelConfig(
-            **shape,
-            head_dim=options["head_dim"],
-            hidden_dim=options["mlp_dim"],
-            rope_theta=int(options["rope_theta"]),
-            norm_eps=options["norm_epsilon"],
-            use_tied_embedding=True,
-        ),
-        rngs=nnx.Rngs(0),
-    )
+    model, cache = make_model(options), make_cache(options)
     width, length = options["prompt"], options["completion"]
-    cache = CacheConfig(
-        width + length, options["num_layers"], options["num_kv_heads"], options["head_dim"]
-    )
     samplers = {
         case: Scheduled(model, Rows(data[f"{case}_prompts"], pad=PAD, eos=EOS), cache)
         for case in ("equal", "ragged")

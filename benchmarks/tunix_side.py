@@ -17,12 +17,13 @@ import numpy as np
 import optax
 from flax import nnx
 from sides import Rows, serve
-from tunix.generate.sampler import CacheConfig, Sampler
-from tunix.models.qwen3.model import ModelConfig, Qwen3
+from tunix.generate.sampler import Sampler
+from tunix.models.qwen3.model import Qwen3
 from tunix.rl import algo_core, common
 from tunix.rl.grpo.grpo_learner import GRPOConfig
 from tunix.rl.trainer import Trainer
 from tunix.sft.peft_trainer import TrainingConfig
+from tunix_policy import make_cache, make_model
 
 PAD, EOS = 0, 1
 
@@ -70,25 +71,9 @@ def main() -> None:
     """Builds, then answers until stdin ends."""
     options = json.loads(sys.argv[1])
     data = np.load(sys.argv[2])
-    shape = {
-        name: options[name]
-        for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads")
-    }
-    model = Qwen3(
-        ModelConfig(
-            **shape,
-            head_dim=options["head_dim"],
-            hidden_dim=options["mlp_dim"],
-            rope_theta=int(options["rope_theta"]),
-            norm_eps=options["norm_epsilon"],
-            use_tied_embedding=True,
-        ),
-        rngs=nnx.Rngs(0),
-    )
+    model, cache = make_model(options), make_cache(options)
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
     length = options["completion"]
-    size = options["prompt"] + length
-    cache = CacheConfig(size, options["num_layers"], options["num_kv_heads"], options["head_dim"])
     # The sampler holds the weights of the beginning: a step replaces the arrays, never writes them.
     sampler = Sampler(model, Rows(data["prompts"], pad=PAD, eos=EOS), cache)
     step = make_step(model, options)
