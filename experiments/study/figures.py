@@ -596,8 +596,8 @@ def target_kl(stage: int, find: Find) -> tuple[Setting, ...]:
 def held_steps(stage: int, find: Find) -> tuple[Setting, ...]:
     """Steps whose length follows the run, so that a KL is held, whatever the gate.
 
-    Is the KL to hold only another number to search for? Three methods at a fourth of it to four
-    times as much.
+    Is the KL to hold only another number to search for? Three methods at a fourth of it and at four
+    times as much; and at a rate that is too low, from where steps become longer.
     """
     methods = (WHOLE, SIX[1], SIX[0], NO_GATE, SIX[5])
     few = (SIX[5], SIX[1], NO_GATE)
@@ -611,8 +611,11 @@ def held_steps(stage: int, find: Find) -> tuple[Setting, ...]:
     return _over(
         [
             held(method, kl, rate)
-            for kl, methods in ((0.005, methods), (0.02, few), (0.00125, few))
-            for rate in (3e-3, 1e-3)
+            for kl, rate, methods in (
+                *((0.005, rate, methods) for rate in (3e-3, 1e-3)),
+                (0.005, 1e-4, few),
+                *((kl, rate, few) for kl in (0.02, 0.00125) for rate in (3e-3, 1e-3)),
+            )
             for method in methods
         ],
         stage,
