@@ -104,8 +104,9 @@ def duels(grid: Mapping[str, Sequence[Cell]]) -> list[str]:
         "| against | places | runs in pairs | mean difference | ahead at | worst |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {name} | {of.places} | {of.pairs} | {of.difference} | {of.won} of {of.places} "
-            f"| {of.worst[0]:+.3f} ({of.worst[1]}) |"
+            f"| {name} | {of.places} | {of.pairs} "
+            f"| {of.difference if of.places > 1 else f'{of.worst[0]:.3f}'} "
+            f"| {of.won} of {of.places} | {of.worst[0]:+.3f} ({of.worst[1]}) |"
             for name, of in found.items()
             if of is not None
         ),
