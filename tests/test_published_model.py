@@ -263,6 +263,7 @@ def old_config(config, **values):
     """A config as a run of version 3 saved it."""
     saved = json.loads(config.to_json_best_effort())
     del saved["model"]
+    saved["budget_control"] = saved.pop("control")
     saved["warm_start"]["weights"] = values.pop("weights", "")
     names = ("vocabulary", "pad_token", "eos_token", "bos_token")
     saved["tasks"] |= dict.fromkeys(names[1:], "") | values
