@@ -494,7 +494,7 @@ def _tables(
 def make_control(
     config: Any, gate: gates.Gate, diagnostics: options.Diagnostics
 ) -> options.Control:
-    """What the budgets follow.
+    """What the budgets, or steps, follow.
 
     Raises:
       ValueError: a bad option, a gate without a width to multiply, or a measure that is not made in
