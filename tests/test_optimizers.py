@@ -275,8 +275,10 @@ def test_no_momentum_where_none_is_kept_or_two_are():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("b1", [0.0, 0.9])
-@pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_a_finite_gradient_gives_a_finite_step(name, b1, clip, params):
+@pytest.mark.parametrize(
+    ("clip", "moments"), [(0.0, "float32"), (0.0, "bfloat16"), (1.0, "float32")]
+)
+def test_a_finite_gradient_gives_a_finite_step(name, b1, clip, moments, params):
     """Whatever sizes follow each other, as long as the squares of a gradient can be added.
 
     So whether an update is finite is known before the optimizer's step.
@@ -289,7 +291,7 @@ def test_a_finite_gradient_gives_a_finite_step(name, b1, clip, params):
         weight_decay=0.1,
         decay_all=False,
         clip_norm=clip,
-        moment_dtype="float32",
+        moment_dtype=moments,
     )
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     largest = np.sqrt(np.finfo(np.float32).max / count) / 2
