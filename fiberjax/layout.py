@@ -99,6 +99,18 @@ class Layout:
             axis_name=self.axis_names[k + 1],
         )
 
+    def means(self, values: jax.Array) -> tuple[jax.Array, ...]:
+        """The mean over every cell's children, of tokens for the finest; for each level float[S_k].
+
+        Values must be masked. Of log ratios this is the signed mean drift, `Sₖ⁺ − Sₖ⁻` of the
+        published bundle. Linear in the values; 0 at unused cells.
+        """
+        means: list[jax.Array] = []
+        for k, size in enumerate(self.sizes):
+            total = self.pushforward(means[-1], k - 1) if k else self.pushforward_tokens(values)
+            means.append(segments.safe_divide(total, size.astype(total.dtype)))
+        return tuple(means)
+
     def lift_tokens(self, table: jax.Array) -> jax.Array:
         """Reads the finest-level table at each token; broadcasts against the mask's shape."""
         values = segments.spread(table, self.cell_id)

@@ -188,6 +188,30 @@ FAULTS = (
         "both = jnp.stack([-moved, moved], axis=-1)",
         AGREES,
     ),
+    Mutant(
+        "a trajectory's budget follows its advantage",
+        "fiberjax/gates/scales.py",
+        "above = layout.index(TRAJECTORY) + 1",
+        "above = layout.index(TRAJECTORY)",
+        (f"{SILENT}::test_dispersion_scales_the_levels_above_trajectories_alone",),
+    ),
+    Mutant(
+        "a budget is divided by the number of children, not by its root",
+        "fiberjax/gates/scales.py",
+        "level: 1 / jnp.sqrt(n)",
+        "level: 1 / n",
+        (f"{SILENT}::test_budgets_follow_the_noise_of_a_mean",),
+    ),
+    Mutant(
+        "good and bad advantages of a cell cancel in its dispersion",
+        "fiberjax/gates/scales.py",
+        "means = layout.means(jnp.abs(jax.lax.stop_gradient(advantage)))",
+        "means = layout.means(jax.lax.stop_gradient(advantage))",
+        (
+            f"{SILENT}::test_budgets_follow_the_dispersion_of_rewards",
+            f"{VARIANTS}::test_agrees_with_the_loop_written_reference",
+        ),
+    ),
     # Layout and segments.
     Mutant(
         "an id of nothing reads the last cell",

@@ -52,6 +52,7 @@ def fgh(
     deviation="log",
     alpha=1.0,
     upper_negative=None,
+    budget_scale="none",
 ):
     """The published hierarchy; `budgets` is one pair a level."""
     gate = {"rollback": aggregate, "hold": hold}[base_gate]
@@ -79,7 +80,8 @@ def fgh(
         """The gated drift of a cell: its own, and what comes down to it."""
         up = parents[k][y] if k + 1 < levels else None
         above = 0.0 if up is None else drift[k + 1, up][c]
-        gated = gate(drift[k, y][c] - above, budgets[k][c], size[k, y])
+        scale = dispersion(a, trajectory, parents, k, y) if budget_scale == "dispersion" else 1.0
+        gated = gate(drift[k, y][c] - above, scale * budgets[k][c], size[k, y])
         gated += 0.0 if up is None else weight(k + 1, up, c)
         return min(max(gated, 0.0), drift[k, y][c]) if lift == "bounded" else gated
 
@@ -139,6 +141,22 @@ def exact(
     return np.array(out)
 
 
+def dispersion(a, trajectory, parents, k, y):
+    """The mean size of the advantages of a cell, as the mean of its children's; 1 up to k = 0."""
+    if k == 0:
+        return 1.0
+
+    def mean(k, y):
+        if k == 0:
+            of = [abs(x) for x, t in zip(a, trajectory, strict=True) if t == y]
+        else:
+            below = sorted(set(cells(trajectory, parents, k - 1)))
+            of = [mean(k - 1, x) for x in below if parents[k - 1][x] == y]
+        return sum(of) / len(of)
+
+    return mean(k, y)
+
+
 def silent(
     l,
     a,
@@ -183,6 +201,8 @@ def silent(
             budget = budgets[k][0 if s > 0 else 1]
             if budget_scale == "noise":
                 budget /= math.sqrt(len(children(k, at[k][i])))
+            if budget_scale == "dispersion":
+                budget *= dispersion(a, trajectory, parents, k, at[k][i])
             beyond.append(moved - budget)
         own = [l[j] for j in range(len(l)) if whole[j] == whole[i]]
         m = sum(own) / len(own) if weight == "trajectory" else l[i]

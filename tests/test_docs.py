@@ -16,6 +16,7 @@ import fiberjax
 from configs import quickstart
 from fiberjax.experiment import KEYS
 from fiberjax.options import Run
+from fiberjax.presets import PRESETS
 from fiberjax.run import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -131,9 +132,10 @@ def unknown_metrics(text: str) -> list[str]:
 
 
 def unknown_options(text: str) -> list[str]:
-    """The options that a text names, like `rollout.samples`, and no config has."""
-    config = quickstart.get_config()
-    sections = {name for name, value in config.items() if hasattr(value, "items")} - {"gate"}
+    """The options that a text names, like `rollout.samples`, and no config has; no gate's too."""
+    config = quickstart.get_config().to_dict()
+    config["gate"] = {name for gate in PRESETS.values() for name in gate}
+    sections = {name for name, value in config.items() if isinstance(value, dict | set)}
     named = [word.split(".") for word in WORD.findall(text) if "." in word and "/" not in word]
     named = [word for word in named if word[-1] not in ("md", "json")]  # Files of a run.
     return [".".join(w) for w in named if w[0] in sections and w[1] not in config[w[0]]]
@@ -148,6 +150,7 @@ def test_guides_name_metrics_and_options_that_exist(page):
 def test_a_wrong_name_would_be_seen():
     assert unknown_metrics("`reward/mean`, `gate/regime/G-I`, `actor/pg_los`") == ["actor/pg_los"]
     assert unknown_options("`config.mesh.dat=2` and `tasks.file`") == ["mesh.dat"]
+    assert unknown_options("`--config.gate.lift=bounded`, `gate.left`") == ["gate.left"]
 
 
 def test_every_page_has_its_place_in_the_reading_order():

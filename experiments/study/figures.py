@@ -575,6 +575,40 @@ def room(stage: int, find: Find) -> tuple[Setting, ...]:
     )
 
 
+def variants(stage: int, find: Find) -> tuple[Setting, ...]:
+    """What the authors did since, over the published hierarchy and over ours.
+
+    The published form falls at once at the usual rate; at a smaller one and without momentum it
+    learns, so that a variant could be better there.
+    """
+    gate = "fiberpo_domain"
+    # The budget that they took for trajectories, at all levels.
+    budgets = {f"gate.levels.{level}.budget": 0.2 for level in preset(gate)["order"]}
+    published = (
+        Setting("published", gate),
+        Setting("re-signed, r − 1", "fiberpo_domain_resigned"),
+        Setting("authors' numbers", gate, {**budgets, "gate.epsilon": 0.2}),
+        Setting("r − 1", gate, {"gate.deviation": "ratio"}),
+        Setting("bad tokens free upwards", gate, {"gate.upper_negative": 20.0}),
+        Setting("dispersion", gate, {"gate.budget_scale": "dispersion"}),
+    )
+    dispersed = {"gate__budget_scale": "dispersion"}
+    upper = {f"gate__levels__{level}__budget": 0.012 for level in ("group", "domain")}
+    ours = [
+        dataclasses.replace(SIX[5].at(0, **dispersed, **wider), method=f"{SIX[5].method}, {name}")
+        for name, wider in (("dispersion", {}), ("dispersion, upper budgets × 3", upper))
+    ]
+
+    def at(b1: float, rate: float, methods: Sequence[Setting]) -> list[Setting]:
+        return [
+            method.on({"b1": b1, "η": rate}, optimizer__b1=b1, optimizer__learning_rate=rate)
+            for method in methods
+        ]
+
+    places = (*at(0.0, 3e-4, published), *at(0.9, 3e-3, ours), *at(0.9, 1e-3, (*ours, *published)))
+    return _over(places, stage)
+
+
 def target_kl(stage: int, find: Find) -> tuple[Setting, ...]:
     """Updates left out beyond a KL from the policy that sampled, whatever the gate."""
     four = (WHOLE, SIX[1], SIX[0], NO_GATE)
@@ -668,6 +702,7 @@ FIGURES: Mapping[str, Figure] = {
         momentum,
         momentum_adam,
         room,
+        variants,
         target_kl,
         held_steps,
         budgets,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.study.settings import PINNED, Setting
+from fiberjax.gates import GATES
 
 Record = Mapping[str, Any]
 """What `Laboratory.run` gives, with the `commit` of the code."""
@@ -44,17 +45,24 @@ def find(records: Iterable[Record], setting: Setting) -> Record | None:
     Args:
       records: from `read`.
       setting: which run. Its gate is the preset of today with the setting's overrides, and the
-        run's must have had the same numbers, wherever they stood. Options that a record does not
-        have are newer than it, and by default do what was done before.
+        run's must have had the same numbers, wherever they stood. Options of a gate that a record
+        does not have are newer than it, and by default do what was done before.
     """
-    wanted, gate, found = _but_gate(setting.identity()), _in_pairs(setting.numbers()), None
+    wanted, gate, found = _but_gate(setting.identity()), _whole_gate(setting.numbers()), None
     for record in records:
-        if _but_gate(record["setting"]) == wanted and all(
-            name in gate and gate[name] == value
-            for name, value in _in_pairs(record["gate"]).items()
-        ):
+        if _but_gate(record["setting"]) == wanted and _whole_gate(record["gate"]) == gate:
             found = record
     return found
+
+
+def _whole_gate(gate: Mapping[str, Any]) -> dict[str, Any]:
+    """All numbers and options of a gate: what it does not name has its default."""
+    spec = GATES[gate["name"]]
+    unnamed: dict[str, Any] = {"pessimistic": False, "dual_clip": None, "recovery": False}
+    for name, given in {**spec.budgets, **spec.options}.items():
+        if name != "budgets":
+            unnamed[name] = given.default
+    return unnamed | _in_pairs(gate)
 
 
 def _in_pairs(gate: Mapping[str, Any]) -> dict[str, Any]:

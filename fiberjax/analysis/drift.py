@@ -84,8 +84,7 @@ def levels(
         }
     if structure.spec.settings is silent.SilentHierarchy:
         hierarchy = _settings(gate)
-        chosen = layout.select([name for name in layout.levels if name in hierarchy.budgets])
-        held = silent.against_budgets(log_ratio, chosen, hierarchy)
+        chosen, held = silent.against_budgets(log_ratio, advantage, layout, hierarchy)
         return {
             name: Level(both, budget, chosen.sizes[k] > 0)
             for k, (name, (both, budget)) in enumerate(zip(chosen.levels, held, strict=True))
@@ -97,9 +96,9 @@ def levels(
             flat = log_ratio.ravel()
             return {TOKEN: Level(_both(flat), pair, layout.mask.ravel())}
         chosen = layout.select((options["level"],))
-        (drift,) = silent.mean_drift(log_ratio, chosen)
+        (drift,) = chosen.means(log_ratio)
         return {options["level"]: Level(_both(drift), pair, chosen.sizes[0] > 0)}
-    drifts = silent.mean_drift(log_ratio, layout)
+    drifts = layout.means(log_ratio)
     return {
         name: Level(_both(drifts[k]), None, layout.sizes[k] > 0)
         for k, name in enumerate(layout.levels)

@@ -157,10 +157,8 @@ def _silent_levels(
 ) -> dict[str, Any]:
     """The levels of a silent hierarchy at every token, and the token's own drift and budget."""
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
-    gated = layout.select([level for level in layout.levels if level in hierarchy.budgets])
-    drifts = silent.mean_drift(gated.blocks(log_ratio), gated)
-    levels = {}
-    held = silent.against_budgets(gated.blocks(log_ratio), gated, hierarchy)
+    gated, held = silent.against_budgets(log_ratio, advantage, layout, hierarchy)
+    drifts, levels = gated.means(log_ratio), {}
     for k, (level, (both, budget)) in enumerate(zip(gated.levels, held, strict=True)):
         beyond = jnp.where(both > budget, aggregate.ZEROED, aggregate.OPEN)
         levels[level] = {

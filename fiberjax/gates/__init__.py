@@ -16,8 +16,9 @@ budgets and options are one value, a `Hierarchy` or a `SilentHierarchy`. Read th
     apc         a shared budget without constraints, where FiberPO starts
     aggregate   one drift and its budget
     bundle      drift pushed up and down a tower of cells
+    scales      what the budgets of its levels are measured in
     hierarchy   FiberPO and FGH
-    levelwise   its levels with advantages and budgets of their own
+    levelwise   its levels with advantages of their own
     silent      a hierarchy whose closed levels leave no push
     compose     operators over any gate
 
@@ -40,6 +41,7 @@ from fiberjax.gates import (
     levelwise,
     masks,
     prefix,
+    scales,
     score,
     sequence,
     silent,
@@ -76,6 +78,7 @@ __all__ = [
     "levelwise",
     "masks",
     "prefix",
+    "scales",
     "score",
     "sequence",
     "silent",
@@ -113,6 +116,7 @@ _HIERARCHY = GateSpec(
         "lift": Option("plain", bundle.LIFTS),
         "signs": Option("token", bundle.SIGNS),
         "deviation": Option("log", hierarchy.DEVIATIONS),
+        "budget_scale": Option("none", hierarchy.SCALES),
     },
     dual_clip_past=True,
     settings=hierarchy.Hierarchy,
@@ -322,7 +326,7 @@ GATES: Mapping[str, GateSpec] = {
         },
         {
             "signal": Option("drift", silent.SIGNALS),
-            "budget_scale": Option("none", silent.SCALES),
+            "budget_scale": Option("none", scales.SCALES),
             "weight": Option("token", silent.WEIGHTS),
         },
         limit_options=("weight",),

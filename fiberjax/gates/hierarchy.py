@@ -22,13 +22,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fiberjax.gates import aggregate, bundle
+from fiberjax.gates import aggregate, bundle, scales
 from fiberjax.gates.aggregate import clip
-from fiberjax.gates.channels import MINUS, channel, per_channel, prepare, sign
+from fiberjax.gates.channels import MINUS, channel, prepare, sign
 from fiberjax.layout import Layout
 from fiberjax.segments import class_spread, safe_exp
 
 DEVIATIONS = ("log", "ratio")
+SCALES = ("none", "dispersion")
+"""Of `scales.SCALES`: a channel sums sizes, whose mean does not shrink with their number."""
 
 LARGEST_LOG_RATIO = 20.0
 """Nats. Log ratios are held to ± this before ratio deviations are made of them."""
@@ -55,9 +57,10 @@ class Hierarchy:
       alpha: `α`, an exponent of the base weight; None for 1.
       upper_negative: budget of a token's own drift upwards where the advantage is negative; None
         for the same as downwards.
+      budget_scale: "none", or "dispersion" (see `scales`). Static.
 
-    The last four are options that the authors have published in code since, where "token", "log"
-    and None are the published method.
+    The last five are options that the authors have published in code since, where "token", "log",
+    None and "none" are the published method.
 
     Raises:
       ValueError: a choice that does not exist, or the exact bundle re-signed.
@@ -77,6 +80,7 @@ class Hierarchy:
     lift: str = dataclasses.field(default="plain", metadata={"static": True})
     signs: str = dataclasses.field(default="token", metadata={"static": True})
     deviation: str = dataclasses.field(default="log", metadata={"static": True})
+    budget_scale: str = dataclasses.field(default="none", metadata={"static": True})
 
     def __post_init__(self) -> None:
         """Refuses what does not exist."""
@@ -86,6 +90,7 @@ class Hierarchy:
             ("lift", self.lift, bundle.LIFTS),
             ("signs", self.signs, bundle.SIGNS),
             ("deviation", self.deviation, DEVIATIONS),
+            ("budget_scale", self.budget_scale, SCALES),
         ):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} does not exist; choose from {choices}")
@@ -199,15 +204,12 @@ def inspect(
     log_ratio: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: Hierarchy
 ) -> Gating:
     """The hierarchy's decisions along with its result; arguments as `fgh`, a `Gating`."""
-    budgets, variant, base_gate = hierarchy.budgets, hierarchy.variant, hierarchy.base_gate
-    for level in budgets:
-        layout.index(level)
-    layout = layout.select([level for level in layout.levels if level in budgets])
+    variant, base_gate = hierarchy.variant, hierarchy.base_gate
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
+    layout, pairs = scales.per_cell(hierarchy.budgets, hierarchy.budget_scale, advantage, layout)
     if hierarchy.deviation == "ratio":  # This is what drifts, from here to the end.
         log_ratio = jnp.expm1(clip(log_ratio, jnp.asarray(LARGEST_LOG_RATIO, log_ratio.dtype)))
     dtype = log_ratio.dtype
-    pairs = tuple(per_channel(budgets[level], dtype) for level in layout.levels)
     tower = bundle.tower(log_ratio, layout, variant=variant, signs=hierarchy.signs)
     weight = bundle.log_weight(tower, layout, pairs, base_gate=base_gate, lift=hierarchy.lift)
     if hierarchy.alpha is not None:

@@ -28,10 +28,7 @@ cells that stand still because their siblings moved back. Channels instead of si
 offered: `Sₖ⁺` counts the noise of every token and does not shrink with their number, and it would
 close a cell that moved back on the whole.
 
-`SCALES` names what a budget is measured in: "none", nats; or "noise", nats times `1/√nₖ` for a cell
-of `nₖ` children (tokens, for the finest), as the deviation of a mean of `nₖ` falls; `drift_noise`
-says how large that is. A budget far below it makes a level a test of sign: half of all cells that
-did not drift are closed, and those that moved back go on.
+`budget_scale` names what a budget is measured in, one of `scales.SCALES`.
 
 `WEIGHTS` names what an open token weighs: "token", its own ratio `rᵢ`, or "trajectory", the
 geometric mean `s_τ` of its trajectory's, which does not carry the noise of single tokens into the
@@ -45,15 +42,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fiberjax.gates import tokenwise
-from fiberjax.gates.channels import channel, per_channel, prepare, sign
+from fiberjax.gates import scales, tokenwise
+from fiberjax.gates.channels import channel, prepare, sign
 from fiberjax.gates.score import unit_score
 from fiberjax.gates.sequence import sequence_ratio_token, trajectory_mean
 from fiberjax.layout import TRAJECTORY, Layout
-from fiberjax.segments import class_spread, safe_divide, safe_exp
+from fiberjax.segments import class_spread, safe_exp
 
 SIGNALS = ("drift", "residual")
-SCALES = ("none", "noise")
 WEIGHTS = ("token", "trajectory")
 
 
@@ -72,7 +68,7 @@ class SilentHierarchy:
         became likelier, on their way back, whose weight `r` has no other bound. A dual clip holds
         the same tokens; there they are silent beyond `c`, here they weigh `c`.
       signal: one of `SIGNALS`. Static.
-      budget_scale: one of `SCALES`. Static.
+      budget_scale: one of `scales.SCALES`. Static.
       weight: one of `WEIGHTS`. Static.
 
     Raises:
@@ -91,7 +87,7 @@ class SilentHierarchy:
         """Refuses what does not exist."""
         for name, value, choices in (
             ("signal", self.signal, SIGNALS),
-            ("budget_scale", self.budget_scale, SCALES),
+            ("budget_scale", self.budget_scale, scales.SCALES),
             ("weight", self.weight, WEIGHTS),
         ):
             if value not in choices:
@@ -109,7 +105,8 @@ def silent(
 
     Args:
       log_ratio: float[B, T] or [N], nats; bfloat16 is computed in float32.
-      advantage: float of the same shape; read for its sign.
+      advantage: float of the same shape; read for its sign, and for its size where budgets follow
+        the dispersion.
       layout: where the tokens stand.
       hierarchy: levels, budgets and options.
 
@@ -172,24 +169,6 @@ def clipped(
     return {**masks, "token": masks["token"] | capped}
 
 
-def mean_drift(log_ratio: jax.Array, layout: Layout) -> tuple[jax.Array, ...]:
-    """The signed mean drift of every cell; for each level float[S_k], nats, finest first.
-
-    Args:
-      log_ratio: float[...], nats, exactly 0 at padding.
-      layout: the cells, all of whose levels take part.
-
-    Returns:
-      `Sₖ⁺ − Sₖ⁻` of the published bundle; linear in the log ratios.
-    """
-    total = layout.pushforward_tokens(log_ratio)
-    drifts = [safe_divide(total, layout.sizes[0].astype(total.dtype))]
-    for k in range(len(layout.parents)):
-        total = layout.pushforward(drifts[-1], k)
-        drifts.append(safe_divide(total, layout.sizes[k + 1].astype(total.dtype)))
-    return tuple(drifts)
-
-
 def drift_noise(kl: ArrayLike, tokens: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Mean and deviation of the drift that a cell shows for no reason of its own; two float[...].
 
@@ -241,12 +220,9 @@ def _excess(
       of a token, float[...], nats, a constant, above 0 exactly where it is closed; and by level
       bool[...], where it closes.
     """
-    budgets = hierarchy.budgets
-    for level in budgets:
-        layout.index(level)
-    layout = layout.select([level for level in layout.levels if level in budgets])
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
     drift = jax.lax.stop_gradient(log_ratio)
+    layout, tables = against_budgets(drift, advantage, layout, hierarchy)
     bound = jnp.asarray(hierarchy.epsilon, drift.dtype)
     if hierarchy.epsilon_negative is not None:
         bound = jnp.where(advantage < 0, hierarchy.epsilon_negative, bound)
@@ -260,7 +236,8 @@ def _excess(
 
     masks = {"token": (own > 0) & layout.mask}
     largest = jnp.zeros((layout.sizes[0].shape[0], 2), drift.dtype)
-    for k, table in enumerate(_cell_excess(drift, layout, hierarchy)):
+    for k, (both, budget) in enumerate(tables):
+        table = jnp.maximum(both - budget, 0)
         for j in reversed(range(k)):
             table = layout.lift(table, j)
         largest = jnp.maximum(largest, table)
@@ -268,37 +245,30 @@ def _excess(
     return log_ratio, side, jnp.maximum(own, at_tokens(largest)), masks
 
 
-def _cell_excess(
-    drift: jax.Array, layout: Layout, hierarchy: SilentHierarchy
-) -> tuple[jax.Array, ...]:
-    """How far each cell is beyond its budgets, up and down; for each level float[S_k, 2], nats."""
-    held = against_budgets(drift, layout, hierarchy)
-    return tuple(jnp.maximum(both - budget, 0) for both, budget in held)
-
-
 def against_budgets(
-    drift: jax.Array, layout: Layout, hierarchy: SilentHierarchy
-) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """What each cell holds against its budgets, up and down, and these; float[S_k, 2] pairs, nats.
+    drift: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: SilentHierarchy
+) -> tuple[Layout, tuple[tuple[jax.Array, jax.Array], ...]]:
+    """What each cell holds against its budgets, up and down, and these.
 
     Args:
       drift: float[...], nats, log ratios that are exactly 0 at padding.
-      layout: with the gated levels alone.
+      advantage: float[...] of the tokens, exactly 0 at padding.
+      layout: where the tokens stand.
       hierarchy: budgets and options.
 
     Returns:
-      For each level the signed mean drift, or residual, of each cell and its negative; and the
-      budgets, float[2] or [S_k, 2].
+      The layout of the gated levels. For each of them a pair, nats: the signed mean drift, or
+      residual, of each cell and its negative, float[S_k, 2], and the budgets, float[2] or [S_k, 2].
+
+    Raises:
+      ValueError: a level that the layout lacks, or no level at all.
     """
-    drifts, tables = mean_drift(drift, layout), []
-    for k, moved in enumerate(drifts):
-        budget = per_channel(hierarchy.budgets[layout.levels[k]], moved.dtype)
-        if hierarchy.budget_scale == "noise":
-            children = jnp.maximum(layout.sizes[k], 1).astype(moved.dtype)
-            budget = budget / jnp.sqrt(children)[:, None]
+    layout, budgets = scales.per_cell(hierarchy.budgets, hierarchy.budget_scale, advantage, layout)
+    drifts, tables = layout.means(drift), []
+    for k, (moved, budget) in enumerate(zip(drifts, budgets, strict=True)):
         if hierarchy.signal == "residual" and k + 1 < len(drifts):
             residual = moved - layout.lift(drifts[k + 1], k)
             moved = jnp.clip(residual, jnp.minimum(moved, 0), jnp.maximum(moved, 0))
         both = jnp.stack([moved, -moved], axis=-1)
         tables.append((both, budget))
-    return tuple(tables)
+    return layout, tuple(tables)

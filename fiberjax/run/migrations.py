@@ -73,6 +73,23 @@ def _exact_expressions(config: dict[str, Any]) -> None:
         config["tasks"]["verifier"] = "exact"
 
 
+def _all_of_a_hierarchy(config: dict[str, Any]) -> None:
+    """Presets of hierarchies left out what was not theirs to choose, and had it at these values."""
+    gate = config["gate"]
+    if gate["name"] in ("fgh", "fiberpo", "fiberpo_domain"):
+        config["gate"] = {**_UNNAMED, **gate}
+
+
+_UNNAMED: Mapping[str, Any] = {
+    "lift": "plain",
+    "signs": "token",
+    "deviation": "log",
+    "budget_scale": "none",
+    "alpha": None,
+    "upper_negative": None,
+}
+
+
 def _evaluated_as_sampled(config: dict[str, Any]) -> None:
     """Held-out prompts were sampled as those of training were."""
     for name in ("temperature", "top_k", "top_p"):
@@ -229,6 +246,12 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(added={"training.target_kl": 0.0}, renamed={}),
     Migration(added={"budget_control.of": "budgets"}, renamed={}),
     Migration(added={}, renamed={}, moved={"budget_control": "control"}),
+    Migration(
+        added={},
+        renamed={},
+        rewrite=_all_of_a_hierarchy,
+        rewritten=tuple(f"gate.{name}" for name in _UNNAMED),
+    ),
 )
 """`MIGRATIONS[n]` leads from version n to n + 1."""
 
@@ -250,7 +273,7 @@ def migrate(config: Mapping[str, Any], version: int) -> dict[str, Any]:
     >>> old["tasks"] |= {"verifier": "numeric", "columns": {}}
     >>> old |= {"warm_start": {"weights": "Qwen"}, "window": {"prompt": 8, "completion": 8}}
     >>> old |= {"rollout": {"temperature": 1.0, "top_k": 0, "top_p": 1.0}, "training": {}}
-    >>> old |= {"budget_control": {}}
+    >>> old |= {"budget_control": {}, "gate": {"name": "ppo"}}
     >>> old |= {"checkpoint": {}, "evaluation": {}, "mesh": {}}
     >>> migrate(old, 3)["model"]["folder"]
     'Qwen'

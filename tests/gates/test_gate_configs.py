@@ -27,6 +27,16 @@ def test_presets_build(name):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(budgets))
 
 
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "importance"])
+def test_a_preset_names_every_option_of_its_gate(name):
+    """What a config does not name cannot be overridden on a command line."""
+    spec = gates.GATES[PRESETS[name]["name"]]
+    names = {*spec.budgets, *spec.options} - {"budgets"}
+    if not spec.score_weight:
+        names |= {"pessimistic", "dual_clip", "recovery"}
+    assert names <= set(get_gate(name))
+
+
 def test_presets_are_copies_and_unknown_ones_are_named():
     get_gate("ppo").clip_low = 9.0
     assert get_gate("ppo").clip_low == 0.2
@@ -51,15 +61,18 @@ def test_a_budget_from_the_command_line(argument, want, monkeypatch):
         "main",
         f"--config.gate.levels.trajectory.budget={argument}",
         "--config.gate.dual_clip=3",
+        "--config.gate.deviation=ratio",
+        "--config.gate.alpha=0.5",
     ]
     # config_flags finds its overrides on the process's command line.
     monkeypatch.setattr(sys, "argv", argv)
     config = config_dict.ConfigDict({"gate": get_gate("fiberpo_domain")})
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=values)
     values(argv)
-    _, budgets = gates.from_config(holder.value.gate, LEVELS)
+    gate, budgets = gates.from_config(holder.value.gate, LEVELS)
     np.testing.assert_allclose(budgets["budgets"]["trajectory"], want, rtol=1e-6)
-    assert budgets["dual_clip"] == 3
+    assert (budgets["dual_clip"], budgets["alpha"]) == (3, 0.5)
+    assert dict(gate.options)["deviation"] == "ratio"
 
 
 def without(config, *path):

@@ -11,8 +11,11 @@ import reference
 from cases import LEVELS, silent
 
 from fiberjax import gates
+from fiberjax.advantages import dr_grpo
+from fiberjax.gates.levelwise import dispersion
+from fiberjax.gates.scales import SCALES, factors
 from fiberjax.gates.sequence import gspo, gspo_clipped
-from fiberjax.gates.silent import SCALES, SIGNALS, SilentHierarchy, clipped, drift_noise, mean_drift
+from fiberjax.gates.silent import SIGNALS, SilentHierarchy, clipped, drift_noise
 from fiberjax.gates.silent import silent as gate
 from fiberjax.layout import make_layout
 from fiberjax.objective import coefficients
@@ -55,7 +58,7 @@ def problem(seed, scale=0.1):
 
 def drifts(l):
     """The signed mean drift of each token's cell at every level; float[3, 21]."""
-    tables = mean_drift(jnp.asarray(l), LAYOUT)
+    tables = LAYOUT.means(jnp.asarray(l))
     return np.stack([np.asarray(t)[ids] for t, ids in zip(tables, CELLS, strict=True)])
 
 
@@ -349,6 +352,42 @@ def test_budgets_follow_the_noise_of_a_mean():
 
     np.testing.assert_array_equal(shut(), [False, False])
     np.testing.assert_array_equal(shut(budget_scale="noise"), [False, True])  # .05 and .025
+
+
+def test_budgets_follow_the_dispersion_of_rewards():
+    """Under `R − R̄` a group's factor is the authors'; a trajectory's budget is its own."""
+    reward = np.array([1.0, 0.0, 0.25, 0.5, 0.5, 0.5])
+    of_trajectories = dr_grpo(jnp.asarray(reward), jnp.asarray(GROUP), 3)
+    a = np.asarray(of_trajectories)[TRAJECTORY]
+    found = factors("dispersion", jnp.asarray(a), LAYOUT, LEVELS)
+    want = dispersion(jnp.asarray(reward), LAYOUT)["group"]
+    assert set(found) == {"group", "domain"}
+    np.testing.assert_allclose(found["group"], want, rtol=1e-14)
+    np.testing.assert_allclose(found["domain"], [(want[0] + want[1]) / 2, want[2]], rtol=1e-14)
+
+    l = np.full(21, 0.04)
+    hierarchy = made({"trajectory": 0.1, "group": 0.1, "domain": 0.1}, budget_scale="dispersion")
+    masks = clipped(l, a, LAYOUT, hierarchy)
+    # Factors .5, 0 and 0 of groups, .25 and 0 of domains: budgets of .05, .025 and 0.
+    assert not np.any(masks["trajectory"])
+    np.testing.assert_array_equal(masks["group"], (GROUP[TRAJECTORY] > 0) & (a >= 0))
+    np.testing.assert_array_equal(masks["domain"], a >= 0)
+
+
+@pytest.mark.parametrize("levels", [("group",), ("turn", "trajectory", "group"), ("trajectory",)])
+def test_dispersion_scales_the_levels_above_trajectories_alone(levels):
+    turns = np.repeat(np.arange(4), 2)
+    tower = {"trajectory": np.array([0, 0, 1, 2]), "group": np.array([0, 0, 1])}
+    layout = make_layout(np.ones(8, bool), tower, cell_id=turns, finest="turn")
+    a = jnp.array([2.0, 2.0, 2.0, 2.0, -3.0, -3.0, 0.0, 0.0])
+    shut = clipped(jnp.full(8, 0.3), a, layout, made(dict.fromkeys(levels, 0.2), epsilon=1.0))
+    scaled = made(dict.fromkeys(levels, 0.2), epsilon=1.0, budget_scale="dispersion")
+    opened = clipped(jnp.full(8, 0.3), a, layout, scaled)
+    good = np.asarray(a) >= 0
+    for level in levels:
+        np.testing.assert_array_equal(shut[level], good)
+        # The first group's factor is (2 + 3)/2: its budget is .5.
+        np.testing.assert_array_equal(opened[level], good & (level != "group") | (np.arange(8) > 5))
 
 
 def softmax(z):

@@ -22,6 +22,7 @@ FORMS = (
     {"signs": "resigned"},
     {"deviation": "ratio"},
     {"upper_negative": 0.25},
+    {"budget_scale": "dispersion"},
     {"signs": "resigned", "deviation": "ratio", "upper_negative": 20.0, "lift": "bounded"},
 )
 every_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: "+".join(form))

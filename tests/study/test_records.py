@@ -57,6 +57,16 @@ def test_the_queue_skips_what_is_made_takes_each_once_and_says_what_is_absent():
     assert run.queue([TWO], [other], configured).waiting == [TWO]
 
 
+def test_an_option_that_is_newer_than_a_run_had_its_default_there():
+    published = Setting("published", "fiberpo_domain")
+    old = made(published)
+    for name in ("deviation", "upper_negative"):
+        del old["gate"][name]
+    assert records.find([old], published) is old
+    for option in ({"gate.deviation": "ratio"}, {"gate.upper_negative": 20.0}):
+        assert records.find([old], Setting("another", "fiberpo_domain", option)) is None
+
+
 class Recorder:
     """A laboratory that runs nothing."""
 
