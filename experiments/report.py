@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
 
     try:
         print(report(argv[1:], OUT.value or f"{argv[1]}/report"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

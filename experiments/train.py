@@ -9,6 +9,7 @@ Examples:
 """
 
 import contextlib
+import re
 import signal
 import sys
 
@@ -92,7 +93,11 @@ def train() -> None:
                 config = provenance.repeated(*places)
             else:
                 overridden = config_flags.get_override_values(FLAGS["config"])
-                config = model_folder.with_folder(CONFIG.value, overridden)
+                try:
+                    config = model_folder.with_folder(CONFIG.value, overridden)
+                except OSError as error:  # Of a file that is not there.
+                    told = " ".join(str(error).rpartition("failure to load: ")[2].split())
+                    raise ValueError(f"--config: {told}") from None
             stack.enter_context(lock.held(WORKDIR.value))
             config = identity.settle(WORKDIR.value, config)
             config_json = config.to_json_best_effort()
@@ -106,14 +111,22 @@ def train() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """The flags; an override of what the config does not have ends the program with one line."""
+    """The flags; a config that is none, or lacks what is overridden, ends all with one line."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return FLAGS(argv)
     except (AttributeError, KeyError) as error:
         told = " ".join(str(error.args[0]).split())
+        paths = [of.lstrip("-").partition("=")[0] for of in argv if of.startswith("--config.")]
+        words = set(re.findall(r"\w+", told))
+        which = ", ".join(path for path in paths if words & set(path.split(".")[1:]))
         raise SystemExit(
-            f"error: an override names what the config does not have: {told}"
+            f"error: {which or 'an override'}: the config does not have it: {told}"
         ) from None
+    except (flags.Error, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # What a config's own function raised comes with its traceback.
+        told = f"--config: {lines[-1]}" if "Traceback" in str(error) else " ".join(lines)
+        raise SystemExit(f"error: {told}") from None
 
 
 if __name__ == "__main__":

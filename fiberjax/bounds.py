@@ -164,7 +164,7 @@ def named(path: str) -> Iterator[None]:
         told = " ".join(str(error).split("\n"))
         if len(told) > _LONGEST_ERROR:
             told = f"{told[: _LONGEST_ERROR // 2]} … {told[-_LONGEST_ERROR // 4 :]}"
-        said = "config." in told or told.startswith("config:")
+        said = "config." in told or told.startswith(("config:", f"{path}.", f"{path}:"))
         raise ValueError(told if said else f"{path}: {told}") from None
 
 

@@ -13,6 +13,7 @@ from fiberjax.gates import aggregate, bundle
 from fiberjax.gates.channels import MINUS, PLUS, channel, prepare
 from fiberjax.gates.config import Budgets, Gate
 from fiberjax.gates.hierarchy import Gating
+from fiberjax.gates.scales import Held
 from fiberjax.layout import TRAJECTORY, Layout
 from fiberjax.objective import Effective, Max, Mean, Min, Reduction, Sum
 
@@ -75,9 +76,9 @@ def level_metrics(
     Returns:
       The metrics of `effective_sample_sizes`; `actor/pg_clipfrac`, the fraction of tokens whose own
       row of `∂ log G/∂ℓ` the gate changed, `gate/clip_fraction/<level>`, that of each level, and
-      `gate/quadrant/<name>`, that of the tokens of each of `QUADRANTS`; for hierarchies
-      `hierarchy_metrics`, and `channel_metrics` of their tower; for other gates those of the
-      published tower over all levels.
+      `gate/quadrant/<name>`, that of the tokens of each of `QUADRANTS`; for gates with levels
+      `held_metrics`; for hierarchies `hierarchy_metrics`, and `channel_metrics` of their tower; for
+      other gates those of the published tower over all levels.
     """
     masks = gate.clipped(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
     metrics = effective_sample_sizes(log_ratio, layout)
@@ -86,6 +87,8 @@ def level_metrics(
         metrics[f"gate/clip_fraction/{level}"] = _token_mean(mask, layout)
         changed |= mask
     metrics["actor/pg_clipfrac"] = _token_mean(changed, layout)
+    held = gate.held(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
+    metrics |= {} if held is None else held_metrics(held)
     # A gate without levels has no channels of its own; these say what levels would have seen.
     drift, credit = prepare(log_ratio, advantage, layout.mask)
     metrics |= _quadrant_metrics(changed, drift, credit)
@@ -170,6 +173,25 @@ def effective_sample_sizes(log_ratio: jax.Array, layout: Layout) -> dict[str, Re
         of, share = _on_finest(weight, layout, level), layout.shares(level)
         parts = (jnp.sum(share * of), jnp.sum(share * of**2), jnp.sum(share))
         metrics[f"{name}/{level}"] = Effective(*parts)
+    return metrics
+
+
+def held_metrics(held: Held) -> dict[str, Reduction]:
+    """How much of their budgets the cells of each gated level take up; a dict of metrics.
+
+    Args:
+      held: of `Gate.held`.
+
+    Returns:
+      For each level and side `gate/held/<level>/plus` and `minus`, the mean over its cells of what
+      they hold against that budget, nothing where they lie on the other side. In the unit of the
+      budgets: nats, of ratio deviations none.
+    """
+    metrics: dict[str, Reduction] = {}
+    for level, drift in zip(held.layout.levels, held.drift, strict=True):
+        for c, sign in ((PLUS, "plus"), (MINUS, "minus")):
+            name = f"gate/held/{level}/{sign}"
+            metrics[name] = _cell_mean(jnp.maximum(drift[:, c], 0), held.layout, level)
     return metrics
 
 

@@ -48,6 +48,7 @@ from fiberjax.train.checks import (
     check_lag,
     check_rows,
     check_served,
+    check_top_k,
 )
 from fiberjax.train.engine import Engine
 from fiberjax.train.rollout import Sampler
@@ -399,6 +400,7 @@ def _from_config(
             "config.policy.num_experts of at least 1, or False"
         )
     check_cache(rollout, training, policy)
+    check_top_k(rollout, evaluation, policy)
     if sizes.fsdp == -1:
         shapes = jax.eval_shape(lambda: init(policy, jax.random.key(0)))
         tiled = shardings.in_whole_tiles(device_mesh, shapes)

@@ -208,8 +208,17 @@ class Tasks:
     def __post_init__(self) -> None:
         if self.test_file and not self.file:
             raise ValueError(f"test_file {self.test_file!r} is given without a file")
-        if not self.file and not self.domains:
+        if not self.of_rows and not self.domains:
             raise ValueError("domains is empty and there is no file")
+        if not self.of_rows:
+            given = {"layout": self.layout, "keep": self.keep, "verifiers": self.verifiers}
+            given |= {f"columns.{name}": column for name, column in self.columns.items()}
+            given["verifier"] = "" if self.verifier == "auto" else self.verifier
+            for name, value in given.items():
+                if value:
+                    raise ValueError(
+                        f"{name} = {value!r} says how rows are read, and there is no file"
+                    )
         for name in ("file", "test_file", "layout", "keep"):
             value = getattr(self, name)
             known = isinstance(value, str) or all(isinstance(each, str) for each in value)
@@ -756,6 +765,10 @@ class Control:
             _require(self.target > 0, "target", self.target, "a KL above 0, nats a token")
         if self.kind == "effective_sample_size":
             _require(0 < self.target < 1, "target", self.target, "a fraction in (0, 1)")
+        if self.kind == "anneal":
+            within = 1 / self.largest <= self.end <= self.largest
+            expected = f"a factor from {1 / self.largest:g} to largest = {self.largest:g}"
+            _require(within, "end", self.end, expected)
 
 
 @dataclasses.dataclass(frozen=True)

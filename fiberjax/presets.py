@@ -115,7 +115,9 @@ def _silent(
 _TRAJECTORY, _GROUP, _DOMAIN = (0.11, 0.09), (0.06, 0.05), (0.03, 0.025)
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "importance": dict(name="importance"),
+    "importance": dict(name="importance", pessimistic=False, dual_clip=None, recovery=False),
+    # The plain clip, whatever the sign of the advantage: what PPO is the pessimistic form of.
+    "clip": _clip("clip", 0.2, 0.2),
     # Fibration Policy Optimization (2603.08239) and JoyAI-LLM Flash (2604.03044), as published.
     "fiberpo": _hierarchy(trajectory=_TRAJECTORY),
     "fiberpo_group": _hierarchy(trajectory=_TRAJECTORY, group=_GROUP),

@@ -258,6 +258,7 @@ def test_metrics_of_shards_are_those_of_one_device(devices):
     specs = dataclasses.replace(layout, mask=tokens, parents=(rows, P()), sizes=(rows, P(), P()))
     above = {"group": {"budget": 0.1}, "domain": {"budget": 0.05}}
     presets = {"clip": CLIP, "fgh": {**CONFIG, "order": tuple(above), "levels": above}}
+    presets["silent"] = {"name": "silent", "order": tuple(above), "levels": above}
 
     def all_metrics(*arguments, axes=()):
         return {
@@ -276,6 +277,34 @@ def test_metrics_of_shards_are_those_of_one_device(devices):
     chex.assert_trees_all_close(found, want, rtol=1e-5, atol=1e-6)
     names = want["fgh"]
     assert "gate/channel/domain/minus/p99" in names and "gate/channel/trajectory/plus" not in names
+    held = {name for name in want["silent"] if name.startswith("gate/held/")}
+    assert held == {f"gate/held/{level}/{sign}" for level in above for sign in ("plus", "minus")}
+
+
+def test_what_levels_hold_is_what_their_budgets_bound():
+    """Of a hierarchy the residual, of a silent one the drift on that side; nothing of others."""
+    layout = make_layout(np.ones((3, 2), bool), {"group": np.array([0, 0, 1])})
+    drift = np.float32([[0.3, 0.1], [-0.1, 0.1], [-0.4, -0.2]])
+    levels = {"trajectory": {"budget": 0.1}, "group": {"budget": 0.05}}
+    given = {"order": tuple(levels), "levels": levels}
+
+    def held(**config):
+        gate, budgets = gates.from_config(config, layout.levels)
+        found = gate_metrics(gate, drift, np.ones_like(drift), layout, budgets)
+        return {
+            name.removeprefix("gate/held/"): round(float(of.value), 4)
+            for name, of in found.items()
+            if name.startswith("gate/held/")
+        }
+
+    means = {"trajectory/plus": 0.2 / 3, "trajectory/minus": 0.3 / 3}
+    means |= {"group/plus": 0.1 / 2, "group/minus": 0.3 / 2}
+    assert held(name="silent", **given) == pytest.approx(means, abs=1e-4)
+    # Channels (.2, 0), (.05, .05) and (0, .3); of groups (.125, .025) and (0, .3).
+    means |= {"trajectory/plus": (0.075 + 0.075 + 0) / 3, "trajectory/minus": (0.025 + 0.025) / 3}
+    means |= {"group/plus": 0.125 / 2, "group/minus": (0.025 + 0.3) / 2}
+    assert held(name="fgh", **given) == pytest.approx(means, abs=1e-4)
+    assert held(name="ppo") == {}
 
 
 def test_effective_sample_sizes_at_the_extremes():

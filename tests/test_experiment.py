@@ -144,6 +144,16 @@ BAD = [
     ("tasks.num_train", 0, r"config\.tasks: num_train must be in \[1, 10000000\]; got 0"),
     ("tasks.pass_threshold", math.nan, r"config\.tasks: pass_threshold must be finite; got nan"),
     ("tasks.test_file", "x.jsonl", r"test_file 'x\.jsonl' is given without a file"),
+    ("tasks.verifier", "math", r"config\.tasks: verifier = 'math' says how rows are read"),
+    ("tasks.verifiers", (("sort", "exact"),), r"verifiers = \(.*\) says how rows are read"),
+    ("tasks.columns.prompt", "question", r"columns\.prompt = 'question' says how rows are read"),
+    ("tasks.layout", "gsm8k", r"layout = 'gsm8k' says how rows are read"),
+    ("tasks.keep", ("source",), r"keep = \('source',\) says how rows are read"),
+    ("tasks.file", ",", r"config\.tasks: ,: the file ends in"),
+    ("tasks.reasoning_gym", "(1,)", r"tasks\.reasoning_gym: expected a name, .*got 1"),
+    ("rewards.format", "a+", r"config\.rewards\.format = 'a\+' is read by the verifier 'format'"),
+    ("rollout.top_k", 10000, r"config\.rollout\.top_k = 10000: expected at most the \d+ tokens"),
+    ("evaluation.top_k", 10000, r"config\.evaluation\.top_k = 10000: expected at most the"),
     ("tasks.file", "none.jsonl", r"none\.jsonl: no such file"),
 ]
 
@@ -343,7 +353,9 @@ def command(*arguments):
     [
         ("--config.rollout.sampels=8", "sampels"),
         ("--config.rollout.samples=many", "many"),
-        ("--config.gate.levels.city.budget=0.1", "city"),
+        ("--config.gate.levels.city.budget=0.1", "error: config.gate.levels.city.budget: "),
+        ("--config=configs/quickstart.py:clipped", "gate preset 'clipped' does not exist"),
+        ("--config=configs/none.py", "configs/none.py"),
         ("--confg.seed=1", "confg"),
     ],
 )

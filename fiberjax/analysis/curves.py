@@ -111,22 +111,24 @@ def regimes(lines: Sequence[Line]) -> Picture | None:
 
 
 def drift(line: Line) -> Picture | None:
-    """Mean drift of a line's cells against the budget, a panel a level; None without drift.
+    """What a line's cells hold against their budgets, a panel a level; None without drift.
 
-    Upward drift stands above 0 and downward drift below it, each against its own budget (dashed),
-    times `gate/budget_factor` where budgets were controlled.
+    What goes up stands above 0 and what goes down below it, each against its own budget (dashed),
+    times `gate/budget_factor` where budgets were controlled. Without levels, or where it was
+    not logged, there is the drift `S^±` of every level, which no budget bounds.
     """
     ends = ("/plus", "/minus")
-    names = [name for name in line.names() if name.startswith("gate/channel/")]
+    of = "gate/held/" if any(n.startswith("gate/held/") for n in line.names()) else "gate/channel/"
+    names = [name for name in line.names() if name.startswith(of)]
     levels = tuple(dict.fromkeys(name.split("/")[2] for name in names if name.endswith(ends)))
     if not levels:
         return None
     levels = finest_first(levels, line.runs[0])
-    limit = budgets(line.runs[0].config)
+    limit = budgets(line.runs[0].config) if of == "gate/held/" else {}
     picture, axes = grid(1, len(levels), width=max(WIDTH, 4.0 * len(levels)), height=3.2)
     for at, level in zip(axes[0], levels, strict=True):
         for index, (sign, side) in enumerate((("plus", 1.0), ("minus", -1.0))):
-            step, mean, low, high = line.mean(f"gate/channel/{level}/{sign}")
+            step, mean, low, high = line.mean(f"{of}{level}/{sign}")
             if not step.size:
                 continue
             bounds = (low, high) if side > 0 else (-high, -low)

@@ -74,20 +74,11 @@ def levels(
     """
     structure, budgets = gate.structure, gate.budgets
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
-    state = structure.inspect(log_ratio, advantage, layout, budgets)
-    if state is not None:
+    held = structure.held(log_ratio, advantage, layout, budgets)
+    if held is not None:
         return {
-            name: Level(jnp.abs(residual), state.budgets[k], state.layout.sizes[k] > 0)
-            for k, (name, residual) in enumerate(
-                zip(state.layout.levels, state.tower.residual, strict=True)
-            )
-        }
-    if structure.spec.settings is silent.SilentHierarchy:
-        hierarchy = _settings(gate)
-        chosen, held = silent.against_budgets(log_ratio, advantage, layout, hierarchy)
-        return {
-            name: Level(both, budget, chosen.sizes[k] > 0)
-            for k, (name, (both, budget)) in enumerate(zip(chosen.levels, held, strict=True))
+            name: Level(held.drift[k], held.budgets[k], held.layout.sizes[k] > 0)
+            for k, name in enumerate(held.layout.levels)
         }
     if structure.name in (*_OF_RATIOS, *_OF_LOGS):
         options = dict(structure.options)

@@ -157,9 +157,9 @@ def _silent_levels(
 ) -> dict[str, Any]:
     """The levels of a silent hierarchy at every token, and the token's own drift and budget."""
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
-    gated, held = silent.against_budgets(log_ratio, advantage, layout, hierarchy)
+    gated, held, budgets = silent.held(log_ratio, advantage, layout, hierarchy)
     drifts, levels = gated.means(log_ratio), {}
-    for k, (level, (both, budget)) in enumerate(zip(gated.levels, held, strict=True)):
+    for k, (level, both, budget) in enumerate(zip(gated.levels, held, budgets, strict=True)):
         beyond = jnp.where(both > budget, aggregate.ZEROED, aggregate.OPEN)
         levels[level] = {
             "drift": _pair(jnp.stack([drifts[k], -drifts[k]], axis=-1), gated, level),

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fiberjax.gates.channels import MINUS, PLUS
-
 Columns = Mapping[str, np.ndarray]
 Options = Mapping[str, Any]
 
@@ -137,14 +135,14 @@ def reward_falls(columns: Columns, options: Options) -> Seen | None:
 
 
 def over_budget(columns: Columns, options: Options) -> Seen | None:
-    """The mean drift of a level's cells is beyond its budget for long."""
+    """What a level's cells hold against their budget is beyond it in the mean, for long."""
     for level, budget in budgets(options).items():
         for sign, limit in zip(("plus", "minus"), budget, strict=True):
-            step, drift = _finite(columns, f"gate/channel/{level}/{sign}")
+            step, drift = _finite(columns, f"gate/held/{level}/{sign}")
             limits = limit * _factor(columns, step)
             at = _row_of(drift > limits)
             if at is not None:
-                text = f"{level} cells drift {drift[at]:.3g} nats ({sign}), over {limits[at]:.3g}"
+                text = f"{level} cells hold {drift[at]:.3g} ({sign}) against {limits[at]:.3g}"
                 return Seen(int(step[at]), text)
     return None
 
@@ -237,17 +235,19 @@ def held_out_falls(columns: Columns, options: Options) -> Seen | None:
 
 
 def budgets(options: Options) -> dict[str, tuple[float, float]]:
-    """The budgets of a gate's levels, nats, plus and minus; {} of a gate without levels.
+    """The budgets of a gate's levels, nats, plus and minus; {} where every cell has its own.
 
-    >>> budgets({"gate.levels.group.budget": [0.2, 0.1], "gate.levels.domain.budget": 0.3})
+    >>> budgets({"gate.levels.group.budget": [0.2, 0.1], "gate.levels.domain.budget": [0.3]})
     {'group': (0.2, 0.1), 'domain': (0.3, 0.3)}
     """
-    found = {}
+    found: dict[str, tuple[float, float]] = {}
+    if options.get("gate.budget_scale", "none") != "none":
+        return found
     for path, value in options.items():
         if path.startswith("gate.levels.") and path.endswith(".budget"):
             level = path.removeprefix("gate.levels.").removesuffix(".budget")
-            pair = value if isinstance(value, list | tuple) else (value, value)
-            found[level] = (float(pair[PLUS]), float(pair[MINUS]))
+            pair = value if isinstance(value, list | tuple) else (value,)
+            found[level] = (float(pair[0]), float(pair[-1]))
     return found
 
 

@@ -18,6 +18,7 @@ from fiberjax.bounds import as_float32, check_sound, shown
 from fiberjax.gates import compose
 from fiberjax.gates.channels import prepare
 from fiberjax.gates.hierarchy import Gating
+from fiberjax.gates.scales import Held
 from fiberjax.layout import STATE, Layout, assert_tokens
 
 Budgets = dict[str, Any]
@@ -33,11 +34,14 @@ class Budget:
       unit: for messages and tables.
       width: whether it is a width of the trust region, more of which allows more drift: what
         `control` multiplies.
+      least: the smallest value; None for any above 0. Caps of weights below 1 would hold tokens
+        that have not moved.
     """
 
     default: float | None
     unit: str
     width: bool = False
+    least: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +87,12 @@ class GateSpec:
         bounding what it gives (`compose.dual_clip`).
       depth: the number of levels of a hierarchy; None for any.
       settings: makes one value of the budgets and options, for gates whose functions share many.
-        `gate`, `clipped` and `inspect` then take it after the layout.
+        `gate`, `clipped`, `inspect` and `held` then take it after the layout.
       inspect: as `gate`, giving a `Gating`, whose channels and regimes are then logged;
         None for a gate without levels.
+      held: as `gate`, giving a `Held`: what the cells of each gated level hold against their
+        budgets, and these; None for what `inspect` says of a hierarchy, and for others without
+        levels.
       couples: the cells within which the gate couples tokens: `TOKEN`, "trajectory", or `NAMED`,
         those of the coarsest level that its options and budgets name. A token's gated ratio and its
         derivatives depend on no token outside its cell, so an update may take one set of whole
@@ -104,6 +111,7 @@ class GateSpec:
     depth: int | None = None
     settings: Callable[..., Any] | None = None
     inspect: Callable[..., Gating] | None = None
+    held: Callable[..., Held] | None = None
     couples: str | None = None
 
 
@@ -247,6 +255,21 @@ class Gate:
             return None
         return self._call(self.spec.inspect, log_ratio, advantage, layout, budgets, old_log_prob)
 
+    def held(
+        self,
+        log_ratio: jax.Array,
+        advantage: jax.Array,
+        layout: Layout,
+        budgets: Budgets,
+        *,
+        old_log_prob: jax.Array | None = None,
+    ) -> Held | None:
+        """What the levels hold against their budgets; None for a gate without levels."""
+        if self.spec.held is not None:
+            return self._call(self.spec.held, log_ratio, advantage, layout, budgets, old_log_prob)
+        state = self.inspect(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
+        return None if state is None else state.held
+
     def _call(
         self,
         function: Callable[..., Any],
@@ -304,7 +327,13 @@ def build(
         if budget is not BY_LEVEL:
             value = config[key] if key in config else budget.default
             optional = budget.default is None
-            budgets[key] = _traced(_number(f"{path}.{key}", value, budget.unit, optional))
+            number = _number(f"{path}.{key}", value, budget.unit, optional)
+            if number is not None and budget.least is not None and number < budget.least:
+                raise ValueError(
+                    f"{path}.{key} = {shown(value)}: expected at least {budget.least:g} "
+                    f"({budget.unit}), or tokens that have not moved would be held"
+                )
+            budgets[key] = _traced(number)
     if by_level:
         budgets["budgets"] = _level_budgets(path, config, layout_levels)
         if spec.depth not in (None, len(budgets["budgets"])):

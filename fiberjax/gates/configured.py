@@ -137,5 +137,7 @@ def _changed(config: dict[str, Any], changes: Mapping[str, Any], what: str) -> d
 def _build(config: dict[str, Any], table: Mapping[str, GateSpec]) -> ConfiguredGate:
     """The gate of a config, over the levels that the config itself names."""
     levels = config["order"] if "order" in config else (config.get("level", TRAJECTORY),)
+    if not all(isinstance(level, str) for level in levels):
+        raise ValueError(f"gate.level = {levels[0]!r}: expected the name of a level")
     levels = tuple(TRAJECTORY if level == STATE else level for level in levels)
     return ConfiguredGate(*from_config(config, levels, table=table, path="gate"))

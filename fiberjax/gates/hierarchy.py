@@ -122,8 +122,8 @@ def fgh(
 
     Args:
       log_ratio: float[B, T] or [N], nats; bfloat16 is computed in float32.
-      advantage: float of the same shape; read for its sign only, and only with
-        `epsilon_negative` or `upper_negative`.
+      advantage: float of the same shape; read for its sign with `epsilon_negative` or
+        `upper_negative`, for its size where budgets follow the dispersion, else not at all.
       layout: where the tokens stand.
       hierarchy: levels, budgets and variant.
 
@@ -198,6 +198,11 @@ class Gating:
     fiber_clipped: jax.Array
     gated: jax.Array
     base_gate: str = dataclasses.field(metadata={"static": True})
+
+    @property
+    def held(self) -> scales.Held:
+        """The sizes of every level's residuals, and the budgets."""
+        return scales.Held(self.layout, tuple(map(jnp.abs, self.tower.residual)), self.budgets)
 
 
 def inspect(

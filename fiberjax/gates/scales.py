@@ -18,6 +18,7 @@ alone does not disperse, and keeps its budget.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,20 @@ from fiberjax.gates.channels import per_channel
 from fiberjax.layout import TRAJECTORY, Layout
 
 SCALES = ("none", "noise", "dispersion")
+
+
+class Held(NamedTuple):
+    """What the cells of every gated level hold against their budgets.
+
+    Attributes:
+      layout: of the gated levels alone.
+      drift: for each of them float[S_k, 2], up and down: beyond its budget a cell is closed.
+      budgets: for each of them float[2] or [S_k, 2], plus and minus, in the unit of the drift.
+    """
+
+    layout: Layout
+    drift: tuple[jax.Array, ...]
+    budgets: tuple[jax.Array, ...]
 
 
 def factors(
@@ -85,5 +100,7 @@ def per_cell(
     pairs = []
     for level in gated.levels:
         pair = per_channel(budgets[level], advantage.dtype)
-        pairs.append(pair * factor[level][:, None] if level in factor else pair)
+        if level in factor:  # An open level is open, whatever its factor: ∞ · 0 is NaN.
+            pair = jnp.where(jnp.isinf(pair), pair, pair * factor[level][:, None])
+        pairs.append(pair)
     return gated, tuple(pairs)

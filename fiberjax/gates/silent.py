@@ -222,7 +222,7 @@ def _excess(
     """
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
     drift = jax.lax.stop_gradient(log_ratio)
-    layout, tables = against_budgets(drift, advantage, layout, hierarchy)
+    layout, drifts, budgets = held(log_ratio, advantage, layout, hierarchy)
     bound = jnp.asarray(hierarchy.epsilon, drift.dtype)
     if hierarchy.epsilon_negative is not None:
         bound = jnp.where(advantage < 0, hierarchy.epsilon_negative, bound)
@@ -236,7 +236,7 @@ def _excess(
 
     masks = {"token": (own > 0) & layout.mask}
     largest = jnp.zeros((layout.sizes[0].shape[0], 2), drift.dtype)
-    for k, (both, budget) in enumerate(tables):
+    for k, (both, budget) in enumerate(zip(drifts, budgets, strict=True)):
         table = jnp.maximum(both - budget, 0)
         for j in reversed(range(k)):
             table = layout.lift(table, j)
@@ -245,30 +245,20 @@ def _excess(
     return log_ratio, side, jnp.maximum(own, at_tokens(largest)), masks
 
 
-def against_budgets(
-    drift: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: SilentHierarchy
-) -> tuple[Layout, tuple[tuple[jax.Array, jax.Array], ...]]:
-    """What each cell holds against its budgets, up and down, and these.
+def held(
+    log_ratio: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: SilentHierarchy
+) -> scales.Held:
+    """The signed mean drift, or residual, of every cell and its negative, and the budgets.
 
-    Args:
-      drift: float[...], nats, log ratios that are exactly 0 at padding.
-      advantage: float[...] of the tokens, exactly 0 at padding.
-      layout: where the tokens stand.
-      hierarchy: budgets and options.
-
-    Returns:
-      The layout of the gated levels. For each of them a pair, nats: the signed mean drift, or
-      residual, of each cell and its negative, float[S_k, 2], and the budgets, float[2] or [S_k, 2].
-
-    Raises:
-      ValueError: a level that the layout lacks, or no level at all.
+    Arguments as `silent`; all constants in gradients, nats.
     """
+    log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
     layout, budgets = scales.per_cell(hierarchy.budgets, hierarchy.budget_scale, advantage, layout)
-    drifts, tables = layout.means(drift), []
-    for k, (moved, budget) in enumerate(zip(drifts, budgets, strict=True)):
-        if hierarchy.signal == "residual" and k + 1 < len(drifts):
-            residual = moved - layout.lift(drifts[k + 1], k)
+    means = layout.means(jax.lax.stop_gradient(log_ratio))
+    drifts = []
+    for k, moved in enumerate(means):
+        if hierarchy.signal == "residual" and k + 1 < len(means):
+            residual = moved - layout.lift(means[k + 1], k)
             moved = jnp.clip(residual, jnp.minimum(moved, 0), jnp.maximum(moved, 0))
-        both = jnp.stack([moved, -moved], axis=-1)
-        tables.append((both, budget))
-    return layout, tuple(tables)
+        drifts.append(jnp.stack([moved, -moved], axis=-1))
+    return scales.Held(layout, tuple(drifts), budgets)

@@ -75,6 +75,9 @@ METRICS: Mapping[str, Metric] = {
     "actor/step_factor": Metric("factor", "what updates were multiplied by"),
     "gate/budget_factor": Metric("factor", "what the gate's budgets were multiplied by"),
     "gate/clip_fraction/<level>": Metric("fraction", "tokens whose gradient a level changed"),
+    "gate/held/<level>/<sign>": Metric(
+        "nats", "mean of what a level's cells hold against that budget"
+    ),
     "gate/channel/<level>/<sign>": Metric("nats", "mean drift of a level's cells, plus or minus"),
     "gate/channel/<level>/<sign>/median": Metric(
         "nats", "median drift of a level's cells, plus or minus, within 10 %"

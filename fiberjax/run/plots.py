@@ -196,6 +196,7 @@ NOT_DRAWN: Mapping[str, str] = {
     "mismatch/effective_sample_size": "1 where the sampler is the trainer's policy",
     "rollout/kept_mass/mean": "set by top_k and top_p; 1 without them",
     "rollout/kept_mass/min": "set by top_k and top_p; 1 without them",
+    "gate/held/<level>/<sign>": "drawn against the budgets in reports",
     "gate/channel/<level>/<sign>": "nats to set budgets by: read for a level, not followed",
     "gate/channel/<level>/<sign>/median": "as the mean",
     "gate/channel/<level>/<sign>/p99": "as the mean",

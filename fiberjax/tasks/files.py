@@ -344,7 +344,8 @@ def listed(paths: Paths) -> list[str]:
         return [os.fspath(paths)]
     if isinstance(paths, str):
         if "," in paths and not os.path.exists(paths):
-            return [path.strip() for path in paths.split(",") if path.strip()]
+            named = [path.strip() for path in paths.split(",") if path.strip()]
+            return named or [paths]
         return [paths]
     return [os.fspath(path) for path in paths]
 

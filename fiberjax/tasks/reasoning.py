@@ -52,7 +52,8 @@ def named(entries: Any, path: str = "config.tasks.reasoning_gym") -> dict[str, d
         given = [name.strip() for name in entries.split(",")] if entries else []
     chosen: dict[str, dict[str, Any]] = {}
     for entry in given:
-        name, *knobs = (entry,) if isinstance(entry, str) else tuple(entry) or (None,)
+        several = isinstance(entry, tuple | list) and len(entry) > 0
+        name, *knobs = tuple(entry) if several else (entry,)
         pairs = all(isinstance(knob, tuple | list) and len(knob) == 2 for knob in knobs)
         if not isinstance(name, str) or not name or not pairs:
             raise ValueError(

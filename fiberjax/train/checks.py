@@ -121,6 +121,19 @@ def check_served(rollout: options.Rollout, server: options.Server, published: st
         )
 
 
+def check_top_k(
+    rollout: options.Rollout, evaluation: options.Evaluation, policy: TransformerConfig
+) -> None:
+    """Refuses more likeliest tokens than there are."""
+    given = {"rollout.top_k": rollout.top_k, "evaluation.top_k": evaluation.top_k}
+    for name, top_k in given.items():
+        if top_k > policy.vocab_size:
+            raise ValueError(
+                f"config.{name} = {top_k}: expected at most the {policy.vocab_size} tokens of the "
+                "vocabulary, or 0 for all"
+            )
+
+
 def check_cache(
     rollout: options.Rollout, training: options.Training, policy: TransformerConfig
 ) -> None:

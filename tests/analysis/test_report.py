@@ -31,7 +31,8 @@ def write_run(folder, gate="fiberpo_domain", seed=0, iterations=8, *, ended=True
         for step in range(1, iterations + 1):
             row = {"reward/mean": 0.1 * step + 0.02 * seed, f"reward/{domain}": 0.1 * step}
             row |= {"actor/entropy": 1.0 / step, "actor/grad_norm": 0.0 if step == 2 else 1.0}
-            row |= {f"gate/channel/trajectory/{sign}": 0.02 * step for sign in ("plus", "minus")}
+            row |= {f"gate/held/trajectory/{sign}": 0.02 * step for sign in ("plus", "minus")}
+            row |= {f"gate/channel/token/{sign}": 0.02 * step for sign in ("plus", "minus")}
             row |= {f"gate/regime/{name}": 0.5 for name in ("G-I", "G-II", "L-I", "L-II")}
             row |= {"gate/clip_fraction/token": 0.1, "is_ratio/effective_sample_size/token": 0.9}
             writer.write(step, row)

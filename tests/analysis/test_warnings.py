@@ -10,7 +10,7 @@ import fiberjax
 from fiberjax.analysis.warnings import CHECKS, budgets, warnings
 
 BUDGET = {"gate.levels.trajectory.budget": [0.1, 0.05]}
-PLUS, MINUS = "gate/channel/trajectory/plus", "gate/channel/trajectory/minus"
+PLUS, MINUS = "gate/held/trajectory/plus", "gate/held/trajectory/minus"
 OVERALL = "evaluation/mean@4/overall"
 
 
@@ -63,7 +63,8 @@ CASES = {
         [
             {PLUS: [0.2, 0.2, 0.2, 0.2, 0.05, 0.2, 0.2]},
             {PLUS: [0.2] * 6, "gate/budget_factor": [3.0] * 6},  # Of wider budgets.
-            {"gate/channel/group/plus": [9.0] * 6},  # Of a level without one.
+            {"gate/held/group/plus": [9.0] * 6},  # Of a level without one.
+            {"gate/channel/trajectory/plus": [9.0] * 6},  # Which no budget bounds.
         ],
     ),
     "far from the policy that sampled": (
@@ -129,7 +130,10 @@ def test_downward_drift_has_a_budget_of_its_own():
     assert "a budget exceeded for long" in names({MINUS: [0.07] * 5})
     assert "a budget exceeded for long" not in names({PLUS: [0.07] * 5})
     assert "a budget exceeded for long" not in names({MINUS: [0.07] * 5}, options={})
-    assert budgets({"gate.levels.group.budget": 0.2, "gate.epsilon": 0.1}) == {"group": (0.2, 0.2)}
+    for budget in (0.2, [0.2]):
+        found = budgets({"gate.levels.group.budget": budget, "gate.epsilon": 0.1})
+        assert found == {"group": (0.2, 0.2)}
+    assert budgets(BUDGET | {"gate.budget_scale": "noise"}) == {}
 
 
 def test_every_warning_has_its_section_in_the_guide():

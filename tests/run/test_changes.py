@@ -2,7 +2,9 @@
 
 import copy
 import json
+import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -63,6 +65,20 @@ def test_every_option_has_its_class(config):
         *("mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor"),
     }
     assert {"seed", "iterations", "optimizer.schedule", "gate.name"} <= by_kind["fixed"]
+
+
+def test_the_guide_lists_all_that_may_change_and_nothing_else(config):
+    guide = Path(changes.__file__).parents[2] / "docs" / "troubleshooting.md"
+    part = guide.read_text(encoding="utf-8").partition("may change when a run is resumed\n")[2]
+    part = part.partition("| all others")[0]
+    told = set(re.findall(r"`([\w.]+)`", part)) - {"RULES", "dtype"}
+    for option, value in options(config).items():
+        section = option.partition(".")[0]
+        if section == "gate":
+            continue
+        fixed = kind(config, option, value, value) == "fixed" and option != "iterations"
+        said = option in told or (section in told and option not in told)
+        assert said != fixed, option
 
 
 def test_a_budget_is_a_number_and_the_rest_of_a_gate_is_not(config):

@@ -411,11 +411,13 @@ def test_the_table_of_a_run(tmp_path, monkeypatch):
     verify = combine("0.5*mine:paid + format", table.verifiers)
     assert verify("", "", "aa") == 1.25
     with pytest.raises(ValueError, match=r"config\.tasks\.verifier: gone:paid does not exist"):
-        table_of({}, (), ("gone:paid",), chosen)
+        table_of({}, (), ("gone:paid",), rewards())
     with pytest.raises(ValueError, match=r"whose pattern config\.rewards\.format is empty"):
         table_of({}, (), ("number + format",), rewards())
     with pytest.raises(ValueError, match=r"config\.rewards\.format: '\('"):
         table_of({}, (), (), rewards(format="("))
+    with pytest.raises(ValueError, match=r"format = 'a\+' is read by the verifier 'format' alone"):
+        table_of({}, (), ("mine:paid",), rewards(format="a+"))
     with pytest.raises(ValueError, match=r"the reward 'f' takes \(a\)"):
         table_of({"f": lambda a: 1.0}, (), (), rewards())
 

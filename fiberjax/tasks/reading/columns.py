@@ -43,7 +43,7 @@ def fields_of(columns: Columns | None, layout: Columns | None = None) -> dict[st
     """The columns that each field is joined from.
 
     Args:
-      columns: field -> column, or several; "" says nothing.
+      columns: field -> column, or several, also as a text with commas between; "" says nothing.
       layout: the same where `columns` says nothing; a field that it does not name has no column.
         Without one, a field's column is called as the field is.
 
@@ -71,8 +71,21 @@ def fields_of(columns: Columns | None, layout: Columns | None = None) -> dict[st
 
 
 def top_columns(paths: Sequence[str]) -> tuple[str, ...]:
-    """The columns of a table that dotted paths may lead into."""
-    return tuple(dict.fromkeys(name for path in paths for name in (path, path.split(".")[0])))
+    """The columns of a table that dotted paths, or several with commas between, may lead into."""
+    each = [of for path in paths for of in (path, *_parts(path))]
+    return tuple(dict.fromkeys(name for path in each for name in (path, path.split(".")[0])))
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Paths with commas between them."""
+    return tuple(part.strip() for part in path.split(",") if part.strip())
+
+
+def _of_row(row: Mapping[str, Any], paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of a field in a row: one with commas in its name, or those between the commas."""
+    if len(paths) != 1 or "," not in paths[0] or value_at(row, paths[0]) is not None:
+        return paths
+    return paths if paths[0] in row else _parts(paths[0])
 
 
 def record_of(row: Any, fields: Mapping[str, tuple[str, ...]], where: str) -> Record:
@@ -88,6 +101,7 @@ def record_of(row: Any, fields: Mapping[str, tuple[str, ...]], where: str) -> Re
         another kind.
     """
     check_row(row, where)
+    fields = {name: _of_row(row, paths) for name, paths in fields.items()}
     prompt, messages, said = _prompt(row, fields["prompt"], where)
     answers = _answers(row, fields["answer"], where)
     for name, found in (("prompt", prompt), ("answer", answers)):

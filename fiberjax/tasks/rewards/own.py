@@ -86,7 +86,13 @@ def table_of(
         except ValueError as error:
             raise ValueError(f"config.rewards.format: {error}") from None
     digests = {}
-    for name in dict.fromkeys(name for of in expressions for name in names_of(of)):
+    names = tuple(dict.fromkeys(name for of in expressions for name in names_of(of)))
+    if rewards.format and FORMAT not in names:
+        raise ValueError(
+            f"config.rewards.format = {rewards.format!r} is read by the verifier 'format' alone, "
+            "which config.tasks.verifier does not name: expected such as 'math + format'"
+        )
+    for name in names:
         if name == FORMAT and FORMAT not in verifiers:
             raise ValueError(
                 "config.tasks.verifier names 'format', whose pattern config.rewards.format is empty"
