@@ -74,11 +74,12 @@ def level_metrics(
     """What each level of a gate saw and did; a dict of metrics, arguments as `gate_metrics`.
 
     Returns:
-      The metrics of `effective_sample_sizes`; `actor/pg_clipfrac`, the fraction of tokens whose own
-      row of `∂ log G/∂ℓ` the gate changed, `gate/clip_fraction/<level>`, that of each level, and
-      `gate/quadrant/<name>`, that of the tokens of each of `QUADRANTS`; for gates with levels
-      `held_metrics`; for hierarchies `hierarchy_metrics`, and `channel_metrics` of their tower; for
-      other gates those of the published tower over all levels.
+      The metrics of `effective_sample_sizes`; `gate/clip_fraction/<level>`, the fraction of tokens
+      whose own row of `∂ log G/∂ℓ` that level changed, and `actor/pg_clipfrac`, of those that some
+      level did, though what two of them change may cancel; `gate/quadrant/<name>`, that of the
+      tokens of each of `QUADRANTS`; for gates with levels `held_metrics`; for hierarchies
+      `hierarchy_metrics`, and `channel_metrics` of their tower; for other gates those of the
+      published tower over all levels.
     """
     masks = gate.clipped(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
     metrics = effective_sample_sizes(log_ratio, layout)

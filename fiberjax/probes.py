@@ -82,7 +82,7 @@ def open_levels(budgets: Budgets, *, levels: tuple[str, ...], token: bool) -> Bu
     }
     fibers: Budgets = {
         key: None if budgets[key] is None else jnp.full_like(budgets[key], jnp.inf)
-        for key in ("epsilon", "epsilon_negative", "upper_negative")
+        for key in ("epsilon", "epsilon_negative", "upper_negative", "weight_cap")
         if token and key in budgets
     }
     return {**budgets, **fibers, "budgets": opened}

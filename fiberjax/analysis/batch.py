@@ -135,11 +135,20 @@ def _states(kept: Kept) -> np.ndarray | None:
 
 
 def _prompts(kept: Kept) -> np.ndarray | None:
-    """A number for each trajectory's prompt, equal where it is the same; by its tokens."""
+    """A number for each trajectory's prompt, equal where it is the same, and of one group."""
     if kept.prompt_tokens is None:
         return None
-    numbers: dict[bytes, int] = {}
-    return np.array([numbers.setdefault(of.tobytes(), len(numbers)) for of in kept.prompt_tokens])
+    group = np.zeros(len(kept.prompt_tokens), int)
+    if "group" in kept.layout.levels:
+        # A prompt that was drawn twice is two groups, and its states are those of each.
+        group = np.asarray(kept.layout.parents[kept.layout.index(TRAJECTORY)])[: len(group)]
+    numbers: dict[tuple[int, bytes], int] = {}
+    return np.array(
+        [
+            numbers.setdefault((int(of), prompt.tobytes()), len(numbers))
+            for of, prompt in zip(group, kept.prompt_tokens, strict=True)
+        ]
+    )
 
 
 @jax.jit

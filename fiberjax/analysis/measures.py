@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fiberjax.analysis.batch import of_minibatch
 from fiberjax.analysis.tokens import Tokens
 from fiberjax.gates import masks, prefix, score, sequence, tokenwise
 from fiberjax.layout import Layout
@@ -96,20 +97,24 @@ class _Given:
         return np.broadcast_to(np.asarray(read), self.log_ratio.shape)
 
 
-def of(tokens: Tokens) -> list[Measure]:
-    """The measures of a gate without levels; [] of one that has none here."""
+def of(tokens: Tokens, minibatch: int) -> list[Measure]:
+    """The measures of a gate without levels over an optimizer batch; [] of one that has none here.
+
+    Tokens of other batches are 0 there.
+    """
     structure, budgets = tokens.gate.structure, tokens.gate.budgets
     make = MEASURES.get(structure.spec.gate)
     if make is None:
         return []
     options = dict(structure.options)
-    kept = tokens.kept
+    kept, layout = tokens.kept, of_minibatch(tokens.kept, minibatch)
+    mask = np.asarray(layout.mask)
     return make(
         _Given(
-            log_ratio=kept.log_ratio,
-            advantage=kept.advantage,
-            old_log_prob=kept.old_log_prob,
-            layout=kept.layout,
+            log_ratio=np.where(mask, kept.log_ratio, 0),
+            advantage=np.where(mask, kept.advantage, 0),
+            old_log_prob=np.where(mask, kept.old_log_prob, 0),
+            layout=layout,
             numbers={name: float(of) for name, of in budgets.items() if of is not None},
             level=options.get("level", "trajectory"),
             form=options.get("form", "product"),

@@ -165,12 +165,14 @@ def _labelled(asked: Sequence[Asked]) -> dict[str, Asked]:
     for each in asked:
         if isinstance(each, str):
             label = each
+        elif isinstance(each, ConfiguredGate):
+            label = each.structure.name
         elif isinstance(each, tuple) and len(each) == 2 and isinstance(each[1], Mapping):
             label = " ".join([str(each[0]), *(f"{k}={_short(v)}" for k, v in each[1].items())])
         else:
             raise ValueError(
                 f"objectives: got {shown(each)}; expected the name of a preset, or a pair "
-                "(name, overrides). Gates of your own stand in a dict by label"
+                "(name, overrides), or a gate; other objectives stand in a dict by label"
             )
         if label in found:
             raise ValueError(f"objectives: {label!r} stands there twice")

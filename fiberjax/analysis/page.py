@@ -110,6 +110,9 @@ def described(gate: ConfiguredGate) -> str:
     for name, budget in gate.budgets.items():
         if name == "budgets":
             for level, pair in budget.items():
+                if np.ndim(pair) == 2:
+                    said.append(f"{level} by cell")
+                    continue
                 plus, minus = map(number, np.asarray(pair, np.float64).tolist())
                 said.append(f"{level} {plus}" if plus == minus else f"{level} {plus}/{minus}")
         elif budget is not None:

@@ -144,7 +144,7 @@ def _tower_levels(state: Any) -> dict[str, dict[str, jax.Array]]:
             "held": _pair(residual, layout, level),
             "budget": _pair(jnp.broadcast_to(state.budgets[k], drift.shape), layout, level),
             "place": _pair(place.astype(jnp.int8), layout, level),
-            "size": _at_tokens(layout.sizes[k], layout, level),
+            "size": _pair(jnp.broadcast_to(size, drift.shape).astype(jnp.int32), layout, level),
         }
     return levels
 
@@ -166,7 +166,7 @@ def _silent_levels(
             "held": _pair(both, gated, level),
             "budget": _pair(jnp.broadcast_to(budget, both.shape), gated, level),
             "place": _pair(beyond.astype(jnp.int8), gated, level),
-            "size": _at_tokens(gated.sizes[k], gated, level),
+            "size": _pair(jnp.broadcast_to(gated.sizes[k][:, None], both.shape), gated, level),
         }
     epsilon, negative = hierarchy.epsilon, hierarchy.epsilon_negative
     bound = jnp.where(advantage < 0, epsilon if negative is None else negative, epsilon)

@@ -112,4 +112,4 @@ def sweep(
 
 
 def _text(value: Any) -> str:
-    return "/".join(f"{part:g}" for part in np.atleast_1d(np.asarray(value, np.float64)))
+    return "/".join(f"{part:.9g}" for part in np.atleast_1d(np.asarray(value, np.float64)))

@@ -21,6 +21,9 @@ from fiberjax.gates.silent import SilentHierarchy
 from fiberjax.run.kept import Kept
 from fiberjax.run.plots import literal
 
+FULLEST = 100.0
+"""Times its budget. How full one of 0 is drawn that holds something."""
+
 HATCHES = ("", "///", "\\\\\\", "xxx", "...", "++")
 
 
@@ -147,7 +150,9 @@ def _budgets(axes: Axes, tokens: Tokens, row: int, columns: np.ndarray) -> None:
         filled = []
         for level in levels:
             of = tokens.levels[level]
-            filled.append(float(of.held[first][number] / of.budget[first][number]))
+            held, budget = float(of.held[first][number]), float(of.budget[first][number])
+            # A budget of 0 is full of anything: as far as the axis goes.
+            filled.append(held / budget if budget > 0 else np.sign(held) * FULLEST)
         place = np.arange(len(levels)) + (number - 0.5) * 0.4 * (len(sides) > 1)
         axes.barh(
             place,

@@ -49,7 +49,7 @@ class Level:
       held: float32[R, C, 2], nats: what is held against the budget, the cell's own part of it.
       budget: float32[R, C, 2], nats.
       place: int8[R, C, 2]: on which piece of its gate, `aggregate.OPEN`, `ROLLBACK` or `ZEROED`.
-      size: int32[R, C], children of the cell.
+      size: int32[R, C, 2], children of the cell; of the exact bundle those of each channel.
     """
 
     drift: np.ndarray

@@ -72,7 +72,8 @@ class Chains:
     def __init__(self, tokens: Tokens):
         """Measures every token of `tokens.look`."""
         self._tokens = tokens
-        self._measures = [] if tokens.levels else measures.of(tokens)
+        there = np.unique(tokens.kept.minibatch[tokens.kept.mask.any(axis=1)]).tolist()
+        self._measures = {n: [] if tokens.levels else measures.of(tokens, n) for n in there}
         self._hold = dict(tokens.gate.structure.options).get("base_gate") == "hold"
         self._silent = tokens.gate.structure.spec.settings is silent.SilentHierarchy
         self._coarsest = next(reversed(tokens.levels), None)
@@ -118,7 +119,7 @@ class Chains:
             text = f"{_WAYS[c]} {number(float(held))} of {number(float(budget))} nats"
             if place != aggregate.OPEN:
                 shut = True
-                text += f", {self._beyond(int(place), int(level.size[row, column]))}"
+                text += f", {self._beyond(int(place), int(level.size[row, column, c]))}"
             said.append(text)
         return f"Its {name}'s {what} of the drift, {said[0]}; {said[1]}.".replace(
             "drift of the drift", "drift"
@@ -176,7 +177,7 @@ class Chains:
 
     def _gate(self, row: int, column: int) -> tuple[str, bool]:
         tokens, at = self._tokens, (row, column)
-        said = [measure.text(at) for measure in self._measures]
+        said = [measure.text(at) for measure in self._measures[int(tokens.kept.minibatch[row])]]
         shut = any(bool(of[at]) for of in tokens.changed.values())
         if not said:
             levels = [level for level, of in tokens.changed.items() if of[at]]

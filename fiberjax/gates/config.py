@@ -19,7 +19,7 @@ from fiberjax.gates import compose
 from fiberjax.gates.channels import prepare
 from fiberjax.gates.hierarchy import Gating
 from fiberjax.gates.scales import Held
-from fiberjax.layout import STATE, Layout, assert_tokens
+from fiberjax.layout import STATE, TRAJECTORY, Layout, assert_tokens
 
 Budgets = dict[str, Any]
 """The traced numbers of a gate by name; `budgets` of a hierarchy is a dict by level."""
@@ -147,7 +147,8 @@ class Gate:
         if self.spec.couples != NAMED:
             return self.spec.couples
         if "budgets" in budgets:  # By level, and in no order.
-            return max(budgets["budgets"], key=layout.index)
+            weighed = (TRAJECTORY,) if ("weight", TRAJECTORY) in self.options else ()
+            return max((*budgets["budgets"], *weighed), key=layout.index)
         return str(dict(self.options)["level"])
 
     def widened(self, budgets: Budgets, factor: float) -> Budgets:

@@ -37,8 +37,17 @@ def gated_drift(
 
     Returns:
       Plus less minus, in nats (without a unit for ratio deviations). Where every gate is open, the
-      signed mean drift; the gradient is the identity's on-policy.
+      signed mean drift of the published bundle, and of the exact one the difference of the means
+      of its channels; the gradient is the identity's on-policy.
+
+    Raises:
+      ValueError: budgets follow advantages, of which there are several here.
     """
+    if hierarchy.budget_scale != "none":
+        raise ValueError(
+            f"budget_scale {hierarchy.budget_scale!r} reads one advantage a token: expected "
+            "'none', or a table of budgets for each cell, such as those of `dispersion`"
+        )
     state = inspect(log_ratio, jnp.zeros_like(log_ratio), layout, hierarchy)
     tower, layout, gated = state.tower, state.layout, []
     for k in range(len(layout.levels)):

@@ -249,6 +249,25 @@ STATES = fj.from_arrays(
 )
 
 
+def test_a_prompt_that_was_drawn_twice_has_the_states_of_each_group():
+    """As the states of a batch in training are."""
+    kept = fj.from_arrays(
+        log_prob=np.full((4, 2), -1.0),
+        old_log_prob=np.full((4, 2), -1.0),
+        mask=np.ones((4, 2), bool),
+        advantage=np.ones(4),
+        parents={"group": np.array([0, 0, 1, 1])},
+        tokens=np.array([[5, 6], [5, 7], [5, 6], [8, 6]]),
+        prompt_tokens=[np.full(3, 9)] * 4,
+    )
+    states = np.asarray(batches.seen(kept, batches.chosen(kept, ["apc"], None)).layout.state_id)
+    assert len(np.unique(states[:, 0])) == 2 and states[0, 0] == states[1, 0] != states[2, 0]
+
+
+def test_a_gate_of_ones_own_is_an_objective_by_its_name():
+    assert list(replay(KEPT, [fj.gate("gspo", clip_high=0.1)]).objectives)[-1] == "gspo"
+
+
 def test_states_are_made_of_tokens_where_a_gate_couples_them():
     # All of a prompt's completions say the same, so that a column is a state.
     layout = batches.seen(STATES, {"apc": objective("apc")}).layout

@@ -1,13 +1,16 @@
 """Every token's numbers: those of the library, by batch, and parts that add up to the whole."""
 
+import dataclasses
+
 import looked
 import numpy as np
 import pytest
 
 import fiberjax as fj
 from fiberjax import diagnostics
-from fiberjax.analysis import tokens
+from fiberjax.analysis import page, token_pictures, tokens
 from fiberjax.gates import aggregate
+from fiberjax.run.kept import from_arrays
 
 
 def batches(kept):
@@ -93,6 +96,47 @@ def test_regimes_are_those_that_a_run_logs():
                 assert float(logged[f"gate/regime/{name}"].value) == pytest.approx(share)
     assert len(set(found.regime)) > 1
     assert set(looked.under("gspo").regime) == {tokens.WHOLE, tokens.ALL}
+
+
+@pytest.mark.parametrize(
+    ("gate", "options"),
+    [("silent_domain", {}), ("fiberpo_domain", {}), ("fiberpo_domain", {"base_gate": "hold"})],
+)
+def test_a_group_that_is_rewarded_alike_is_open_where_gates_are_opened(gate, options):
+    """Its budgets are 0 under dispersion, and infinite ones of open levels stay infinite."""
+    kept = looked.kept()
+    alike = dataclasses.replace(
+        kept, advantage=np.where(np.arange(16)[:, None] < 4, 0, kept.advantage)
+    )
+    found = tokens.look(alike, (gate, {**options, "budget_scale": "dispersion"}))
+    whole = found.parts["open"][kept.mask]
+    want = (np.exp(kept.log_ratio) * alike.advantage)[kept.mask]
+    np.testing.assert_array_equal(np.sign(whole), np.sign(want))
+    assert np.isfinite(found.coefficient).all() and np.abs(whole).max() > 0
+    picture = token_pictures.trajectory(found, 0)
+    assert all(np.isfinite(of.get_width()) for axes in picture.axes for of in axes.patches)
+
+
+def test_what_the_cap_of_a_silent_gate_takes_is_the_token_s():
+    kept = from_arrays(
+        log_prob=np.array([[1.0, -1.0]]),
+        old_log_prob=np.array([[-1.0, -1.0]]),
+        mask=np.ones((1, 2), bool),
+        advantage=np.array([-1.0]),
+    )
+    found = tokens.look(kept, ("silent_trajectory", {"trajectory": 5.0}))
+    parts = {name: float(part[0, 0]) for name, part in found.parts.items()}
+    assert parts["open"] == pytest.approx(-np.exp(2) / 2, rel=1e-6)
+    assert parts["trajectory"] == 0 and parts["token"] == pytest.approx(
+        (np.exp(2) - 3) / 2, rel=1e-6
+    )
+
+
+def test_a_table_of_budgets_is_told_on_a_page():
+    gate = fj.gate("silent_domain")
+    tables = {**gate.budgets["budgets"], "group": np.full((4, 2), 0.1, np.float32)}
+    gate = dataclasses.replace(gate, budgets={**gate.budgets, "budgets": tables})
+    assert "group by cell" in page.described(gate)
 
 
 def test_fates_compare_with_the_open_gates():

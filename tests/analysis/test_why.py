@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import fiberjax as fj
-from fiberjax.analysis import measures, why
+from fiberjax.analysis import measures, tokens, why
 from fiberjax.analysis.measures import number
 from fiberjax.analysis.tokens import FATES, VANISHED
+from fiberjax.run.kept import from_arrays
 
 
 def counted():
@@ -85,11 +86,43 @@ def test_a_measure_is_beyond_its_bound_where_the_gate_closes(gate):
     closed = np.logical_or.reduce([np.asarray(mask) for mask in masks.values()])
     found = dataclasses.replace(looked.under("gspo"), gate=made)
     beyond = np.zeros_like(closed)
-    for measure in measures.of(found):
-        for at in counted():
+    for at in counted():
+        for measure in measures.of(found, int(kept.minibatch[at[0]])):
             beyond[at] |= measure.text(at).endswith("beyond.")
     np.testing.assert_array_equal(beyond & kept.mask, closed & kept.mask)
     assert 0 < closed[kept.mask].mean() < 1
+
+
+def test_a_cell_is_measured_in_its_own_optimizer_batch():
+    """Two rows of one domain that drift apart, each in a batch of its own."""
+    drift = np.array([[0.2, 0.2], [-0.2, -0.2]])
+    kept = from_arrays(
+        log_prob=drift - 1,
+        old_log_prob=np.full((2, 2), -1.0),
+        mask=np.ones((2, 2), bool),
+        advantage=np.array([1.0, -1.0]),
+        parents={"domain": np.array([0, 0])},
+        minibatch=np.array([0, 1]),
+    )
+    found = tokens.look(kept, ("gspo", {"level": "domain", "clip_high": 0.1, "clip_low": 0.1}))
+    said = [why.why(found, row, 0)[1].text for row in (0, 1)]
+    assert "is 1.22, allowed is at most 1.1: beyond" in said[0]
+    assert "is 0.819, allowed is at least 0.9: beyond" in said[1]
+
+
+def test_rollback_gives_back_as_many_as_its_channel_holds():
+    drift = np.array([[0.13, 0.13, -0.01, -0.01]])
+    kept = from_arrays(
+        log_prob=drift - 1,
+        old_log_prob=np.full((1, 4), -1.0),
+        mask=np.ones((1, 4), bool),
+        advantage=np.ones(1),
+    )
+    for name, number_of in (("fiberpo", 4), ("fiberpo_exact", 2)):
+        options = {"trajectory": 0.1 if number_of == 2 else 0.06, "epsilon": 5.0}
+        found = tokens.look(kept, (name, options | {"pessimistic": False}))
+        said = " ".join(step.text for step in why.why(found, 0, 0))
+        assert f"every further nat gives back {number_of}" in said
 
 
 def test_every_gate_without_levels_is_measured_or_told_by_its_mask():

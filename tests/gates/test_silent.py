@@ -189,6 +189,17 @@ def test_with_one_level_it_is_open_where_gspo_is():
 # Moving back.
 
 
+def test_the_weight_of_trajectories_couples_them_whatever_is_gated():
+    turns = make_layout(
+        np.ones(4, bool), {"trajectory": np.zeros(2, int)}, cell_id=np.arange(4) // 2, finest="turn"
+    )
+    for weight, coupled in (("token", "turn"), ("trajectory", "trajectory")):
+        config = {"name": "silent", "weight": weight, "order": ("turn",)}
+        config["levels"] = {"turn": {"budget": 5.0}}
+        built, budgets = gates.from_config(config, turns.levels)
+        assert built.couples(budgets, turns) == coupled
+
+
 def test_with_one_level_and_the_weight_of_trajectories_it_is_gspo():
     l, a = problem(3)
     a = a[np.searchsorted(TRAJECTORY, TRAJECTORY)]  # One advantage a trajectory, as GSPO has it.

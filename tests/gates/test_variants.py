@@ -342,3 +342,5 @@ def test_advantages_of_other_levels_are_refused():
         ValueError, match=r"advantages are of levels \('group',\); expected .*'domain'"
     ):
         levelwise(jnp.zeros(21), {"group": np.zeros(3)}, LAYOUT, made())
+    with pytest.raises(ValueError, match=r"budget_scale 'dispersion' reads one advantage a token"):
+        gated_drift(jnp.zeros(21), LAYOUT, made(budget_scale="dispersion"))
