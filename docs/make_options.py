@@ -32,7 +32,9 @@ type, what `configs/quickstart.py` sets, what `configs/pods.py` sets where that 
 meaning. Nothing has a default but what a config says: a key that is missing, unknown or of another
 type is refused by its path before anything compiles. Each is overridden on the command line, as in
 `--config.rollout.samples=8`, `--config.gate.levels.trajectory.budget="(0.1,0.08)"` or
-`--config.plugins="('my_gate.py',)"`.
+`--config.plugins="('my_gate.py',)"`. Names of one's own in a mapping (those of
+`tasks.domains`, `curriculum.domain_probability` and `model.overrides`) are added in a config file:
+a command line overrides what is there.
 """
 
 GATE_HEAD = """## config.gate

@@ -184,8 +184,8 @@ FAULTS = (
     Mutant(
         "the silent hierarchy closes what moves back",
         "fiberjax/gates/silent.py",
-        "both = jnp.stack([moved, -moved], axis=-1)",
-        "both = jnp.stack([-moved, moved], axis=-1)",
+        "drifts.append(jnp.stack([moved, -moved], axis=-1))",
+        "drifts.append(jnp.stack([-moved, moved], axis=-1))",
         AGREES,
     ),
     Mutant(
@@ -201,6 +201,13 @@ FAULTS = (
         "level: 1 / jnp.sqrt(n)",
         "level: 1 / n",
         (f"{SILENT}::test_budgets_follow_the_noise_of_a_mean",),
+    ),
+    Mutant(
+        "an open level is closed where the factor of a cell is 0",
+        "fiberjax/gates/scales.py",
+        "pair = jnp.where(jnp.isinf(pair), pair, pair * factor[level][:, None])",
+        "pair = pair * factor[level][:, None]",
+        ("tests/analysis/test_tokens.py",),
     ),
     Mutant(
         "good and bad advantages of a cell cancel in its dispersion",

@@ -35,8 +35,8 @@ FAULTS = (
     Mutant(
         "the finest level that a gate names is what it couples",
         "fiberjax/gates/config.py",
-        'return max(budgets["budgets"], key=layout.index)',
-        'return min(budgets["budgets"], key=layout.index)',
+        'return max((*budgets["budgets"], *weighed), key=layout.index)',
+        'return min((*budgets["budgets"], *weighed), key=layout.index)',
         (CELLS, *SAME),
     ),
     Mutant(

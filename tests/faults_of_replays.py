@@ -36,9 +36,9 @@ FAULTS = (
     ),
     Mutant(
         "a residual below 0 is within its budget",
-        "fiberjax/analysis/drift.py",
-        "name: Level(jnp.abs(residual), state.budgets[k], state.layout.sizes[k] > 0)",
-        "name: Level(residual, state.budgets[k], state.layout.sizes[k] > 0)",
+        "fiberjax/gates/hierarchy.py",
+        "scales.Held(self.layout, tuple(map(jnp.abs, self.tower.residual)), self.budgets)",
+        "scales.Held(self.layout, self.tower.residual, self.budgets)",
         (f"{ARRAYS}::test_a_drift_is_beyond_its_budget_where_the_gate_clips",),
     ),
     Mutant(

@@ -39,9 +39,16 @@ FAULTS = (
     Mutant(
         "downward drift is held against the upward budget",
         "fiberjax/analysis/warnings.py",
-        "(float(pair[PLUS]), float(pair[MINUS]))",
-        "(float(pair[PLUS]), float(pair[PLUS]))",
+        "(float(pair[0]), float(pair[-1]))",
+        "(float(pair[0]), float(pair[0]))",
         (f"{WARNINGS}::test_downward_drift_has_a_budget_of_its_own",),
+    ),
+    Mutant(
+        "a drift that no budget bounds is warned about",
+        "fiberjax/analysis/warnings.py",
+        'f"gate/held/{level}/{sign}"',
+        'f"gate/channel/{level}/{sign}"',
+        (f"{WARNINGS}::test_a_warning_is_given_where_it_is_deserved_and_nowhere_else",),
     ),
     Mutant(
         "every iteration is looked at",
