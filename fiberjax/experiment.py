@@ -379,7 +379,8 @@ def _from_config(
     warm_start = options.parse(options.WarmStart, config.warm_start, "config.warm_start")
     for option, path in (("tasks.data_dir", tasks.data_dir), ("warm_start", warm_start.directory)):
         with named(f"config.{option}"):
-            storage.place(path)
+            if storage.place(path).is_file():
+                raise ValueError(f"{path!r} is a file; expected a folder, or none yet")
     evaluation = options.parse(options.Evaluation, config.evaluation, "config.evaluation")
     diagnostics = options.parse(options.Diagnostics, config.diagnostics, "config.diagnostics")
     check_rows(device_mesh, rollout, training, warm_start, evaluation)

@@ -149,6 +149,7 @@ BAD = [
     ("tasks.columns.prompt", "question", r"columns\.prompt = 'question' says how rows are read"),
     ("tasks.layout", "gsm8k", r"layout = 'gsm8k' says how rows are read"),
     ("tasks.keep", ("source",), r"keep = \('source',\) says how rows are read"),
+    ("tasks.data_dir", "README.md", r"config\.tasks\.data_dir: 'README\.md' is a file; expected"),
     ("tasks.file", ",", r"config\.tasks: ,: the file ends in"),
     ("tasks.reasoning_gym", "(1,)", r"tasks\.reasoning_gym: expected a name, .*got 1"),
     ("rewards.format", "a+", r"config\.rewards\.format = 'a\+' is read by the verifier 'format'"),
