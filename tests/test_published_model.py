@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tokenizers
 from ml_collections import ConfigDict
 
 from fiberjax import experiment, model_folder
@@ -394,6 +395,58 @@ def test_a_policy_that_began_at_random_brings_its_tokenizer(make_config, one_dev
     again.window.completion = 9
     with pytest.raises(ValueError, match="was made for 24"):
         experiment.from_config(model_folder.with_folder(again), one_device)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "tasks"])
+def test_another_tokenizer_than_the_source_s_comes_out(
+    chatting, one_device, tmp_path, kind, monkeypatch
+):
+    source = pathlib.Path(folders.write(tmp_path / "model", template=None))
+    (source / "LICENSE").write_text("terms")
+    turned = folders.byte_tokenizer()
+    turned.normalizer = tokenizers.normalizers.Lowercase()
+    other = pathlib.Path(
+        folders.write_tokenizer(
+            tmp_path / "other", tokenizer=turned, generation={"eos_token_id": folders.THINK}
+        )
+    )
+    (other / "LICENSE").write_text("other terms")
+    named = {"folder": other, "file": other / "tokenizer.json", "tasks": "tasks"}[kind]
+    config = chatting(source)
+    config.model.tokenizer = str(named)
+    config.tasks.vocabulary = "ascii"
+    built = experiment.from_config(model_folder.with_folder(config), one_device)
+    params = warm_start.random_params(built.policy, built.mesh, seed=1)
+    output = pathlib.Path(folders.write(tmp_path / "out"))  # Of an earlier export.
+    for name in ("chat_template.jinja", "added_tokens.json"):
+        (output / name).write_text("{}")
+    publish.publish(built, params, output)
+    assert not (output / "added_tokens.json").exists()
+    assert not (output / "chat_template.jinja").exists()
+    assert (output / "LICENSE").read_text() == "terms"
+    again = chatting(output)
+    found = experiment.from_config(model_folder.with_folder(again), one_device)
+    for name in ("end_ids", "pad_id"):
+        assert getattr(found.vocabulary, name) == getattr(built.vocabulary, name)
+    assert found.vocabulary.encode_prompt("1+A") == built.vocabulary.encode_prompt("1+A")
+    said = json.loads((output / "config.json").read_text())
+    assert said["eos_token_id"] == list(built.vocabulary.end_ids)
+    assert said["max_position_embeddings"] == 128
+    if kind != "tasks":
+        with pytest.raises(ValueError, match=r"is the folder of config\.model\.tokenizer"):
+            publish.publish(built, params, other)
+    monkeypatch.setattr(weights, "save_adapter", lambda folder, *_, **__: _described(folder))
+    object.__setattr__(built, "lora", "adapters")
+    publish.publish_adapter(built, None, None, tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "tokenizer.json").read_bytes() == (
+        output / "tokenizer.json"
+    ).read_bytes()
+
+
+def _described(folder):
+    """What stands for an adapter."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_text("{}")
 
 
 def test_the_effect_of_rounding_is_measured(kept, chatting, one_device):
