@@ -171,6 +171,7 @@ class Begun(NamedTuple):
       best: of the checkpoints.
       stop: whether to stop early.
       nonfinite: the updates that were left out.
+      unpaid: what the first iterations were paid.
       before: the evaluation before the first iteration.
       ahead: what was sampled for iterations to come.
     """
@@ -183,6 +184,7 @@ class Begun(NamedTuple):
     best: Best
     stop: EarlyStop
     nonfinite: NonFinite
+    unpaid: Unpaid
     before: Measures
     ahead: tuple[Drawn, ...] = ()
 
@@ -194,6 +196,7 @@ class Begun(NamedTuple):
             "best_value": self.best.get_state(),
             "stop": self.stop.get_state(),
             "nonfinite": self.nonfinite.get_state(),
+            "unpaid": self.unpaid.get_state(),
             "before": self.before.to_json(),
             "evaluation": evaluation.settings(experiment),
         }
@@ -205,7 +208,8 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     stream = experiment.prompt_stream()
     control = Controller(experiment.control, experiment.iterations)
     best = Best(experiment.checkpoint.best, experiment.checkpoint.best_mode)
-    stop, nonfinite = EarlyStop(experiment.stop), NonFinite(experiment)
+    stop, nonfinite, unpaid = EarlyStop(experiment.stop), NonFinite(experiment), Unpaid(experiment)
+    parts = stream, control, best, stop, nonfinite, unpaid
     shapes = experiment.abstract_state()
     base = make_base(experiment)
     found = saved.restore(shapes)
@@ -223,6 +227,7 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
         best.set_state(found.host.get("best_value"))
         stop.set_state(found.host.get("stop"))
         nonfinite.set_state(found.host.get("nonfinite"))
+        unpaid.set_state(found.host.get("unpaid"))
         before = Measures.of(found.host["before"])
         if not comparable(before, found.host.get("evaluation"), experiment):  # Changed since.
             first = base.params if experiment.lora else starting_params(experiment)
@@ -230,7 +235,7 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
         state, done, told = found.state, found.iteration, found.host.get("ahead", [])
         arrays = saved.ahead(done, ahead.abstract(experiment, told)) if told else []
         waiting = ahead.of_host(experiment, told, arrays)
-        return Begun(base, state, done, stream, control, best, stop, nonfinite, before, waiting)
+        return Begun(base, state, done, *parts, before, waiting)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     if experiment.lora is None:
         # Donated: nothing but the state is kept on the devices.
@@ -242,7 +247,7 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     samples = rollouts.seen_before_training(experiment)
     before = evaluate(experiment, params, "evaluation before", samples=samples)
     profile(experiment, params, stream)
-    return Begun(base, state, 0, stream, control, best, stop, nonfinite, before)
+    return Begun(base, state, 0, *parts, before)
 
 
 def train(
@@ -266,7 +271,7 @@ def train(
     record = directory / identity.NEWEST
     with Checkpoints(directory / "checkpoints", keep=keep, record=record) as saved:
         begun = begin(experiment, saved)
-        base, state, done, stream, control, best, stop, nonfinite, before, waiting = begun
+        base, state, done, stream, control, best, stop, nonfinite, unpaid, before, waiting = begun
         if stop.reached and primary:
             print(f"{directory} stopped early after iteration {done}: {stop}")
         if done == experiment.iterations or stop.reached:
@@ -274,7 +279,7 @@ def train(
         if primary:
             with disk.writing("what makes the run", directory):
                 provenance.record(directory, done)
-        reference, unpaid = base.params, Unpaid(experiment)
+        reference = base.params
         if experiment.lora is None and experiment.training.kl_coefficient > 0:
             # The start, a second time: only a KL penalty needs it beside the state.
             reference = starting_params(experiment)
