@@ -181,7 +181,10 @@ def template(text):
         (template("{{ raise_exception('never') }}"), r"the chat template: TemplateError: never"),
         (template(FOREVER), r"the chat template does not end within 1 s of processor time"),
         (change(model_type="mamba"), "model_type is 'mamba', expected one of"),
-        (change(vocab_size=250), "the tokenizer has 260 tokens, more than the vocabulary of 250"),
+        (
+            change(vocab_size=250),
+            r"the tokenizer's '.' has the id 250, expected one below 250, the rows",
+        ),
         (change(intermediate_size=48), r"mlp.* is \[24, 16\], expected \[48, 16\]"),
     ],
     ids=[
@@ -207,6 +210,42 @@ def test_a_wrong_folder_is_one_error_before_anything_compiles(
         experiment.from_config(model_folder.with_folder(chatting(folder)), one_device)
     assert str(error.value).startswith("config.model.folder")
     assert len(compilations) == before
+
+
+def test_a_special_token_that_nothing_uses_may_be_beyond_the_embedding(
+    chatting, one_device, tmp_path
+):
+    """As `<image_soft_token>` of Gemma 3: text that spells it is text."""
+    turned = folders.byte_tokenizer()
+    turned.add_special_tokens([f"<extra{i}>" for i in range(5)])  # Ids 260 to 264, of 264 rows.
+    folder = folders.write(tmp_path / "model", tokenizer=turned)
+    config = model_folder.with_folder(chatting(folder))
+    built = experiment.from_config(config, one_device)
+    assert built.vocabulary.size == built.policy.vocab_size == 264
+    ids = built.vocabulary.encode_prompt("<extra4>")
+    assert max(ids) < 264 and "<extra4>" in built.vocabulary.decode(ids[1:])
+    assert built.vocabulary.decode([264, *built.vocabulary.encode("a")]) == "<extra4>a"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"template": folders.CHATML + "{{ '<extra4>' }}"},
+        {"template": folders.CHATML.replace("<|im_end|>", "<extra4>")},
+        {"template": None, "pad_token": "<extra4>"},
+        {"template": None, "generation": {"eos_token_id": [256, 264]}},
+    ],
+    ids=["template", "turn", "padding", "end"],
+)
+def test_a_token_that_is_used_has_a_row(chatting, one_device, tmp_path, said):
+    turned = folders.byte_tokenizer()
+    turned.add_special_tokens([f"<extra{i}>" for i in range(5)])
+    folder = folders.write(tmp_path / "model", tokenizer=turned, **said)
+    message = (
+        r"^config\..*the tokenizer's '<extra4>' has the id 264, expected one below 264, the rows"
+    )
+    with pytest.raises(ValueError, match=message):
+        experiment.from_config(model_folder.with_folder(chatting(folder)), one_device)
 
 
 def test_one_override_of_the_command_line_is_enough(kept):
