@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import sys
@@ -334,7 +335,23 @@ def test_a_fingerprint_is_of_every_byte(tmp_path):
         found.append(weights.fingerprint(tmp_path))
     assert len(set(found)) == len(found)
     file.write_bytes(content)
-    assert weights.fingerprint(tmp_path) == found[0]
+    assert (
+        weights.fingerprint(tmp_path)
+        == found[0]
+        == hashlib.blake2b(hashlib.blake2b(content).digest(), digest_size=8).hexdigest()
+    )
+
+
+def test_a_fingerprint_is_of_the_files_that_are_loaded(tmp_path):
+    names = [f"pytorch_model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    index = {"weight_map": {"a": names[0], "b": names[1]}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = set()
+    for contents in ((b"1", b"2"), (b"1", b"3"), (b"4", b"2")):
+        for name, content in zip(names, contents, strict=True):
+            (tmp_path / name).write_bytes(content)
+        found.add(weights.fingerprint(tmp_path))
+    assert len(found) == 3
 
 
 @pytest.fixture
