@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import tiny
 import tokenizers
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
 
 from fiberjax import experiment, model_folder
 from fiberjax.policy import weights
@@ -210,6 +212,31 @@ def test_a_wrong_folder_is_one_error_before_anything_compiles(
         experiment.from_config(model_folder.with_folder(chatting(folder)), one_device)
     assert str(error.value).startswith("config.model.folder")
     assert len(compilations) == before
+
+
+@pytest.mark.slow
+def test_a_tensor_that_is_not_finite_ends_the_command_with_one_line(tmp_path):
+    folder = pathlib.Path(folders.write(tmp_path / "model", template=None))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    done = subprocess.run(
+        [
+            *(sys.executable, "experiments/train.py", "--config=tests/tiny.py"),
+            *(f"--config.model.folder={folder}", f"--config.tasks.file={rows}"),
+            *("--config.warm_start.steps=0", "--config.window.prompt=48"),
+            f"--workdir={tmp_path / 'run'}",
+        ],
+        cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("error: config.model.folder = ") and "model.norm.weight in " in told
 
 
 def test_a_special_token_that_nothing_uses_may_be_beyond_the_embedding(
