@@ -78,6 +78,13 @@ def test_mistral_slides_unless_its_window_is_null(tmp_path):
         described.setdefault("sliding_window", None)
 
 
+def test_a_null_in_a_section_counts_as_absent(tmp_path):
+    scaling = {"rope_type": None, "type": "linear", "factor": 2.0, "low_freq_factor": None}
+    folder = copy(tmp_path, "llama", rope_scaling=scaling, rope_parameters=None)
+    found = weights.read_shape(folder)
+    assert (found["rope_type"], found["rope_scaling"]) == ("linear", (("factor", 2.0),))
+
+
 def test_gemma_is_read_in_both_spellings(tmp_path):
     """Layers by a pattern, bases beside each other; defaults as the family has them."""
     folder = copy(tmp_path, "gemma3")
