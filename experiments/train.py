@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     ):
         from fiberjax import disk
         from fiberjax.parallel import compiled
-        from fiberjax.run import interrupts
+        from fiberjax.run import interrupts, refused
         from fiberjax.train.server import ServerError
 
         compiled.keep()
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
                 disk.writing("the run", WORKDIR.value),
             ):
                 train()
-        except (disk.NoRoom, ServerError) as error:
+        except (disk.NoRoom, ServerError, refused.Unreadable) as error:
             raise SystemExit(f"error: {error}") from None
         except interrupts.Interrupted as error:
             print(error, file=sys.stderr)

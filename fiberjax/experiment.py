@@ -391,7 +391,7 @@ def _from_config(
     check_served(rollout, server, model.folder)
     shape = read_shape(model.folder)
     check_model(model, window, warm_start)
-    vocabulary = make_vocabulary(tasks, model)
+    vocabulary = make_vocabulary(tasks, model, embedding_rows(config.policy, shape))
     said = options.parse(options.Turns, config.turns, "config.turns")
     turns = make_turns(said, window.completion, vocabulary, tables.environments)
     policy = make_policy(config.policy, vocabulary, shape, model.folder)
@@ -670,6 +670,13 @@ def check_followed(experiment: Experiment) -> None:
                 f"evaluation are there where config.evaluation.every is above 0; it is "
                 f"{experiment.evaluation.every}"
             )
+
+
+def embedding_rows(config: Any, shape: Mapping[str, Any]) -> int:
+    """The rows that the folder's embedding has, or the policy's options ask for; 0 for neither."""
+    options.check_keys(config, POLICY, "config.policy")
+    rows = shape.get("vocab_size", config.vocab_size)
+    return rows if type(rows) is int and rows > 0 else 0
 
 
 def make_policy(

@@ -279,8 +279,8 @@ FAULTS = (
     ),
     Mutant(
         "a tokenizer may be larger than the vocabulary",
-        EXPERIMENT,
-        "if shape and type(size) is int and size < vocabulary.size:",
+        TOKENIZER,
+        "if token >= self._rows:",
         "if False:",
         (f"{FOLDER}::test_a_wrong_folder_is_one_error_before_anything_compiles",),
     ),

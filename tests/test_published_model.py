@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tokenizers
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
 
 from fiberjax import experiment, model_folder
 from fiberjax.policy import weights
@@ -180,7 +183,10 @@ def template(text):
         (template("{{ raise_exception('never') }}"), r"the chat template: TemplateError: never"),
         (template(FOREVER), r"the chat template does not end within 1 s of processor time"),
         (change(model_type="mamba"), "model_type is 'mamba', expected one of"),
-        (change(vocab_size=250), "the tokenizer has 260 tokens, more than the vocabulary of 250"),
+        (
+            change(vocab_size=250),
+            r"the tokenizer's '.' has the id 250, expected one below 250, the rows",
+        ),
         (change(intermediate_size=48), r"mlp.* is \[24, 16\], expected \[48, 16\]"),
     ],
     ids=[
@@ -206,6 +212,67 @@ def test_a_wrong_folder_is_one_error_before_anything_compiles(
         experiment.from_config(model_folder.with_folder(chatting(folder)), one_device)
     assert str(error.value).startswith("config.model.folder")
     assert len(compilations) == before
+
+
+@pytest.mark.slow
+def test_a_tensor_that_is_not_finite_ends_the_command_with_one_line(tmp_path):
+    folder = pathlib.Path(folders.write(tmp_path / "model", template=None))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    done = subprocess.run(
+        [
+            *(sys.executable, "experiments/train.py", "--config=tests/tiny.py"),
+            *(f"--config.model.folder={folder}", f"--config.tasks.file={rows}"),
+            *("--config.warm_start.steps=0", "--config.window.prompt=48"),
+            f"--workdir={tmp_path / 'run'}",
+        ],
+        cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("error: config.model.folder = ") and "model.norm.weight in " in told
+
+
+def test_a_special_token_that_nothing_uses_may_be_beyond_the_embedding(
+    chatting, one_device, tmp_path
+):
+    """As `<image_soft_token>` of Gemma 3: text that spells it is text."""
+    turned = folders.byte_tokenizer()
+    turned.add_special_tokens([f"<extra{i}>" for i in range(5)])  # Ids 260 to 264, of 264 rows.
+    folder = folders.write(tmp_path / "model", tokenizer=turned)
+    config = model_folder.with_folder(chatting(folder))
+    built = experiment.from_config(config, one_device)
+    assert built.vocabulary.size == built.policy.vocab_size == 264
+    ids = built.vocabulary.encode_prompt("<extra4>")
+    assert max(ids) < 264 and "<extra4>" in built.vocabulary.decode(ids[1:])
+    assert built.vocabulary.decode([264, *built.vocabulary.encode("a")]) == "<extra4>a"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"template": folders.CHATML + "{{ '<extra4>' }}"},
+        {"template": folders.CHATML.replace("<|im_end|>", "<extra4>")},
+        {"template": None, "pad_token": "<extra4>"},
+        {"template": None, "generation": {"eos_token_id": [256, 264]}},
+    ],
+    ids=["template", "turn", "padding", "end"],
+)
+def test_a_token_that_is_used_has_a_row(chatting, one_device, tmp_path, said):
+    turned = folders.byte_tokenizer()
+    turned.add_special_tokens([f"<extra{i}>" for i in range(5)])
+    folder = folders.write(tmp_path / "model", tokenizer=turned, **said)
+    message = (
+        r"^config\..*the tokenizer's '<extra4>' has the id 264, expected one below 264, the rows"
+    )
+    with pytest.raises(ValueError, match=message):
+        experiment.from_config(model_folder.with_folder(chatting(folder)), one_device)
 
 
 def test_one_override_of_the_command_line_is_enough(kept):
@@ -394,6 +461,58 @@ def test_a_policy_that_began_at_random_brings_its_tokenizer(make_config, one_dev
     again.window.completion = 9
     with pytest.raises(ValueError, match="was made for 24"):
         experiment.from_config(model_folder.with_folder(again), one_device)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "tasks"])
+def test_another_tokenizer_than_the_source_s_comes_out(
+    chatting, one_device, tmp_path, kind, monkeypatch
+):
+    source = pathlib.Path(folders.write(tmp_path / "model", template=None))
+    (source / "LICENSE").write_text("terms")
+    turned = folders.byte_tokenizer()
+    turned.normalizer = tokenizers.normalizers.Lowercase()
+    other = pathlib.Path(
+        folders.write_tokenizer(
+            tmp_path / "other", tokenizer=turned, generation={"eos_token_id": folders.THINK}
+        )
+    )
+    (other / "LICENSE").write_text("other terms")
+    named = {"folder": other, "file": other / "tokenizer.json", "tasks": "tasks"}[kind]
+    config = chatting(source)
+    config.model.tokenizer = str(named)
+    config.tasks.vocabulary = "ascii"
+    built = experiment.from_config(model_folder.with_folder(config), one_device)
+    params = warm_start.random_params(built.policy, built.mesh, seed=1)
+    output = pathlib.Path(folders.write(tmp_path / "out"))  # Of an earlier export.
+    for name in ("chat_template.jinja", "added_tokens.json"):
+        (output / name).write_text("{}")
+    publish.publish(built, params, output)
+    assert not (output / "added_tokens.json").exists()
+    assert not (output / "chat_template.jinja").exists()
+    assert (output / "LICENSE").read_text() == "terms"
+    again = chatting(output)
+    found = experiment.from_config(model_folder.with_folder(again), one_device)
+    for name in ("end_ids", "pad_id"):
+        assert getattr(found.vocabulary, name) == getattr(built.vocabulary, name)
+    assert found.vocabulary.encode_prompt("1+A") == built.vocabulary.encode_prompt("1+A")
+    said = json.loads((output / "config.json").read_text())
+    assert said["eos_token_id"] == list(built.vocabulary.end_ids)
+    assert said["max_position_embeddings"] == 128
+    if kind != "tasks":
+        with pytest.raises(ValueError, match=r"is the folder of config\.model\.tokenizer"):
+            publish.publish(built, params, other)
+    monkeypatch.setattr(weights, "save_adapter", lambda folder, *_, **__: _described(folder))
+    object.__setattr__(built, "lora", "adapters")
+    publish.publish_adapter(built, None, None, tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "tokenizer.json").read_bytes() == (
+        output / "tokenizer.json"
+    ).read_bytes()
+
+
+def _described(folder):
+    """What stands for an adapter."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_text("{}")
 
 
 def test_the_effect_of_rounding_is_measured(kept, chatting, one_device):

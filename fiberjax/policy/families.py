@@ -63,11 +63,12 @@ class Description:
         return self.values.get(name) is not None
 
     def section(self, name: str) -> "Description":
-        """A section, empty where it is absent; its problems are this description's."""
+        """A section without its nulls, empty where absent; its problems are this description's."""
         value = self.values.get(name)
         if value is not None and not isinstance(value, Mapping):
             value = self._refuse(name, value, "a section", None)
-        return Description(value or {}, self.problems)
+        there = {key: of for key, of in (value or {}).items() if of is not None}
+        return Description(there, self.problems)
 
     def only(self, name: str, supported: Any) -> None:
         """Refuses a key that is there with another value than the one supported."""

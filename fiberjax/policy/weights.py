@@ -381,9 +381,10 @@ def save_adapter(
 
 
 def fingerprint(directory: str | Path) -> str:
-    """A digest of a checkpoint's tensors: of every byte of its files."""
+    """A digest of a checkpoint's tensors: of every byte of its files, whatever they are called."""
     digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(storage.local(directory).glob("model*.safetensors")):
+    directory = storage.local(directory)
+    for file in sorted({*directory.glob("model*.safetensors"), *_files(directory)}):
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, hashlib.blake2b).digest())
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from fiberjax import buckets, digests, disk, storage
+from fiberjax.run.refused import Unreadable
 from fiberjax.tasks.vocabulary import shorten
 
 BEST = "best"
@@ -33,7 +34,7 @@ AHEAD = "ahead"
 WHOLE = "commit_success.txt"
 
 
-class Damaged(ValueError):
+class Damaged(Unreadable):
     """What is there is not what was saved."""
 
 

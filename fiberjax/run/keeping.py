@@ -205,8 +205,9 @@ class Folder:
 
     def _hidden(self) -> list[int]:
         """The iterations whose files are hidden."""
-        there = storage.matching(self._path, f".*{_OLD}")
-        return [int(file.name[1:].partition(".")[0]) for file in there]
+        there = storage.matching(self._path, f".*.parquet{_OLD}")
+        names = (file.name[1:].removesuffix(f".parquet{_OLD}") for file in there)
+        return [int(name) for name in names if name.isascii() and name.isdigit()]
 
 
 class Keeper:

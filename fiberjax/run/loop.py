@@ -18,7 +18,7 @@ from fiberjax import disk, storage
 from fiberjax.experiment import Experiment
 from fiberjax.parallel import distributed
 from fiberjax.policy import lora
-from fiberjax.run import ahead, evaluation, identity, lock, provenance, rollouts, writers
+from fiberjax.run import ahead, evaluation, identity, lock, provenance, refused, rollouts, writers
 from fiberjax.run.ahead import Drawn
 from fiberjax.run.base import Base, make_base
 from fiberjax.run.best import Best, EarlyStop
@@ -63,7 +63,8 @@ def run(
       The evaluation on held-out prompts, before and after.
 
     Raises:
-      ValueError: the directory cannot be written, is in use, or holds a run of another config.
+      ValueError: the directory cannot be written, is in use, or holds a run of another config;
+        `refused.Unreadable` where what lies in it, or in the model's folder, cannot be used.
       FloatingPointError: an update was not finite, and the config says to stop; see `nonfinite`.
       NoRoom: the disk is full.
       ServerError: a server that draws could not be reached, or answered what cannot be used.
@@ -171,6 +172,7 @@ class Begun(NamedTuple):
       best: of the checkpoints.
       stop: whether to stop early.
       nonfinite: the updates that were left out.
+      unpaid: what the first iterations were paid.
       before: the evaluation before the first iteration.
       ahead: what was sampled for iterations to come.
     """
@@ -183,6 +185,7 @@ class Begun(NamedTuple):
     best: Best
     stop: EarlyStop
     nonfinite: NonFinite
+    unpaid: Unpaid
     before: Measures
     ahead: tuple[Drawn, ...] = ()
 
@@ -194,6 +197,7 @@ class Begun(NamedTuple):
             "best_value": self.best.get_state(),
             "stop": self.stop.get_state(),
             "nonfinite": self.nonfinite.get_state(),
+            "unpaid": self.unpaid.get_state(),
             "before": self.before.to_json(),
             "evaluation": evaluation.settings(experiment),
         }
@@ -205,32 +209,36 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     stream = experiment.prompt_stream()
     control = Controller(experiment.control, experiment.iterations)
     best = Best(experiment.checkpoint.best, experiment.checkpoint.best_mode)
-    stop, nonfinite = EarlyStop(experiment.stop), NonFinite(experiment)
+    stop, nonfinite, unpaid = EarlyStop(experiment.stop), NonFinite(experiment), Unpaid(experiment)
+    parts = stream, control, best, stop, nonfinite, unpaid
     shapes = experiment.abstract_state()
     base = make_base(experiment)
-    found = saved.restore(shapes)
+    with refused.reading():
+        found = saved.restore(shapes)
     if found is not None:
-        broken = not_finite(experiment.mesh, found.state)
-        if broken:
-            raise ValueError(
-                f"the checkpoint of iteration {found.iteration} is not finite in "
-                f"{', '.join(broken[:3])}: an earlier version saved it. Remove its folder to go on "
-                "from the one before"
-            )
-        base.check(found.host)
-        stream.set_state(found.host["stream"])
-        control.set_state(found.host.get("control", found.host.get("budget_control")))
-        best.set_state(found.host.get("best_value"))
-        stop.set_state(found.host.get("stop"))
-        nonfinite.set_state(found.host.get("nonfinite"))
-        before = Measures.of(found.host["before"])
+        with refused.reading():
+            broken = not_finite(experiment.mesh, found.state)
+            if broken:
+                raise ValueError(
+                    f"the checkpoint of iteration {found.iteration} is not finite in "
+                    f"{', '.join(broken[:3])}: an earlier version saved it. Remove its folder to "
+                    "go on from the one before"
+                )
+            base.check(found.host)
+            stream.set_state(found.host["stream"])
+            control.set_state(found.host.get("control", found.host.get("budget_control")))
+            best.set_state(found.host.get("best_value"))
+            stop.set_state(found.host.get("stop"))
+            nonfinite.set_state(found.host.get("nonfinite"))
+            unpaid.set_state(found.host.get("unpaid"))
+            before = Measures.of(found.host["before"])
+            state, done, told = found.state, found.iteration, found.host.get("ahead", [])
+            arrays = saved.ahead(done, ahead.abstract(experiment, told)) if told else []
+            waiting = ahead.of_host(experiment, told, arrays)
         if not comparable(before, found.host.get("evaluation"), experiment):  # Changed since.
             first = base.params if experiment.lora else starting_params(experiment)
             before = evaluate(experiment, first, "evaluation before")
-        state, done, told = found.state, found.iteration, found.host.get("ahead", [])
-        arrays = saved.ahead(done, ahead.abstract(experiment, told)) if told else []
-        waiting = ahead.of_host(experiment, told, arrays)
-        return Begun(base, state, done, stream, control, best, stop, nonfinite, before, waiting)
+        return Begun(base, state, done, *parts, before, waiting)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     if experiment.lora is None:
         # Donated: nothing but the state is kept on the devices.
@@ -242,7 +250,7 @@ def begin(experiment: Experiment, saved: Checkpoints) -> Begun:
     samples = rollouts.seen_before_training(experiment)
     before = evaluate(experiment, params, "evaluation before", samples=samples)
     profile(experiment, params, stream)
-    return Begun(base, state, 0, stream, control, best, stop, nonfinite, before)
+    return Begun(base, state, 0, *parts, before)
 
 
 def train(
@@ -266,7 +274,7 @@ def train(
     record = directory / identity.NEWEST
     with Checkpoints(directory / "checkpoints", keep=keep, record=record) as saved:
         begun = begin(experiment, saved)
-        base, state, done, stream, control, best, stop, nonfinite, before, waiting = begun
+        base, state, done, stream, control, best, stop, nonfinite, unpaid, before, waiting = begun
         if stop.reached and primary:
             print(f"{directory} stopped early after iteration {done}: {stop}")
         if done == experiment.iterations or stop.reached:
@@ -274,7 +282,7 @@ def train(
         if primary:
             with disk.writing("what makes the run", directory):
                 provenance.record(directory, done)
-        reference, unpaid = base.params, Unpaid(experiment)
+        reference = base.params
         if experiment.lora is None and experiment.training.kl_coefficient > 0:
             # The start, a second time: only a KL penalty needs it beside the state.
             reference = starting_params(experiment)
@@ -285,7 +293,8 @@ def train(
             Progress(experiment.iterations, "training", start=done) as progress,
             Interrupts() as interrupts,
         ):
-            folder = rollouts.open_folder(experiment, directory, done)
+            with refused.reading():
+                folder = rollouts.open_folder(experiment, directory, done)
             watch = Watch(experiment, folder, writer, progress)
 
             def drawn(iteration: int, rollouts: Rollouts) -> None:
@@ -301,7 +310,8 @@ def train(
                 keeper.saved(iteration)
 
             updates = functools.partial(nonfinite.observe, directory)
-            keeper = Keeper(experiment, directory, done, progress.print)
+            with refused.reading():
+                keeper = Keeper(experiment, directory, done, progress.print)
             trainer = Trainer(experiment, reference, watch=drawn, updates=updates, keeper=keeper)
             trainer.ahead = waiting
             if done == 0:

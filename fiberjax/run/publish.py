@@ -1,7 +1,8 @@
 """A run's policy as a folder that other libraries serve: weights, config, tokenizer, chat template.
 
 What the source folder said stays as it was: its `config.json` but for the type of the tensors, and
-its tokenizer's files, byte by byte. A policy that began at random brings the tokenizer it has.
+its tokenizer's files, byte by byte. A policy that began at random, or was trained with another
+tokenizer than its source's, brings the tokenizer it has.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +21,18 @@ from fiberjax.experiment import Experiment
 from fiberjax.policy import sample, token_outputs, weights
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.tasks import CharVocabulary, Vocabulary
+from fiberjax.tasks.tokenizer import PublishedVocabulary
 from fiberjax.train.rollout import positions_of
 
-COPIED = (
+TOKENIZER = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
     *("*.tiktoken", "tekken.json", "spiece.model", "sentencepiece*.model"),
     *("chat_template*", "additional_chat_templates", "generation_config.json"),
-    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
 )
-"""What of a source folder is copied; nothing of it is code."""
+"""What of a folder is copied with its tokenizer; nothing of it is code."""
+
+TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+"""What is copied with the weights."""
 
 SHARD_BYTES = 5 * 10**9
 """The most bytes of tensors in a file, but for a tensor that is larger by itself."""
@@ -52,22 +56,28 @@ def publish(
       shard_bytes: the most bytes of tensors in a file.
 
     Raises:
-      ValueError: the output is the source, or the policy is of no published family.
+      ValueError: the output is the source or its tokenizer's, or the policy is of no published
+        family.
     """
     output, source = Path(output), experiment.model.folder
-    if source and output.resolve() == storage.local(source).resolve():
-        raise ValueError(f"the output {str(output)!r} is the folder that the run began with")
+    _check_output(experiment, output)
     for old in output.glob("model*.safetensors*"):
         old.unlink()
+    _remove_tokenizer(output, "config.json")
     weights.save(output, experiment.policy, params, dtype=dtype)
     path = output / "config.json"
     described = json.loads(path.read_text())
     if source:
         near = storage.local(source)
         described = _as_the_source(json.loads((near / "config.json").read_text()), dtype)
-        _copy(near, output)
+        _copy(near, output, TERMS)
     else:
-        described |= _of_its_own(experiment, output)
+        window = experiment.window
+        described |= {"max_position_embeddings": window.prompt + window.completion}
+    if _of_the_source(experiment):
+        _copy(storage.local(source), output, TOKENIZER)
+    else:
+        described |= _write_tokenizer(experiment, output)
     path.write_text(json.dumps(described, indent=2) + "\n")
     for file in output.glob("model*.safetensors"):
         shutil.copymode(path, file)  # It is written for its owner alone.
@@ -80,7 +90,8 @@ def publish_adapter(
     """Writes adapters as PEFT has them, to be served beside the model that they adapt.
 
     That is the folder that the run began with. A run that began with none, or whose supervised
-    steps have changed it, has its base written too, float32, to `base` in the output.
+    steps have changed it, has its base written too, float32, to `base` in the output. A tokenizer
+    that is not the folder's lies beside the adapters.
 
     Args:
       experiment: of the run.
@@ -93,20 +104,23 @@ def publish_adapter(
       Where the model is that they adapt.
 
     Raises:
-      ValueError: the run has none, the output is the source, or the policy is of no published
-        family.
+      ValueError: the run has none, the output is the source or its tokenizer's, or the policy is
+        of no published family.
     """
     if experiment.lora is None:
         raise ValueError(
             "the run has no adapters: it trained all parameters (config.lora.rank = 0)"
         )
     output, source = Path(output), storage.local(experiment.model.folder)
+    _check_output(experiment, output)
+    _remove_tokenizer(output, "adapter_config.json")
     if not experiment.model.folder or experiment.warm_start.steps > 0:
         source = output / "base"
         whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base)
         publish(experiment, whole, source, dtype="float32")
-    elif output.resolve() == source.resolve():
-        raise ValueError(f"the output {str(output)!r} is the folder that the run began with")
+    elif not _of_the_source(experiment):
+        output.mkdir(parents=True, exist_ok=True)
+        _write_tokenizer(experiment, output)
     weights.save_adapter(
         *(output, experiment.policy, adapters),
         lora=experiment.lora,
@@ -127,8 +141,41 @@ def _as_the_source(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     return config | dict.fromkeys(named if named else ["torch_dtype"], dtype)
 
 
-def _copy(source: Path, output: Path) -> None:
-    for pattern in COPIED:
+def _of_the_source(experiment: Experiment) -> bool:
+    """Whether the run's tokenizer is that of the folder it began with."""
+    model = experiment.model
+    return bool(model.folder) and model.tokenizer in ("auto", model.folder)
+
+
+def _check_output(experiment: Experiment, output: Path) -> None:
+    """Refuses to write over what the run began with.
+
+    Raises:
+      ValueError: the output is a folder that is read.
+    """
+    model = experiment.model
+    if model.folder and output.resolve() == storage.local(model.folder).resolve():
+        raise ValueError(f"the output {str(output)!r} is the folder that the run began with")
+    if model.tokenizer not in ("auto", "tasks"):
+        path = storage.local(model.tokenizer)
+        if output.resolve() == (path if path.is_dir() else path.parent).resolve():
+            raise ValueError(f"the output {str(output)!r} is the folder of config.model.tokenizer")
+
+
+def _remove_tokenizer(output: Path, described: str) -> None:
+    """Removes what an earlier export left of a tokenizer; `described` says that there was one."""
+    if not (output / described).is_file():
+        return
+    for pattern in TOKENIZER:
+        for old in output.glob(pattern):
+            if old.is_dir() and pattern == old.name:
+                shutil.rmtree(old)
+            elif old.is_file():
+                old.unlink()
+
+
+def _copy(source: Path, output: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
         for found in source.glob(pattern):
             if found.suffix == ".py":
                 continue
@@ -143,24 +190,28 @@ def _copy(source: Path, output: Path) -> None:
                 shutil.copyfile(found, output / found.name)
 
 
-def _of_its_own(experiment: Experiment, output: Path) -> dict[str, Any]:
-    """What the config of a policy that began at random lacks; writes its tokenizer's files."""
-    vocabulary, window = experiment.vocabulary, experiment.window
-    tokens: dict[str, Any] = {
+def _write_tokenizer(experiment: Experiment, output: Path) -> dict[str, Any]:
+    """Writes the files of a tokenizer that is not the source's; gives what a config says of it."""
+    vocabulary = experiment.vocabulary
+    if isinstance(vocabulary, CharVocabulary):
+        begin_ids: tuple[int, ...] = (vocabulary.bos_id,)
+        _write_characters(vocabulary, output)
+    else:
+        begin_ids = cast(PublishedVocabulary, vocabulary).begin_ids
+        path = storage.local(experiment.model.tokenizer)
+        if path.is_dir():
+            _copy(path, output, TOKENIZER)
+        else:
+            shutil.copyfile(path, output / "tokenizer.json")
+            said = {"tokenizer_class": "PreTrainedTokenizerFast"}  # As it was read.
+            (output / "tokenizer_config.json").write_text(json.dumps(said, indent=2) + "\n")
+    tokens = {
+        "bos_token_id": begin_ids[0] if begin_ids else None,
         "eos_token_id": list(vocabulary.end_ids),
         "pad_token_id": vocabulary.pad_id,
     }
-    if isinstance(vocabulary, CharVocabulary):
-        tokens["bos_token_id"] = vocabulary.bos_id
-        _write_characters(vocabulary, output)
-    elif experiment.model.tokenizer not in ("auto", "tasks"):
-        path = storage.local(experiment.model.tokenizer)
-        if path.is_dir():
-            _copy(path, output)
-        else:
-            shutil.copyfile(path, output / "tokenizer.json")
     (output / "generation_config.json").write_text(json.dumps(tokens, indent=2) + "\n")
-    return tokens | {"max_position_embeddings": window.prompt + window.completion}
+    return tokens
 
 
 def _write_characters(vocabulary: CharVocabulary, output: Path) -> None:

@@ -27,6 +27,7 @@ surrogate, which UTF-8 cannot hold, is written as its escape.
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from fiberjax.train.rollout import Rollouts
 from fiberjax.train.turns import spoken
 
 FOLDER = "samples"
+_NAME = re.compile(r"[0-9]+-[a-z_]+\.parquet")
 TRAIN, HELD_OUT = "train", "held_out"
 
 SCHEMA = pa.schema(
@@ -168,7 +170,7 @@ class Folder:
         self._path = directory / FOLDER
         self._limit = limit
         self._sizes: dict[str, int] = {}
-        for file in storage.matching(self._path, "*.parquet"):
+        for file in _own(self._path):
             if int(file.name.partition("-")[0]) > iteration:
                 file.unlink()
             else:
@@ -188,6 +190,12 @@ class Folder:
         write_whole("the samples", rows, file)
         self._sizes[file.name] = storage.size(file)
         return file
+
+
+def _own(folder: Path) -> list[Path]:
+    """The files that runs write, in order; what else lies there is passed over."""
+    files = storage.matching(folder, "*.parquet")
+    return [file for file in files if _NAME.fullmatch(file.name)]
 
 
 def write_whole(what: str, rows: pa.Table, file: Path, **options: Any) -> None:
@@ -241,7 +249,7 @@ def read(directory: str | os.PathLike[str]) -> pa.Table:
     Raises:
       ValueError: it holds none, or a file that is not of the schema.
     """
-    files = storage.matching(storage.place(directory) / FOLDER, "*.parquet")
+    files = _own(storage.place(directory) / FOLDER)
     if not files:
         raise ValueError(f"{str(directory)!r} holds no {FOLDER}/ of a run")
     return pa.concat_tables(list(map(read_file, files)))

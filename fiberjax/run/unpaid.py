@@ -6,6 +6,7 @@ wrong with the reward or the prompts, and the run says so instead of going on fo
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from fiberjax.experiment import Experiment
 
@@ -40,15 +41,15 @@ class Unpaid:
           iteration: counted from 0.
           scalars: its metrics.
         """
-        if iteration >= self._limit:
-            return None
+        if iteration >= self._limit or iteration != self._seen:
+            return None  # Judged, or not seen from the first on.
         self._seen += 1
-        self._spread |= scalars["frac_reward_zero_std"] < 1
-        self._cut.append(scalars["response_length/clip_ratio"])
-        self._failed += scalars.get("verifier/failed", 0)
+        self._spread |= bool(scalars["frac_reward_zero_std"] < 1)
+        self._cut.append(float(scalars["response_length/clip_ratio"]))
+        self._failed += float(scalars.get("verifier/failed", 0))
         for name in self._experiment.domain_names:
             if f"reward/{name}" in scalars:
-                paid = scalars[f"reward/{name}"] != 0
+                paid = bool(scalars[f"reward/{name}"] != 0)
                 self._paid[name] = self._paid.get(name, False) or paid
         if iteration + 1 < self._limit:
             return None
@@ -58,6 +59,18 @@ class Unpaid:
     def at_end(self) -> str | None:
         """What is wrong with a run that was over before its first iterations were, if anything."""
         return self._wrong() if 0 < self._seen < self._limit else None
+
+    def get_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON values."""
+        found = {"seen": self._seen, "spread": self._spread, "paid": dict(self._paid)}
+        return found | {"cut": list(self._cut), "failed": self._failed}
+
+    def set_state(self, state: Mapping[str, Any] | None) -> None:
+        """Goes on from a checkpoint; one without it, of an earlier version, is not judged."""
+        if state is not None:
+            self._seen, self._spread = int(state["seen"]), bool(state["spread"])
+            self._paid, self._cut = dict(state["paid"]), list(state["cut"])
+            self._failed = float(state["failed"])
 
     def _wrong(self) -> str | None:
         """What the iterations so far were not paid for, if anything."""

@@ -23,7 +23,7 @@ from fiberjax.finite import finite
 from fiberjax.options import WarmStart
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, init, token_outputs, weights
-from fiberjax.run import checkpoints
+from fiberjax.run import checkpoints, refused
 from fiberjax.run.progress import Progress
 from fiberjax.tasks import SupervisedBatch
 from fiberjax.train.update import TERMS
@@ -69,14 +69,16 @@ def published_params(config: TransformerConfig, device_mesh: Mesh, directory: st
     """Parameters of a published checkpoint, each device's part read onto it.
 
     Raises:
-      ValueError: it is missing or does not fit, see `weights.check`; or it holds a number that is
+      Unreadable: it is missing or does not fit, see `weights.check`; or it holds a number that is
         not finite.
     """
     abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    params = weights.load(directory, config, shardings.param_shardings(device_mesh, abstract))
+    placed = shardings.param_shardings(device_mesh, abstract)
+    with refused.reading():
+        params = weights.load(directory, config, placed)
     broken = not_finite(device_mesh, params)
     if broken:
-        raise ValueError(
+        raise refused.Unreadable(
             f"config.model.folder = {directory!r}: a tensor is not finite: "
             f"{weights.where_not_finite(directory, config, broken)}"
         )
@@ -132,7 +134,8 @@ def warm_start(
         loss. Nothing is kept.
     """
     settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "directory"}
-    settings["weights"] = weights.fingerprint(folder) if folder else ""
+    with refused.reading():
+        settings["weights"] = weights.fingerprint(folder) if folder else ""
     shape = dataclasses.asdict(config)
     directory = storage.place(options.directory) / _digest([settings, shape, seed, depends_on])
     abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))

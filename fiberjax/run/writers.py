@@ -28,6 +28,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fiberjax import disk, storage
+from fiberjax.run import refused
 from fiberjax.run.checkpoints import aside
 from fiberjax.run.metrics import METRICS_FILE, read_rows
 
@@ -316,14 +317,15 @@ def open_writers(
       enabled: False on every process but the first: rows are checked, nothing is made or written.
 
     Raises:
-      ValueError: `resume_step` is negative, or the file to continue is corrupt.
+      ValueError: `resume_step` is negative.
+      Unreadable: the file to continue is corrupt.
       NoRoom: the disk is full.
     """
     if resume_step is not None and resume_step < 0:
         raise ValueError(f"resume_step must be None or at least 0, got {resume_step}")
     opened, folder = [], storage.place(directory)
     if enabled:
-        with disk.writing("the metrics", folder):
+        with disk.writing("the metrics", folder), refused.reading():
             if not storage.remote(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             opened = [WRITERS[name](folder, resume_step) for name in names]

@@ -115,7 +115,7 @@ class Reader:
             examples += self._examples(sources, layout, verify_of)
         self._check_named(verify_of, paths)
         kept = self._once(examples, verify_of, _named(paths))
-        chosen = [e for e in kept if split is None or split_of_example(e) == split]
+        chosen = [e for e in kept if split is None or self._split_of(e) == split]
         if not chosen:
             raise ValueError(
                 f"{_named(paths)}: none of its {len(examples)} rows falls into split {split!r}"
@@ -150,8 +150,8 @@ class Reader:
                 test += self._examples(_renamed(held_out, names), layout, verify_of)
             else:
                 rows = self._once(rows, verify_of, _named([source.path for source in sources]))
-                train += [row for row in rows if split_of_example(row) == "train"]
-                test += [row for row in rows if split_of_example(row) == "test"]
+                train += [row for row in rows if self._split_of(row) == "train"]
+                test += [row for row in rows if self._split_of(row) == "test"]
         if test_file:
             for sources, layout in self._entries(test_file):
                 held_out = self._parted(sources)[1] or sources
@@ -269,6 +269,12 @@ class Reader:
             name = layout.verifier if layout else "exact"
         return name
 
+    def _split_of(self, example: Example) -> Split:
+        """The split of a row, by what it asks; rows that ask the same stand on one side."""
+        if example.messages or not self.distinct:
+            return split_of_text(example.identity)
+        return split_of_text(example.prompt)  # There is no other that asks the same.
+
     def _once(
         self, examples: list[Example], verify_of: Mapping[str, Verifier], whose: str
     ) -> list[Example]:
@@ -331,11 +337,6 @@ def read_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
             record = record_of(row, fields_of(None), where)
             pairs.append((record.prompt, record.solution or record.answers[0]))
     return pairs
-
-
-def split_of_example(example: Example) -> Split:
-    """The split of a row, by what it asks."""
-    return split_of_text(example.identity if example.messages else example.prompt)
 
 
 def listed(paths: Paths) -> list[str]:

@@ -20,14 +20,19 @@ from fiberjax.tasks.rewards import Verifier
 from fiberjax.tasks.vocabulary import CharVocabulary, Vocabulary
 
 
-def make_vocabulary(tasks: options.Tasks, model: options.Model) -> Vocabulary:
+def make_vocabulary(tasks: options.Tasks, model: options.Model, rows: int = 0) -> Vocabulary:
     """The tokenizer: a published model's, "characters" of the families, or printable "ascii".
+
+    Args:
+      tasks: the options.
+      model: the options.
+      rows: of the embedding, 0 where it is not known.
 
     Raises:
       ValueError: there is none of that name, or the model's is not as expected.
     """
     if model.published:
-        return read_vocabulary(model)
+        return read_vocabulary(model, rows)
     name = tasks.vocabulary
     if name == "characters":
         return CharVocabulary()

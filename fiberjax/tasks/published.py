@@ -48,8 +48,12 @@ def context_length(model: options.Model) -> int | None:
     return found if type(found) is int and found > 0 else None
 
 
-def read_vocabulary(model: options.Model) -> PublishedVocabulary:
+def read_vocabulary(model: options.Model, rows: int = 0) -> PublishedVocabulary:
     """The tokenizer of a model's folder, or of the folder or file that stands in for it.
+
+    Args:
+      model: the options.
+      rows: of the embedding, 0 where it is not known; see `PublishedVocabulary`.
 
     Raises:
       ValueError: there is none, or it, its template or its control tokens are not as expected;
@@ -58,13 +62,13 @@ def read_vocabulary(model: options.Model) -> PublishedVocabulary:
     path = model.folder if model.tokenizer == "auto" else model.tokenizer
     option = "folder" if model.tokenizer == "auto" else "tokenizer"
     try:
-        return _vocabulary(model, storage.local(path))
+        return _vocabulary(model, storage.local(path), rows)
     except ValueError as error:
         with named("config.model"):
             raise ValueError(f"config.model.{option} = {path!r}: {error}") from None
 
 
-def _vocabulary(model: options.Model, path: Path) -> PublishedVocabulary:
+def _vocabulary(model: options.Model, path: Path, rows: int) -> PublishedVocabulary:
     folder = path if path.is_dir() else path.parent
     said = _Said(
         _tokenizer(path), _read(folder / "config.json"), _read(folder / "generation_config.json")
@@ -95,6 +99,7 @@ def _vocabulary(model: options.Model, path: Path) -> PublishedVocabulary:
             stop=model.stop,
             turn_ends="end" not in overrides,
             reply_frame=reply_frame,
+            rows=rows,
         )
 
 

@@ -36,6 +36,11 @@ class PublishedVocabulary:
       stop: texts that end a completion, which then ends before them.
       turn_ends: whether the token that the frame ends an answer with ends a completion too.
       reply_frame: of what is said between two turns; None where nothing stands around it.
+      rows: of the embedding, 0 where it is not known. A special token beyond them that is none of
+        the above counts as absent, as those of pictures do in models of text.
+
+    Raises:
+      ValueError: another token is beyond the rows; names it.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class PublishedVocabulary:
         stop: tuple[str, ...] = (),
         turn_ends: bool = True,
         reply_frame: ReplyFrame | None = None,
+        rows: int = 0,
     ):
         import tokenizers
 
@@ -58,8 +64,12 @@ class PublishedVocabulary:
         by_id = {i: token for token, i in tokenizer.get_vocab(with_added_tokens=True).items()}
         named = {*end_ids, *begin_ids, pad_id}
         self._ids = frozenset(by_id)
+        self._rows = rows or 1 + max(self._ids)
+        special = {token["id"] for token in description["added_tokens"] if token["special"]}
+        for i in sorted(self._ids - (special - named)):
+            self._check_row(i, by_id[i])
         # Ids may have gaps: their number is not where they end.
-        self.size = 1 + max(self._ids)
+        self.size = 1 + max(i for i in self._ids if i < self._rows)
         self.pad_id, self.begin_ids = pad_id, begin_ids
         self._control: dict[int, str] = {i: by_id[i] for i in named if i in by_id}
         for token in description["added_tokens"]:
@@ -84,6 +94,7 @@ class PublishedVocabulary:
         if frame is not None:
             turn = self._split(frame.after_turn)
             if turn_ends and turn and isinstance(turn[0], int):
+                self._check_row(turn[0], self._control[turn[0]])
                 # What the template ends an answer with is what the model does.
                 self.end_ids = tuple(dict.fromkeys((turn[0], *end_ids)))
         self._runs: dict[tuple[str, ...], list[tuple[list[int], list[Piece]]]] = {}
@@ -96,6 +107,14 @@ class PublishedVocabulary:
           ValueError: the tokenizer has no way to say it but by a control token.
         """
         return self._encode(text, first=self.frame is None)
+
+    def _check_row(self, token: int, text: str) -> None:
+        """Refuses a token that the embedding has no row for."""
+        if token >= self._rows:
+            raise ValueError(
+                f"the tokenizer's {shorten(text)!r} has the id {token}, expected one below "
+                f"{self._rows}, the rows of the embedding"
+            )
 
     def _encode(self, text: str, *, first: bool) -> list[int]:
         """The ids of a text that begins a sequence, or goes on after a token."""
@@ -198,6 +217,7 @@ class PublishedVocabulary:
         for piece in frame.pieces:
             for part in self._split(piece.text) if piece.own else [piece]:
                 if isinstance(part, int):
+                    self._check_row(part, self._control[part])
                     close()
                     ids = [*ids, part]
                 else:

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import sys
@@ -75,6 +76,13 @@ def test_mistral_slides_unless_its_window_is_null(tmp_path):
         (folder / "config.json").write_text(json.dumps(described))
         assert weights.read_shape(folder)["sliding_window"] == window
         described.setdefault("sliding_window", None)
+
+
+def test_a_null_in_a_section_counts_as_absent(tmp_path):
+    scaling = {"rope_type": None, "type": "linear", "factor": 2.0, "low_freq_factor": None}
+    folder = copy(tmp_path, "llama", rope_scaling=scaling, rope_parameters=None)
+    found = weights.read_shape(folder)
+    assert (found["rope_type"], found["rope_scaling"]) == ("linear", (("factor", 2.0),))
 
 
 def test_gemma_is_read_in_both_spellings(tmp_path):
@@ -334,7 +342,23 @@ def test_a_fingerprint_is_of_every_byte(tmp_path):
         found.append(weights.fingerprint(tmp_path))
     assert len(set(found)) == len(found)
     file.write_bytes(content)
-    assert weights.fingerprint(tmp_path) == found[0]
+    assert (
+        weights.fingerprint(tmp_path)
+        == found[0]
+        == hashlib.blake2b(hashlib.blake2b(content).digest(), digest_size=8).hexdigest()
+    )
+
+
+def test_a_fingerprint_is_of_the_files_that_are_loaded(tmp_path):
+    names = [f"pytorch_model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    index = {"weight_map": {"a": names[0], "b": names[1]}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = set()
+    for contents in ((b"1", b"2"), (b"1", b"3"), (b"4", b"2")):
+        for name, content in zip(names, contents, strict=True):
+            (tmp_path / name).write_bytes(content)
+        found.add(weights.fingerprint(tmp_path))
+    assert len(found) == 3
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from fiberjax import digests
 from fiberjax.run import checkpoints
 from fiberjax.run.checkpoints import Checkpoints, Damaged
+from fiberjax.run.refused import Unreadable
 
 STATE = {"params": jnp.arange(600.0), "step": jnp.int32(3)}
 
@@ -116,6 +117,7 @@ def test_where_none_is_good_it_is_an_error_and_nothing_is_emptied(folder):
     for iteration in (1, 2):
         lost(folder / str(iteration))
     before = sorted(folder.rglob("*"))
+    assert issubclass(Damaged, Unreadable)  # A command says it in one line.
     with pytest.raises(Damaged, match=r"checkpoint 2 is damaged .*checkpoint 1 is damaged"):
         restored(folder)
     with Checkpoints(folder, keep=2) as saved, pytest.raises(Damaged, match="2 is damaged: "):

@@ -170,6 +170,17 @@ def test_a_folder_keeps_what_is_wanted_and_goes_on_from_an_iteration(tmp_path):
     assert files[0]["000004.parquet"] == files[1]["000004.parquet"]
 
 
+def test_a_copy_beside_a_hidden_file_is_passed_over(tmp_path):
+    to = keeping.Folder(tmp_path, 0, parse("last 1"), 1e6)
+    to.write(1, table(1))
+    for name in (".000001 (1).parquet.old", ".000001.copy.parquet.old"):
+        (tmp_path / kept_files.FOLDER / name).write_bytes(b"")
+    to.write(2, table(2))
+    to.close()
+    there = {file.name for file in (tmp_path / kept_files.FOLDER).iterdir()}
+    assert there == {"000002.parquet", ".000001 (1).parquet.old", ".000001.copy.parquet.old"}
+
+
 def test_an_iteration_that_trained_on_nothing_has_no_file_and_ages_the_others(tmp_path):
     to = keeping.Folder(tmp_path, 0, parse("last 2"), 1e6)
     for iteration in (1, 2):

@@ -30,6 +30,18 @@ def drawn(built, params, indices):
     return sampler(sampler.read(params), batch, samples=4, stream=0, step=0)
 
 
+def test_what_others_put_beside_the_samples_is_passed_over(built, params, tmp_path):
+    found = drawn(built, params, [0])
+    rows = rollouts.table(built, found, np.arange(1), iteration=2, split=rollouts.HELD_OUT)
+    rollouts.Folder(tmp_path, 0, 1e6).write(rows)
+    for name in ("all.parquet", "000009.parquet", "9-copy (1).parquet"):
+        pq.write_table(rows, tmp_path / rollouts.FOLDER / name)
+    rollouts.Folder(tmp_path, 1, 1e6)  # Goes on from before its own file.
+    assert len(list((tmp_path / rollouts.FOLDER).iterdir())) == 3
+    rollouts.Folder(tmp_path, 1, 1e6).write(rows)
+    assert rollouts.read(tmp_path).num_rows == 1
+
+
 def test_rank_counts_within_a_domain():
     np.testing.assert_array_equal(rollouts.rank(np.array([2, 0, 2, 2, 0])), [0, 0, 1, 2, 1])
 

@@ -1,5 +1,6 @@
 """A run that nothing pays says so, and why."""
 
+import json
 import types
 
 import pytest
@@ -93,6 +94,38 @@ def test_one_sign_of_life_is_enough(rows):
 
 def test_it_may_be_told_to_go_on():
     assert said(watch(0), scalars(equal=1.0, sums=0.0)) == [None]
+
+
+@pytest.mark.parametrize("last", [scalars(equal=1.0, sums=1.0), scalars(sums=0.0, words=0.0)])
+@pytest.mark.parametrize("earlier", [scalars(sums=0.5, words=0.5), scalars(1.0, 0.4, sums=0.0)])
+def test_a_resumed_run_is_judged_by_all_that_it_did(earlier, last):
+    whole, begun, resumed, older = watch(), watch(), watch(), watch()
+    expected = said(whole, earlier, earlier, last)[2]
+    said(begun, earlier, earlier)
+    resumed.set_state(json.loads(json.dumps(begun.get_state())))
+    assert resumed.observe(2, last) == expected
+    assert resumed.observe(3, last) is None
+    older.set_state(None)
+    assert older.observe(2, last) is older.at_end() is None
+
+
+def test_a_checkpoint_keeps_what_was_paid(build, tmp_path, monkeypatch):
+    found = []
+    observe = Unpaid.observe
+
+    def kept(self, iteration, scalars):
+        before = self.get_state()
+        told = observe(self, iteration, scalars)
+        found.append((before, self.get_state()))
+        return told
+
+    monkeypatch.setattr(Unpaid, "observe", kept)
+    changed = {"warm_start__steps": 0, "training__unpaid_iterations": 5}
+    for iterations in (1, 2):
+        built = build(iterations=iterations, **changed)
+        loop.run(built, tmp_path / "run", tiny.get_config().to_json_best_effort())
+    (_, end), (begin, _) = found
+    assert begin == end and end["seen"] == 1
 
 
 def test_a_run_that_nothing_pays_stops_saved_and_may_go_on(build, tmp_path):

@@ -99,6 +99,7 @@ def test_an_arrow_file_and_lines_called_json_are_read_too(tmp_path):
     [
         (b"prompt,answer\na,b,c\n", r"row 1: 3 cells, the header has 2"),
         (b"prompt,prompt\na,b\n", r"the header has 'prompt', expected distinct"),
+        (b",,prompt,answer\n0,0,a,b\n", r"the header has '', expected distinct"),
         (b"prompt,answer\na,\n", r"row 1: no answer"),
         (b"prompt,answer\na,caf\xe9\n", r"not UTF-8"),
         (b'prompt,answer\na,"b\n', r"row 1: invalid CSV"),
@@ -108,6 +109,39 @@ def test_a_bad_csv_is_one_clear_error(tmp_path, content, message):
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_file(tmp_path / "a.csv")
+
+
+def test_a_csv_as_pandas_writes_it(tmp_path):
+    """With the index first, a chat as Python writes it, and cells of any length."""
+    long = "a" * 200_000
+    cell = str(CHAT).replace('"', '""')
+    (tmp_path / "a.csv").write_text(f',prompt,answer\n0,"{cell}",4\n1,{long},5\n')
+    chat, text = rows_of(read_file(tmp_path / "a.csv"))
+    assert chat.messages == (("system", "Be short"), ("user", "2+2")) and text.prompt == long
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[{'role': 'user', 'content': 'a'}\n {'role': 'user', 'content': 'b'}]",
+        "[{'role': 'user', 'content': " + "[" * 9999 + "}]",
+        "[{'role': 'user', 'content': " + "-" * 99999 + "1}]",
+        "[{'role': 'user', 'content': '" + "a" * 2**21 + "'}]",
+        "[{'role': 'user', 'content': open('a')}]",
+    ],
+    ids=["array", "brackets", "minus", "long", "call"],
+)
+def test_a_chat_of_python_that_cannot_be_read_is_refused(tmp_path, text):
+    path = jsonl(tmp_path / "m.jsonl", [{"prompt": text, "answer": "4"}])
+    with pytest.raises(ValueError, match=r"row 1: prompt is str .* expected JSON$"):
+        read_file(path)
+
+
+def test_one_object_over_several_lines_is_told_what_was_expected(tmp_path):
+    for name, expected in (("a.json", "an array, or one object"), ("a.jsonl", "one object")):
+        (tmp_path / name).write_text(json.dumps(ROWS[0], indent=2))
+        with pytest.raises(ValueError, match=rf"row 1: .*, expected {expected} a line$"):
+            read_file(tmp_path / name)
 
 
 def test_csv_cells_are_texts(tmp_path):
@@ -175,6 +209,23 @@ def test_floats_of_tables_are_their_shortest_text(tmp_path, of, value, text):
     pyarrow.parquet.write_table(table, tmp_path / "f.parquet")
     (example,) = rows_of(read_file(tmp_path / "f.parquet"))
     assert example.answer == text
+
+
+def test_floats_of_dictionaries_and_maps_are_their_shortest_text(tmp_path):
+    narrow = pyarrow.array([0.1], pyarrow.float32())
+    pairs = pyarrow.map_(pyarrow.string(), pyarrow.list_(pyarrow.float32()))
+    table = pyarrow.table(
+        {
+            "prompt": ["p"],
+            "answer": narrow.dictionary_encode(),
+            "keys": pyarrow.array([[("a", [0.1])]], pairs),
+        }
+    )
+    with pyarrow.ipc.new_file(tmp_path / "f.arrow", table.schema) as file:
+        file.write_table(table)
+    (domain,) = Reader(row=("keys",)).read(tmp_path / "f.arrow")
+    (example,) = domain.source
+    assert example.answer == "0.1" and example.row["keys"] == [("a", [0.1])]
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -453,6 +504,10 @@ def test_a_repeated_prompt_counts_once_and_is_told(tmp_path):
     assert len(told) == 1 and "3000 rows hold 30 prompts; each counts once" in told[0]
     assert "row 31 repeats" in told[0]
     assert len(rows_of(train)) + len(rows_of(test)) == 30 and len(rows_of(test)) == 4
+    spelled = [{"prompt": p, "answer": "1"} for k in range(30) for p in (f"{k}", f"{k} ", f"{k}\n")]
+    parts = Reader(distinct=False).read_splits(jsonl(tmp_path / "b.jsonl", spelled))
+    asked = [{row.prompt.strip() for row in rows_of(part)} for part in parts]
+    assert not asked[0] & asked[1] and len(asked[0] | asked[1]) == 30
     kept = Reader(distinct=False).read_splits(path)
     assert sum(len(rows_of(part)) for part in kept) == 3000
 

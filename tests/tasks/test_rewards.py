@@ -256,6 +256,8 @@ def test_rewards_are_added_by_weight():
     table = {"one": lambda *_: 1.0, "half": lambda *_: 0.5}
     assert combine("one", table) is table["one"]
     assert combine("one + 0.1*half", table)("", "", "") == 1.05
+    path = "/x/my-project/rewards.py:score"
+    assert combine(f"one + 2*{path}", {**table, path: table["half"]})("", "", "") == 2
     assert combine("-2*half+0.5*one", table)("", "", "") == -0.5
     for wrong in ("", "one +", "nan*one", "x*one", "one*2", "inf * one", "one-half"):
         with pytest.raises(ValueError, match=r"expected a name, or a sum|unknown verifier"):

@@ -1,9 +1,11 @@
 """From a row to what an example needs: which column holds what, and which values are texts."""
 
+import ast
 import dataclasses
 import decimal
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,10 @@ from fiberjax.tasks.reading.formats import shown
 REQUIRED = ("prompt", "answer")
 FIELDS = (*REQUIRED, "domain", "solution")
 ROLES = ("system", "user", "assistant")
+
+# Of a chat that is written as Python has it, more is not parsed.
+_MOST_CHARACTERS = 2**20
+_PYTHON_CHAT = re.compile(r"\s*\[\s*\{\s*'(role|content)'\s*:.*\}\s*\]\s*", re.DOTALL)
 
 _SHARE_GPT = {"human": "user", "gpt": "assistant"}
 
@@ -215,10 +221,12 @@ def _joined(row: Any, name: str, paths: Sequence[str], where: str) -> str:
 
 def _prompt(row: Any, paths: tuple[str, ...], where: str) -> tuple[str, tuple[Message, ...], str]:
     """The prompt, its chat, and what a chat's assistant says to it."""
-    value = _chat(value_at(row, paths[0]))
+    what = _said("prompt", paths[0])
+    value = value_at(row, paths[0])
+    if len(paths) == 1:
+        value = _chat(value, what, where)
     if len(paths) > 1 or not isinstance(value, list):
         return _joined(row, "prompt", paths, where), (), ""
-    what = _said("prompt", paths[0])
     messages = [_message(each, f"{what}, message {i}", where) for i, each in enumerate(value, 1)]
     said = ""
     if messages and messages[-1][0] == "assistant":
@@ -235,13 +243,32 @@ def _prompt(row: Any, paths: tuple[str, ...], where: str) -> tuple[str, tuple[Me
     return (prompt if prompt.strip() else ""), tuple(messages), said
 
 
-def _chat(value: Any) -> Any:
-    """A chat that is written as JSON text, as a CSV has it; another value as it is."""
-    if not isinstance(value, str) or not value.lstrip().startswith("[") or '"role"' not in value:
+def _chat(value: Any, what: str, where: str) -> Any:
+    """A chat that is written as text, as a CSV has it; another value as it is.
+
+    That is JSON, or the literals of Python that pandas writes.
+
+    Raises:
+      ValueError: it is a chat as Python writes it, and cannot be read.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    python = _PYTHON_CHAT.fullmatch(value) is not None
+    if not python and '"role"' not in value:
         return value
     try:
-        chat = json.loads(value)
-    except (ValueError, RecursionError):
+        if not python:
+            chat = json.loads(value)
+        elif len(value) <= _MOST_CHARACTERS:
+            chat = ast.literal_eval(value.strip())
+        else:
+            raise ValueError("too long")
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        if python:
+            raise ValueError(
+                f"{where}: {what} is {shown(value)}, a chat in Python's spelling that cannot be "
+                "read: expected JSON"
+            ) from None
         return value
     messages = chat and all(
         isinstance(of, dict) and {"role", "content"} <= of.keys() for of in chat

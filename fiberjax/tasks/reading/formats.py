@@ -32,6 +32,7 @@ _ZIP = ".gz"
 # What `datasets` and the hub write beside the rows.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _MOST_FILES = 20_000
+_LONGEST_CELL = 2**31 - 1
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 _SPLIT_WORDS = {
     "train": "train",
@@ -255,40 +256,43 @@ def _not_finite(text: str) -> float:
     return float(text)
 
 
-def _parsed(text: bytes, where: str) -> Any:
+def _parsed(text: bytes, where: str, expected: str = "") -> Any:
     try:
         return json.loads(text.decode(), parse_constant=_not_finite)
     except UnicodeDecodeError:
         raise ValueError(f"{where}: not UTF-8 text") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: invalid JSON ({_line(error)})") from None
+        raise ValueError(f"{where}: invalid JSON ({_line(error)}){expected}") from None
 
 
-def _lines(file: IO[bytes], where: str) -> Iterator[Row]:
+def _lines(
+    file: IO[bytes], where: str, expected: str = ", expected one object a line"
+) -> Iterator[Row]:
     for number, line in enumerate(file, start=1):
         # Editors leave a byte order mark at the start and empty lines at the end.
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if line.strip():
-            yield number, _parsed(line, f"{where}, row {number}")
+            yield number, _parsed(line, f"{where}, row {number}", expected)
 
 
 def _json(file: IO[bytes], where: str) -> Iterator[Row]:
     """An array of rows; a file that is called so and has one row a line is read as it is."""
     text = file.read().removeprefix(b"\xef\xbb\xbf")
     if not text.lstrip().startswith(b"["):
-        yield from _lines(io.BytesIO(text), where)
+        yield from _lines(io.BytesIO(text), where, ", expected an array, or one object a line")
         return
     yield from enumerate(_parsed(text, where), start=1)
 
 
 def _csv(file: IO[bytes], where: str) -> Iterator[Row]:
     number = 0
+    csv.field_size_limit(_LONGEST_CELL)
     try:
         with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
             lines = csv.reader(text, strict=True)
             header = next(lines, [])
             for name in header:
-                if not name.strip() or header.count(name) > 1:
+                if header.count(name) > 1:
                     raise ValueError(
                         f"{where}: the header has {name!r}, expected distinct names of columns"
                     )
@@ -298,7 +302,9 @@ def _csv(file: IO[bytes], where: str) -> Iterator[Row]:
                     raise ValueError(
                         f"{where}, row {number}: {len(cells)} cells, the header has {len(header)}"
                     )
-                yield number, dict(zip(header, cells, strict=True))
+                named = zip(header, cells, strict=True)
+                # One without a name, as of an index that pandas writes, is nobody's.
+                yield number, {name: cell for name, cell in named if name.strip()}
     except UnicodeDecodeError:
         raise ValueError(f"{where}, after row {number}: not UTF-8 text") from None
     except csv.Error as error:
@@ -381,18 +387,24 @@ def _python(column: pyarrow.Array) -> list[Any]:
 
 
 def _has_float32(of: pyarrow.DataType) -> bool:
+    if pyarrow.types.is_dictionary(of):
+        return _has_float32(of.value_type)
     narrow = pyarrow.types.is_float32(of) or pyarrow.types.is_float16(of)
     return narrow or any(_has_float32(of.field(k).type) for k in range(of.num_fields))
 
 
 def _shortest(value: Any, of: pyarrow.DataType) -> Any:
     """A value of a type that has floats of 32 bits or fewer in it: 0.1, not 0.10000000149011612."""
+    if pyarrow.types.is_dictionary(of):
+        return _shortest(value, of.value_type)
     if isinstance(value, float):
         if pyarrow.types.is_float32(of):
             return float(str(np.float32(value)))
         return float(str(np.float16(value))) if pyarrow.types.is_float16(of) else value
     if isinstance(value, dict):
         return {name: _shortest(part, of.field(name).type) for name, part in value.items()}
+    if pyarrow.types.is_map(of) and isinstance(value, list):
+        return [(_shortest(key, of.key_type), _shortest(part, of.item_type)) for key, part in value]
     if isinstance(value, list) and of.num_fields == 1:
         return [_shortest(part, of.field(0).type) for part in value]
     return value

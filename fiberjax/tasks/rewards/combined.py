@@ -10,7 +10,7 @@ from typing import Any
 from fiberjax.tasks.rewards.base import Case, Failed, Verifier, extracted, tells, values_of
 from fiberjax.tasks.rewards.workers import Isolated
 
-_TERM = re.compile(r"(?:([^*]+)\*)?([A-Za-z_./][A-Za-z0-9_.:/]*)")
+_TERM = re.compile(r"(?:([^*]+)\*)?([A-Za-z_./][A-Za-z0-9_.:/-]*)")
 
 
 @dataclasses.dataclass(frozen=True)
