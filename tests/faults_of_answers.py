@@ -43,6 +43,13 @@ FAULTS = (
         (f"{OF_READING}::test_chats_in_other_spellings_are_the_same_chat",),
     ),
     Mutant(
+        "ten in the morning is ten in the evening",
+        TEXTS,
+        "not expected.words or expected.words == found.words",
+        "True",
+        (f"{OF_REWARDS}::test_words_that_are_no_unit_are_a_part_of_the_answer",),
+    ),
+    Mutant(
         "a comparison is an equation",
         NUMBERS,
         "if hedged or several or _NO_EQUATION.search(text) else",

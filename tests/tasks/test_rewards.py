@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from tasks.answers import NEAR_MISSES, REWRITINGS, written
+from tasks.answers import APART, NEAR_MISSES, REWRITINGS, written
 from tasks.expressions import OTHER, PROMPT, SAME, pairs
 
 from fiberjax import options
@@ -88,6 +88,19 @@ def test_a_right_answer_is_paid_however_it_is_written(answer, completion):
 @pytest.mark.parametrize(("answer", "completion"), written(NEAR_MISSES))
 def test_near_misses_are_not_paid(answer, completion):
     assert number("", answer, completion) == 0.0
+
+
+@pytest.mark.parametrize(("answer", "same", "other"), APART)
+def test_words_that_are_no_unit_are_a_part_of_the_answer(answer, same, other):
+    for text in same:
+        assert all(paid("", answer, rf"\boxed{{{text}}}") == 1.0 for paid in (number, last_number))
+    for text in other:
+        assert not any(paid("", answer, rf"\boxed{{{text}}}") for paid in (number, last_number))
+
+
+def test_the_last_number_has_the_words_beside_it():
+    assert last_number("", "10 AM", "We meet at 10 a.m. then") == 1.0
+    assert last_number("", "10 AM", "We meet at 10 PM.") == 0.0
 
 
 READ = {
@@ -296,6 +309,9 @@ def test_where_the_answer_is_a_number_math_is_number(math):
     assert all(math("", *case) == 1.0 for case in written(REWRITINGS)[::7])
     assert not any(math("", *case) for case in written(NEAR_MISSES)[::7])
     assert math("", "408", r"\boxed{12 \times 34}") == 0.0
+    for answer, same, other in APART:
+        assert all(math("", answer, f"#### {text}") == 1.0 for text in same)
+        assert not any(math("", answer, f"#### {text}") for text in other)
 
 
 def test_a_prompt_said_again_is_no_answer(math):

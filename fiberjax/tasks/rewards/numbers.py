@@ -11,11 +11,15 @@ r"""The one number that a text names, read exactly.
 Digits of any script are digits. A text with two numbers, a comparison, an operation or an
 alternative names none: neither `7 hours 30 minutes` nor `1, 2, 3`, `5 or 6`, `x = 3, x = 5`, `2x`,
 `5^2`, `more than 5`, `x != 5`, `3:4`, nor what may be read in two ways, as `3,5`.
+
+Units and what is counted are left out. Words before the number are a part of the answer, and so are
+halves of the day, months, days of the week and directions: `10 AM` is not `10 PM`.
 """
 
 import re
 import unicodedata
 from fractions import Fraction
+from typing import NamedTuple
 
 _LONGEST = 1_000  # Characters of a text that is read.
 _LONGEST_NUMBER = 64
@@ -99,6 +103,7 @@ _WRITTEN = (
         r"\1",
     ),
     (re.compile(r"(?<=[0-9]) and (?=[0-9]+/[0-9])"), " "),
+    (re.compile(r"(?<![^\W\d_])([AaPp])\. ?[Mm](?:\.|(?![^\W\d_]))"), r"\1m"),
     (re.compile(r"(?<=[*_`])!+$"), ""),
     (re.compile(r" {2,}"), " "),
 )
@@ -131,9 +136,31 @@ _UNITS = frozenset(
     "km m cm mm kg g mg lb lbs oz l ml h hr hrs min mins s sec secs mph kph ft in yd mi am pm "
     "cents c f usd eur gbp kb mb gb w kw kwh v a hz".split()
 )
+_APART = {
+    **{"am": "am", "pm": "pm", "noon": "noon", "midnight": "midnight"},
+    **{
+        short: name
+        for name in "january february march april may june july august september october november "
+        "december monday tuesday wednesday thursday friday saturday sunday".split()
+        for short in (name, name[:3])
+    },
+    **{
+        name + end: name
+        for name in "north south east west northeast northwest southeast southwest clockwise "
+        "counterclockwise anticlockwise".split()
+        for end in ("", "ward", "wards", "bound")
+    },
+}
+"""Words behind a number that tell it from others, by their short forms."""
+_UNTOLD = frozenset(
+    "a an the of in on at by to for about approximately around roughly exactly only just total "
+    "there it we he she they you i have has had get so then therefore thus hence and minus "
+    "negative us dollar dollars euro euros".split()
+)
+_SAID = re.compile(r".*(?:\b(?:is|are|was|were|equals?)\b|:)", re.DOTALL | re.IGNORECASE)
 # An equation says one thing; comparisons are none, nor are several equations.
 _NO_EQUATION = re.compile(r"[<>!≠~/]=|=[<>!/]|=\s*/\s*=")
-_APART = re.compile(r"\b(?:or|and)\b|[;|]|,(?![0-9]{3}(?![0-9]))|[0-9] +[^\W\d_]\s*$")
+_SEVERAL = re.compile(r"\b(?:or|and)\b|[;|]|,(?![0-9]{3}(?![0-9]))|[0-9] +[^\W\d_]\s*$")
 _WORD_OVER_WORD = re.compile(r"([^\W\d_]*)/([^\W\d_]+)")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 # What is left of a text beside its number, its words and its marks of Markdown and LaTeX.
@@ -142,6 +169,13 @@ _MARKS = re.compile(
     r"(?<![0-9*`])[*`]{1,3}(?=[^\s*`])|(?<=[^\s*`])[*`]{1,3}(?![0-9*`])"
     r"|(?<!\w)_{1,2}(?=\S)|(?<=[^\W_])_{1,2}(?!\w)"
 )
+
+
+class Named(NamedTuple):
+    """A number, and the words that tell it from others of its value."""
+
+    value: Fraction
+    words: frozenset[str] = frozenset()
 
 
 def read_number(text: str) -> Fraction | None:
@@ -158,13 +192,23 @@ def read_number(text: str) -> Fraction | None:
     >>> read_number("7 hours 30 minutes") is None
     True
     """
+    named = named_number(text)
+    return None if named is None else named.value
+
+
+def named_number(text: str) -> Named | None:
+    """As `read_number`, with the words that tell the number from others.
+
+    >>> named_number("10 a.m.") == named_number("10 AM"), named_number("July 20").words
+    (True, frozenset({'july'}))
+    """
     if len(text) > _LONGEST:
         return None
     said = _equated(_plain(text))
     return None if said is None else _alone(said)
 
 
-def _alone(text: str) -> Fraction | None:
+def _alone(text: str) -> Named | None:
     """The number of a plain text that has one and nothing against it."""
     starts = _START.search(text)
     if starts is None:
@@ -177,20 +221,24 @@ def _alone(text: str) -> Fraction | None:
     before, after = text[:begin], text[found.end() :]
     if value is None or not _stands_alone(before, after):
         return None
-    return _in_words(value, before, after)
+    return Named(_in_words(value, before, after), _words_apart(before, after))
 
 
-def last_number_of(text: str) -> Fraction | None:
+def last_number_of(text: str) -> Named | None:
     """The last number that stands in a text, whatever is around it; None without one.
 
-    >>> last_number_of("Half of 48 is 24, so 72.")
+    >>> last_number_of("Half of 48 is 24, so 72.").value
     Fraction(72, 1)
     """
     text = _plain(text[-_LONGEST:])
     matches = [match for match in _NUMBER.finditer(text) if _START.search(match.group())]
     if not matches or len(matches[-1].group()) > _LONGEST_NUMBER:
         return None
-    return _value(matches[-1])
+    value = _value(matches[-1])
+    before, after = text[: matches[-1].start()], text[matches[-1].end() :]
+    beside = {word.lower() for word in _WORD.findall(before)[-1:] + _WORD.findall(after)}
+    words = frozenset(_APART[word] for word in beside & _APART.keys())
+    return None if value is None else Named(value, words)
 
 
 def _equated(text: str) -> str | None:
@@ -199,7 +247,7 @@ def _equated(text: str) -> str | None:
     if not equals:
         return text
     hedged = {word.lower() for word in _WORD.findall(said)} & (_REFUSED | _REFUSED_BEFORE)
-    several = any(_APART.search(part) for part in said.split("=")[1:])
+    several = any(_SEVERAL.search(part) for part in said.split("=")[1:])
     return None if hedged or several or _NO_EQUATION.search(text) else value.strip()
 
 
@@ -301,6 +349,13 @@ def _unit_over_unit(before: str, after: str) -> bool:
         return False
     rest = after[: slash.start()] + after[slash.end() :]
     return not (words & _REFUSED or _OPERATORS.search(before) or _OPERATORS.search(rest))
+
+
+def _words_apart(before: str, after: str) -> frozenset[str]:
+    """The words around a number that are no unit and nothing that is counted."""
+    first = {word.lower() for word in _WORD.findall(_SAID.sub("", before))}
+    behind = {word.lower() for word in _WORD.findall(after)} & _APART.keys()
+    return frozenset(_APART.get(word, word) for word in first - _UNTOLD - _UNITS | behind)
 
 
 def _in_words(value: Fraction, before: str, after: str) -> Fraction:
