@@ -3,6 +3,7 @@ r"""The one number that a text names, read exactly.
     72   -72   −72   +72.   .5   007        signs, typographic ones too, and a closing full stop
     1,250   1 000 000   1{,}000   10,72,000 thousands
     1.250,50 €   1.000.000                  points as thousands, where they can be nothing else
+    0,125                                   a comma that cannot group
     1/3   \frac{1}{3}   1 1/2   1\frac12 ½  fractions and mixed numbers
     1e6   2.5 × 10^3   10³   3 million      powers of ten and their words
     $18   18 €   50%   72 apples   5 km²    currencies, percent signs, words and units
@@ -51,7 +52,7 @@ _VULGAR = {
 }
 _VULGAR_FRACTION = re.compile(f"[{''.join(_VULGAR)}]")
 
-_PART = r"([+-]?)\s*\$?\s*([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:\.[0-9]+)?)"
+_PART = r"([+-]?)\s*\$?\s*([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+(?:\.[0-9]+)?)"
 _FRACTION = re.compile(rf"\\[dtc]?frac\s*\{{\s*{_PART}\s*\}}\s*\{{\s*{_PART}\s*\}}")
 _LATEX = (
     (re.compile(r"\{\s*\{([^{}]*)\}\s*\}"), r"{\1}"),
@@ -79,15 +80,17 @@ _WRITTEN = (
     (re.compile(r"\b(?:US|CA|AU|NZ|HK|C|A|S) ?\$"), "$"),
     (re.compile(r"^ *~(?=[ $€£¥₹]{0,2}[0-9])"), ""),
     # Points as thousands, commas as decimals: where the one says that the other is so.
-    (re.compile(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})+),([0-9]{1,2})(?![0-9.,'])"), r"\1.\2"),
+    (re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?: [0-9]{3})+),([0-9]{1,2})(?![0-9.,'])"), r"\1.\2"),
     (
-        re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+(?![0-9]|[.,'][0-9])"),
+        re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:\.[0-9]{3})+,[0-9]+(?![0-9]|[.,'][0-9])"),
         lambda found: found.group().replace(".", "").replace(",", "."),
     ),
     (
-        re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3}){2,}(?![0-9]|[.,'][0-9])"),
+        re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}(?![0-9]|[.,'][0-9])"),
         lambda found: found.group().replace(".", ""),
     ),
+    # No group of thousands begins with 0, and what stands in brackets is a pair.
+    (re.compile(r"(?<![0-9.,'(\[{])0,([0-9]{3})(?![0-9]|[.,'][0-9])"), r"0.\1"),
     # Powers of ten, and those of units.
     (
         re.compile(r"(?<=[×*xX ])10([⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"),
@@ -110,8 +113,8 @@ _WRITTEN = (
 
 # ASCII digits only: `\d` and `int` accept the digits of every script.
 _WHOLE = (
-    r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}"
-    r"|[0-9]{1,3}(?: [0-9]{3})+|[0-9]{1,3}(?:'[0-9]{3})+|[0-9]+"
+    r"[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}"
+    r"|[1-9][0-9]{0,2}(?: [0-9]{3})+|[1-9][0-9]{0,2}(?:'[0-9]{3})+|[0-9]+"
 )
 _NUMBER = re.compile(
     r"(?P<sign>(?<![0-9A-Za-z)])[+-] ?)?[$€£¥₹₩]? ?(?P<inner>[+-])?"
