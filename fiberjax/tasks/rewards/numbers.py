@@ -5,8 +5,9 @@ r"""The one number that a text names, read exactly.
     1.250,50 €   1.000.000                  points as thousands, where they can be nothing else
     0,125                                   a comma that cannot group
     1/3   \frac{1}{3}   1 1/2   1\frac12 ½  fractions and mixed numbers
-    1e6   2.5 × 10^3   10³   3 million      powers of ten and their words
-    $18   18 €   50%   72 apples   5 km²    currencies, percent signs, words and units
+    0.1\overline{6}                         decimals that repeat
+    1e6   2.5 × 10^3   10³   3 million 3万  powers of ten and their words
+    $18   18 €   50%   72 apples 72元 5 m/s² currencies, percent signs, words and units
     **5**   `5`   $5$   \text{5}   x = 5    Markdown, LaTeX, and what a name is said to equal
 
 Digits of any script are digits. A text with two numbers, a comparison, an operation or an
@@ -42,6 +43,10 @@ _CHARACTERS = str.maketrans(
         "\uff0c": ",",
         "\uff04": "$",
         "\uff05": "%",
+        "\uffe5": "¥",
+        "\u066b": ".",
+        "\u066c": ",",
+        **dict.fromkeys("\u03a9\u2126", " \u03a9"),
     }
 )
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
@@ -53,14 +58,19 @@ _VULGAR = {
 _VULGAR_FRACTION = re.compile(f"[{''.join(_VULGAR)}]")
 
 _PART = r"([+-]?)\s*\$?\s*([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+(?:\.[0-9]+)?)"
-_FRACTION = re.compile(rf"\\[dtc]?frac\s*\{{\s*{_PART}\s*\}}\s*\{{\s*{_PART}\s*\}}")
+_FRACTION = re.compile(rf"\\[dtc]?frac\s*\{{\s*{_PART}\s*\}}\s*\{{\s*{_PART}\s*\}}(?![0-9])")
+_REPEATING = re.compile(
+    r"(?<![0-9.,'])(?<![0-9] )([0-9]{1,12})?\.([0-9]{0,12})\\(?:overline|bar)\s*\{([0-9]{1,12})\}"
+    r"(?![0-9.,])"
+)
 _LATEX = (
     (re.compile(r"\{\s*\{([^{}]*)\}\s*\}"), r"{\1}"),
-    (re.compile(r"\\[dtc]?frac\s*([0-9])\s*([0-9])(?![0-9])"), r" \1/\2"),
+    (re.compile(r"(\\[dtc]?frac)\s*([0-9])"), r"\1{\2}"),
+    (re.compile(r"(\\[dtc]?frac\s*\{[^{}]*\})\s*([0-9])"), r"\1{\2}"),
     (re.compile(r"\\(?:text)?color\s*\{[a-zA-Z]*\}"), ""),
     (
         re.compile(
-            r"\\(?:text(?:bf|rm|it|sf)?|math(?:rm|bf|it|sf)|boldsymbol|mbox|emph|bm|underline)"
+            r"\\(?:text(?:bf|rm|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf)|boldsymbol|mbox|emph|bm|underline)"
             r"\s*\{([^{}]*)\}"
         ),
         r" \1 ",
@@ -70,6 +80,7 @@ _LATEX = (
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
     (re.compile(r"\\(?:approx|simeq)(?![A-Za-z])"), "="),
     (re.compile(r"\\(?:circ|degree)(?![A-Za-z])|\^\s*\{?\s*\\circ\s*\}?"), "°"),
+    (re.compile(r"\\Omega(?![A-Za-z])"), " Ω"),
     (re.compile(r"\\(?:ldots|dots)(?![A-Za-z])"), "…"),
     (re.compile(r"\\([$%#&_])"), r"\1"),
     (re.compile(r"\{,\}"), ","),
@@ -77,7 +88,14 @@ _LATEX = (
 )
 _WRITTEN = (
     (re.compile(r"</?(?:b|i|u|em|strong)>"), ""),
-    (re.compile(r"\b(?:US|CA|AU|NZ|HK|C|A|S) ?\$"), "$"),
+    (re.compile(r"\b(?:US|CA|AU|NZ|HK|C|A|S|R) ?\$"), "$"),
+    (
+        re.compile(
+            r"(?<![^\W_])(?:Rs\.?|Rp\.?|USD|EUR|GBP|INR|JPY|CNY|RMB|IDR|BRL|KRW|CHF|CAD|AUD)"
+            r" ?\$? ?(?=[+-]?[0-9])"
+        ),
+        "$",
+    ),
     (re.compile(r"^ *~(?=[ $€£¥₹]{0,2}[0-9])"), ""),
     # Points as thousands, commas as decimals: where the one says that the other is so.
     (re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?: [0-9]{3})+),([0-9]{1,2})(?![0-9.,'])"), r"\1.\2"),
@@ -93,15 +111,17 @@ _WRITTEN = (
     (re.compile(r"(?<![0-9.,'(\[{])0,([0-9]{3})(?![0-9]|[.,'][0-9])"), r"0.\1"),
     # Powers of ten, and those of units.
     (
-        re.compile(r"(?<=[×*xX ])10([⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"),
+        re.compile(r"(?:(?<=[×*xX ])|(?<![\w.,^/)]))10([⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)"),
         lambda found: "10^" + found[1].translate(_RAISED),
     ),
     (re.compile(r"(?<![0-9])10 ?\*\* ?(?=[+-]?[0-9])"), "10^"),
     (re.compile(r"(?<=[0-9]) ?[xX*×] ?(?=10\^)"), "×"),
+    (re.compile(r"(?<![\w.,^×/*)])(?<![×/*^)] )10\^(?=[+-]?[0-9])"), "1×10^"),
     (
         re.compile(
             r"(?<![^\W\d_])(k?m|cm|mm|dm|mi|ft|in|yd|feet|foot|inch(?:es)?|yards?|miles?|units?"
-            r"|(?:kilo|centi|milli)?met(?:er|re)s?)(?: ?\^[23](?![0-9])|[²³])"
+            r"|(?:kilo|centi|milli)?met(?:er|re)s?|(?:(?<=/)|(?<=/ )|(?<=[a-z] ))(?:s|sec|seconds?|h|hr|hours?|min|K))"
+            r"(?: ?\^-?[1-3](?![0-9])| ?⁻?[¹²³])"
         ),
         r"\1",
     ),
@@ -126,8 +146,16 @@ _START = re.compile(r"[0-9]|[.][0-9]")
 
 _SCALES = {
     **{"dozen": 12, "hundred": 100, "thousand": 1_000, "million": 10**6},
-    **{"billion": 10**9, "trillion": 10**12},
+    **{"billion": 10**9, "trillion": 10**12, "lakh": 10**5, "crore": 10**7},
 }
+_SCALE_LETTERS = {
+    **dict.fromkeys("十십", 10),
+    **dict.fromkeys("百백", 100),
+    **dict.fromkeys("千천", 1_000),
+    **dict.fromkeys("万萬만", 10**4),
+    **dict.fromkeys("亿億억", 10**8),
+}
+_NO_COUNTER = re.compile("[半倍多余餘以未超兆조成折割반배여]|分之|분의|이상|이하|미만|초과")
 _NEGATIVE = ("minus", "negative")
 _REFUSED = frozenset(
     "not no isn't never or nor between than least most up plus times over divided half halves "
@@ -137,8 +165,11 @@ _REFUSED = frozenset(
 _REFUSED_BEFORE = frozenset("but any anything everything either maybe perhaps possibly".split())
 _UNITS = frozenset(
     "km m cm mm kg g mg lb lbs oz l ml h hr hrs min mins s sec secs mph kph ft in yd mi am pm "
-    "cents c f usd eur gbp kb mb gb w kw kwh v a hz".split()
+    "cents c f usd eur gbp kb mb gb w kw kwh v a hz "
+    "mol kj ev pa kpa kn mw khz mhz ghz".split()
 )
+_SYMBOLS = frozenset("JNKTΩ")
+"""Units of one letter that are written large, and apart from the number."""
 _APART = {
     **{"am": "am", "pm": "pm", "noon": "noon", "midnight": "midnight"},
     **{
@@ -164,7 +195,7 @@ _SAID = re.compile(r".*(?:\b(?:is|are|was|were|equals?)\b|:)", re.DOTALL | re.IG
 # An equation says one thing; comparisons are none, nor are several equations.
 _NO_EQUATION = re.compile(r"[<>!≠~/]=|=[<>!/]|=\s*/\s*=")
 _SEVERAL = re.compile(r"\b(?:or|and)\b|[;|]|,(?![0-9]{3}(?![0-9]))|[0-9] +[^\W\d_]\s*$")
-_WORD_OVER_WORD = re.compile(r"([^\W\d_]*)/([^\W\d_]+)")
+_WORD_OVER_WORD = re.compile(r"([^\W\d_]*) ?/ ?([^\W\d_]+)")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 # What is left of a text beside its number, its words and its marks of Markdown and LaTeX.
 _OPERATORS = re.compile(r"[*×+/^<>≤≥≠±√∛!|~&\\÷]|(?<![^\W\d_])-|-(?![^\W\d_])|[:;,](?=\s*\S*[0-9])")
@@ -264,7 +295,7 @@ def _plain(text: str) -> str:
         text = text.replace("~", " ")
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
-    text = _FRACTION.sub(_fraction, text).strip()
+    text = _REPEATING.sub(_repeating, _FRACTION.sub(_fraction, text)).strip()
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].strip()
     if len(text) > 1 and text.startswith("$") and text.endswith("$"):
@@ -289,6 +320,13 @@ def _fraction(found: re.Match[str]) -> str:
         return f" {sign}{found[2]}/{found[4]}"
     value = above / below
     return f" {sign}{value.numerator}/{value.denominator}"
+
+
+def _repeating(found: re.Match[str]) -> str:
+    """A decimal that repeats as a fraction."""
+    whole, once, again = found[1] or "", found[2], found[3]
+    above = int(whole + once + again) - int("0" + whole + once)
+    return f"{above}/{10 ** len(once) * (10 ** len(again) - 1)}"
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
@@ -329,7 +367,9 @@ def _stands_alone(before: str, after: str) -> bool:
     if after[:1] == "." and after[1:2].strip():
         return False
     unit = _WORD.match(after)
-    if unit is not None and unit.group().lower() not in _UNITS:
+    if unit is not None and unit.group().lower() not in _UNITS and not _counter(unit.group()):
+        return False
+    if _NO_COUNTER.search(after):
         return False
     if _OPERATORS.search(before) or _OPERATORS.search(after.replace("%", " ")):
         return _unit_over_unit(before, after)
@@ -341,14 +381,26 @@ def _stands_alone(before: str, after: str) -> bool:
 def _variable(after: str) -> bool:
     """Whether one letter, which is no unit, is all that follows."""
     letter = after.strip()
-    return len(letter) == 1 and letter.isalpha() and letter.lower() not in _UNITS
+    return len(letter) == 1 and letter.isalpha() and not _unit(letter) and not _counter(letter)
+
+
+def _counter(word: str) -> bool:
+    """Whether a word is of a script without large and small letters, whose letters name nothing."""
+    return word.lower() == word.upper()
+
+
+def _unit(word: str) -> bool:
+    """Whether a word is a unit by its sign."""
+    return word in _SYMBOLS or word.lower() in _UNITS
 
 
 def _unit_over_unit(before: str, after: str) -> bool:
     """Whether the only operation is a slash between two units, as in `5 km/h` or `$5/hour`."""
     words = {word.lower() for word in _WORD.findall(before + " " + after)}
     slash = _WORD_OVER_WORD.search(after)
-    if slash is None or not all(len(of) > 2 or of in _UNITS for of in slash.groups() if of):
+    if slash is None or not all(len(of) > 2 or _unit(of) for of in slash.groups() if of):
+        return False
+    if not slash[1] and slash[2] in _SYMBOLS:
         return False
     rest = after[: slash.start()] + after[slash.end() :]
     return not (words & _REFUSED or _OPERATORS.search(before) or _OPERATORS.search(rest))
@@ -366,5 +418,9 @@ def _in_words(value: Fraction, before: str, after: str) -> Fraction:
     behind = _WORD.match(after.lstrip())
     if behind is not None:
         value *= _SCALES.get(behind.group().lower().removesuffix("s"), 1)
+        for letter in behind.group():
+            if letter not in _SCALE_LETTERS:
+                break
+            value *= _SCALE_LETTERS[letter]
     words = _WORD.findall(before)
     return -value if words and words[-1].lower() in _NEGATIVE else value
