@@ -57,6 +57,13 @@ FAULTS = (
         (UNREAD,),
     ),
     Mutant(
+        "what twice a name is, the name is",
+        NUMBERS,
+        'if all(_UNKNOWN.search(_side(side)) for side in said.split("=")):',
+        "if False:",
+        (UNREAD,),
+    ),
+    Mutant(
         "the last of several equations is an answer",
         NUMBERS,
         "if hedged or several or",

@@ -122,6 +122,12 @@ READ = {
     r"5\text{ cm}^{2}": 5, r"\underline{5}": 5, r"\color{red}{5}": 5, r"\left(5\right)": 5,
     "US$5": 5, "C$ 1,072": 1072, "~5": 5, "<b>5</b>": 5, r"$\$5$.": 5, "**5**!": 5,
     "x + y = 2 + 3 = 5": 5, "$1,000 + $72 = $1,072": 1072,
+    "It is -$72": -72, "It is -\u20ac 72": -72, "3 hundred thousand": 300000, "x_1 = 5": 5,
+    "f(2) = 5": 5, "AB = 5": 5, r"\theta = 5": 5, r"\angle ABC = 5": 5, "2 x 3 = 6": 6,
+    "x + y, so the sum = 5": 5,
+    "2 apples + 3 apples = 5 apples": 5, "area = l \u00d7 w = 5": 5, "y' = 5": 5,
+    "the 2nd side = 5": 5, "P(A+B) = 5": 5, "I had 2 + 3 = 5": 5, r"a_{10} = 5": 5,
+    "2 million apples": 2e6,
     r"\frac3{56}": "3/56", r"\dfrac3{56}": "3/56", r"\frac{12}5": 2.4, r"\frac{-1}2": -0.5,
     r"-\frac 1{2}": -0.5, "10^3": 1000, r"10^{3}": 1000, "10\u00b3": 1000, "-10^3": -1000,
     "10^{-2}": 0.01, r"0.1\overline{6}": "1/6", r"0.\overline{3}": "1/3", r"-.\bar{3}": "-1/3",
@@ -144,6 +150,9 @@ UNREAD = (
     "0'125", r"\frac{0,125}{2}", "5 pi", "log 5", "f(5)", "5 x", "anything but 5", "5 factorial",
     r"5\times", "5\u2026", r"5\ldots", r"\frac{5}{0}", "--1/2", "5,6,7", r"5\,6", "5 and 6",
     "2**3", "2`3", "2*3*", "2__3", "2***3", "**2*3",
+    "2x=5", "x^2=5", "x+y=5", "2xy=5", "-x=5", r"\sqrt{x}=5", r"\frac{x}{2}=5", r"2\theta=5",
+    "xy=5", "x/2 = 5", "x!=5", "|x|=5", "f(x)+1=5", "2(x+1)=5", "x\u00b2 = 5", "2 x = 5", "5 - x = 5",
+    "72 - 5", "x% of 50 = 5", "3 hundred twenty", "3 hundred and five", "72 - $5", "x_1 + x_2 = 5",
     r"\frac{1}{2}3", r"\frac123", r"\frac12{3}", r"\frac{12}{5}6", "1/10^3", "1 / 10^3", "2^10^3",
     "10^3^2", "10^3x", "x10^3", "(2)10^3", r"2 0.\overline{3}", r"1,000.\overline{3}",
     r"0.\overline{3}4", r"0.\overline{}", "5/N", "5N", "5K", "5 k", "5 j", "5 s^x", "5 x/y",
@@ -196,7 +205,18 @@ def test_marks_are_found(text, answer):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("in all 72 clips.", 72), ("5 or 6", 6), ("", None), ("none", None)]
+    ("text", "value"),
+    [
+        ("in all 72 clips.", 72),
+        ("5 or 6", 6),
+        ("", None),
+        ("none", None),
+        ("The change is -$72.", -72),
+        ("So:\n- 72 apples", 72),
+        ("77 - 5", 5),
+        ("It costs 3 million.", 3000000),
+        ("77 -5", -5),
+    ],
 )
 def test_the_last_number_is_an_answer_where_that_is_asked_for(text, value):
     assert last_number("", "" if value is None else str(value), text) == float(value is not None)

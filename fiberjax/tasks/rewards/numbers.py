@@ -88,6 +88,7 @@ _LATEX = (
 )
 _WRITTEN = (
     (re.compile(r"</?(?:b|i|u|em|strong)>"), ""),
+    (re.compile(r"(?<=\n)[ \t]*[-+*•] +"), ""),
     (re.compile(r"\b(?:US|CA|AU|NZ|HK|C|A|S|R) ?\$"), "$"),
     (
         re.compile(
@@ -120,7 +121,8 @@ _WRITTEN = (
     (
         re.compile(
             r"(?<![^\W\d_])(k?m|cm|mm|dm|mi|ft|in|yd|feet|foot|inch(?:es)?|yards?|miles?|units?"
-            r"|(?:kilo|centi|milli)?met(?:er|re)s?|(?:(?<=/)|(?<=/ )|(?<=[a-z] ))(?:s|sec|seconds?|h|hr|hours?|min|K))"
+            r"|(?:kilo|centi|milli)?met(?:er|re)s?"
+            r"|(?:(?<=/)|(?<=/ )|(?<=[a-z] ))(?:s|sec|seconds?|h|hr|hours?|min|K))"
             r"(?: ?\^-?[1-3](?![0-9])| ?⁻?[¹²³])"
         ),
         r"\1",
@@ -137,7 +139,8 @@ _WHOLE = (
     r"|[1-9][0-9]{0,2}(?: [0-9]{3})+|[1-9][0-9]{0,2}(?:'[0-9]{3})+|[0-9]+"
 )
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![0-9A-Za-z)])[+-] ?)?[$€£¥₹₩]? ?(?P<inner>[+-])?"
+    r"(?P<sign>(?<![0-9A-Za-z)])(?:[+-](?! )|(?<![0-9A-Za-z)%$] )[+-] ))?"
+    r"[$€£¥₹₩]? ?(?P<inner>[+-])?(?=[.]?[0-9])"
     rf"(?:(?P<mixed>[0-9]+) (?=[0-9]+/[0-9]))?(?P<whole>{_WHOLE})?"
     r"(?:[.](?P<decimals>[0-9]+)|(?P<point>[.](?![0-9]))| ?/ ?(?P<denominator>[0-9]+))?"
     r"(?:[eE](?P<exponent>[+-]?[0-9]+)|×10\^(?P<power>[+-]?[0-9]+))?"
@@ -170,6 +173,11 @@ _UNITS = frozenset(
 )
 _SYMBOLS = frozenset("JNKTΩ")
 """Units of one letter that are written large, and apart from the number."""
+_NUMERALS = frozenset(
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty "
+    "ninety".split()
+)
 _APART = {
     **{"am": "am", "pm": "pm", "noon": "noon", "midnight": "midnight"},
     **{
@@ -194,6 +202,18 @@ _UNTOLD = frozenset(
 _SAID = re.compile(r".*(?:\b(?:is|are|was|were|equals?)\b|:)", re.DOTALL | re.IGNORECASE)
 # An equation says one thing; comparisons are none, nor are several equations.
 _NO_EQUATION = re.compile(r"[<>!≠~/]=|=[<>!/]|=\s*/\s*=")
+_FUNCTION_OF = re.compile(r"(?<=[^\W\d_])\([^()]*\)|_(?:\w|\{[^{}]*\})|(?<=[^\W\d_])'")
+_SENTENCE = re.compile(r"[,;:]|\b(?:so|then|thus|hence|therefore|get|have|is)\b", re.IGNORECASE)
+_GREEK = re.compile(
+    r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|phi|omega|sigma|rho)(?![A-Za-z])"
+)
+_UNKNOWN = re.compile(
+    r"[0-9)](?! ?[xX] ?[$0-9(])(?:[^\W\d_](?!\w)|(?!(?:st|nd|rd|th)\b)[a-z]{2}(?!\w)| [a-zθ](?!\w))"
+    r"|(?<!\w)[^\W\d_] ?(?:[+*×/^²³÷!|%]|-(?!th))"
+    r"|(?<!\w)[+*×/^÷|√-] ?[^\W\d_](?!\w)|[0-9)] ?[+*×/^÷√-] ?[^\W\d_](?!\w)"
+    r"|\\[a-z]+\W*[^\W\d_](?!\w)|^[a-z]{2}$"
+)
+"""A letter that something is done to."""
 _SEVERAL = re.compile(r"\b(?:or|and)\b|[;|]|,(?![0-9]{3}(?![0-9]))|[0-9] +[^\W\d_]\s*$")
 _WORD_OVER_WORD = re.compile(r"([^\W\d_]*) ?/ ?([^\W\d_]+)")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
@@ -255,7 +275,8 @@ def _alone(text: str) -> Named | None:
     before, after = text[:begin], text[found.end() :]
     if value is None or not _stands_alone(before, after):
         return None
-    return Named(_in_words(value, before, after), _words_apart(before, after))
+    value = _in_words(value, before, after)
+    return None if value is None else Named(value, _words_apart(before, after))
 
 
 def last_number_of(text: str) -> Named | None:
@@ -268,21 +289,32 @@ def last_number_of(text: str) -> Named | None:
     matches = [match for match in _NUMBER.finditer(text) if _START.search(match.group())]
     if not matches or len(matches[-1].group()) > _LONGEST_NUMBER:
         return None
-    value = _value(matches[-1])
     before, after = text[: matches[-1].start()], text[matches[-1].end() :]
+    value = _in_words(_value(matches[-1]), before, after)
     beside = {word.lower() for word in _WORD.findall(before)[-1:] + _WORD.findall(after)}
     words = frozenset(_APART[word] for word in beside & _APART.keys())
     return None if value is None else Named(value, words)
 
 
 def _equated(text: str) -> str | None:
-    """What a text says that something is; None where it compares, or says two things."""
+    """What a text says that something is; None where it compares, or says two things.
+
+    An equation of unknowns that is still to be solved, as `2x = 5`, does not say what anything is.
+    """
     said, equals, value = text.rpartition("=")
     if not equals:
         return text
+    if all(_UNKNOWN.search(_side(side)) for side in said.split("=")):
+        return None
     hedged = {word.lower() for word in _WORD.findall(said)} & (_REFUSED | _REFUSED_BEFORE)
     several = any(_SEVERAL.search(part) for part in said.split("=")[1:])
     return None if hedged or several or _NO_EQUATION.search(text) else value.strip()
+
+
+def _side(text: str) -> str:
+    """The last words of a side of an equation, what functions and indices are of left out."""
+    text = _FUNCTION_OF.sub("", _GREEK.sub("θ", text).replace("\\angle", ""))
+    return _SENTENCE.split(text)[-1].strip()
 
 
 def _plain(text: str) -> str:
@@ -413,14 +445,22 @@ def _words_apart(before: str, after: str) -> frozenset[str]:
     return frozenset(_APART.get(word, word) for word in first - _UNTOLD - _UNITS | behind)
 
 
-def _in_words(value: Fraction, before: str, after: str) -> Fraction:
+def _in_words(value: Fraction | None, before: str, after: str) -> Fraction | None:
     """The value with the words that change it: minus before it, thousand behind it."""
-    behind = _WORD.match(after.lstrip())
-    if behind is not None:
-        value *= _SCALES.get(behind.group().lower().removesuffix("s"), 1)
-        for letter in behind.group():
-            if letter not in _SCALE_LETTERS:
+    if value is None:
+        return None
+    behind = [word.lower() for word in _WORD.findall(after)] if after.strip()[:1].isalpha() else []
+    for word in behind:
+        scale = _SCALES.get(word.removesuffix("s"))
+        if scale is None:
+            if word in _NUMERALS and behind[0] != word:
+                return None
+            if word != "and":
                 break
-            value *= _SCALE_LETTERS[letter]
+        value *= scale or 1
+    for letter in behind[0] if behind else "":
+        if letter not in _SCALE_LETTERS:
+            break
+        value *= _SCALE_LETTERS[letter]
     words = _WORD.findall(before)
     return -value if words and words[-1].lower() in _NEGATIVE else value
