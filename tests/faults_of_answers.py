@@ -92,6 +92,13 @@ FAULTS = (
         (MARKS,),
     ),
     Mutant(
+        "a heading is an answer",
+        MARKED,
+        "if not heads or not _HEADING.fullmatch(line):",
+        "if True:",
+        (MARKS,),
+    ),
+    Mutant(
         "the first of several choices is one",
         TEXTS,
         "if chosen is None or _FURTHER.search(chosen[2]) else",

@@ -27,6 +27,7 @@ _FURTHER = re.compile(
 _OPTION = re.compile(r".*\b(?:option|choice)\s+(?:is|would be)\b:?", re.DOTALL | re.IGNORECASE)
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _LATEX_MATH = re.compile(r"\\[()\[\]]")
+_LATEX_SPACE = re.compile(r"\\(?:[ ,;:]|q?quad(?![A-Za-z]))|~")
 _FENCED = re.compile(r"```(?:json)?\s(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
@@ -114,7 +115,8 @@ def choice_of(text: str) -> str | None:
     """The capital letter that a text chooses; None where it chooses none."""
     found = marked_answer(text)
     text = (_OPTION.sub("", text[-1_000:]) if found is None else found)[:1_000]
-    text = _LATEX_MATH.sub("", _LATEX_TEXT.sub(r"\1", unicodedata.normalize("NFKC", text)))
+    text = _LATEX_TEXT.sub(r"\1 ", unicodedata.normalize("NFKC", text))
+    text = _LATEX_SPACE.sub(" ", _LATEX_MATH.sub("", text))
     text = text.strip().strip("*`$_.!\"'\u2018\u2019\u201c\u201d ")
     chosen = _CHOICE.fullmatch(text)
     return None if chosen is None or _FURTHER.search(chosen[2]) else chosen[1].upper()
