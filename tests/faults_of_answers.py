@@ -43,10 +43,24 @@ FAULTS = (
         (f"{OF_READING}::test_chats_in_other_spellings_are_the_same_chat",),
     ),
     Mutant(
+        "ten in the morning is ten in the evening",
+        TEXTS,
+        "not expected.words or expected.words == found.words",
+        "True",
+        (f"{OF_REWARDS}::test_words_that_are_no_unit_are_a_part_of_the_answer",),
+    ),
+    Mutant(
         "a comparison is an equation",
         NUMBERS,
         "if hedged or several or _NO_EQUATION.search(text) else",
         "if hedged or several else",
+        (UNREAD,),
+    ),
+    Mutant(
+        "what twice a name is, the name is",
+        NUMBERS,
+        'if all(_UNKNOWN.search(_side(side)) for side in said.split("=")):',
+        "if False:",
         (UNREAD,),
     ),
     Mutant(
@@ -59,8 +73,8 @@ FAULTS = (
     Mutant(
         "a decimal comma is guessed",
         NUMBERS,
-        '(re.compile(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})+),([0-9]{1,2})',
-        '(re.compile(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})*),([0-9]{1,2})',
+        '(re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?: [0-9]{3})+),([0-9]{1,2})',
+        '(re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?: [0-9]{3})*),([0-9]{1,2})',
         (UNREAD,),
     ),
     Mutant(
@@ -75,6 +89,13 @@ FAULTS = (
         MARKED,
         "(?:would|will|should|must) be)\\b|[=:\uff1a])",
         "(?:would|will|should|must) be)|[=:\uff1a])",
+        (MARKS,),
+    ),
+    Mutant(
+        "a heading is an answer",
+        MARKED,
+        "if not heads or not _HEADING.fullmatch(line):",
+        "if True:",
         (MARKS,),
     ),
     Mutant(

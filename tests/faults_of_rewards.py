@@ -94,6 +94,27 @@ FAULTS = (
         (f"{OF_REWARDS}::test_near_misses_of_expressions_are_not_paid",),
     ),
     Mutant(
+        "letters are factors",
+        SYMBOLIC,
+        "if is_text(expected):",
+        "if False:",
+        (f"{OF_REWARDS}::test_near_misses_of_expressions_are_not_paid",),
+    ),
+    Mutant(
+        "a pair is a set",
+        SYMBOLIC,
+        "if len(kinds) == 2:",
+        "if False:",
+        (f"{OF_REWARDS}::test_near_misses_of_expressions_are_not_paid",),
+    ),
+    Mutant(
+        "an inequality to be solved is an interval",
+        SYMBOLIC,
+        "all(map(_solved, of.atoms(sympy.Rel)))",
+        "True",
+        (f"{OF_REWARDS}::test_near_misses_of_expressions_are_not_paid",),
+    ),
+    Mutant(
         "what comes out endless is compared",
         SYMBOLIC,
         "_constant(part) and part.evalf().has(*limits)",

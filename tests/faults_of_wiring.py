@@ -631,8 +631,8 @@ FAULTS = (
     Mutant(
         "a mark may be overruled by a later number",
         "fiberjax/tasks/rewards/texts.py",
-        "last_number_of(completion) if found is None else read_number(found)",
-        "last_number_of(completion)",
+        "if found is None and marked_answer(completion) is None:",
+        "if True:",
         ("tests/tasks/test_rewards.py::test_the_last_number_does_not_overrule_a_mark",),
     ),
     Mutant(

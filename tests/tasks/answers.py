@@ -54,3 +54,17 @@ def written(forms: tuple[str, ...]) -> list[tuple[str, str]]:
         for form in forms
         for answer in ANSWERS
     ]
+
+
+APART = (
+    ("10 AM", ("10 a.m.", "10am", "It is at 10 AM."), ("10 PM", "10 p.m.", "10")),
+    (r"\text{10 a.m.}", (r"\text{10 AM}", "10 am"), (r"\text{10 PM}", "10 p.m.", "22")),
+    ("20 June", ("June 20", "20 Jun"), ("20 July", "20", "June 21")),
+    (r"\text{June 20}", (r"\text{20 June}", "It is on June 20"), (r"\text{July 20}", "20")),
+    (r"\text{5 miles north}", ("5 miles north", "5 km northward"), (r"\text{5 miles south}", "5")),
+    (r"\text{Train 2}", ("Train 2", r"\text{train 2}"), (r"\text{Car 2}", "2")),
+    ("72 apples", ("72", "72 clips"), ("71 apples",)),
+    (r"5\text{ km}", ("5", r"5\,\mathrm{km}"), ("6 km",)),
+    ("#### The total is 72", ("72", "72 apples"), ("27",)),
+)
+"""Answers with words: what each names as well, and what it does not."""

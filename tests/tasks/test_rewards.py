@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from tasks.answers import NEAR_MISSES, REWRITINGS, written
+from tasks.answers import APART, NEAR_MISSES, REWRITINGS, written
 from tasks.expressions import OTHER, PROMPT, SAME, pairs
 
 from fiberjax import options
@@ -90,6 +90,19 @@ def test_near_misses_are_not_paid(answer, completion):
     assert number("", answer, completion) == 0.0
 
 
+@pytest.mark.parametrize(("answer", "same", "other"), APART)
+def test_words_that_are_no_unit_are_a_part_of_the_answer(answer, same, other):
+    for text in same:
+        assert all(paid("", answer, rf"\boxed{{{text}}}") == 1.0 for paid in (number, last_number))
+    for text in other:
+        assert not any(paid("", answer, rf"\boxed{{{text}}}") for paid in (number, last_number))
+
+
+def test_the_last_number_has_the_words_beside_it():
+    assert last_number("", "10 AM", "We meet at 10 a.m. then") == 1.0
+    assert last_number("", "10 AM", "We meet at 10 PM.") == 0.0
+
+
 READ = {
     "72": 72, "-72": -72, "\u221272": -72, "+72.": 72, ".5": 0.5, "007": 7, "1,250": 1250,
     "1 000 000": 1e6, "1\u2009000": 1000, "1{,}000": 1000, r"3\,000": 3000, "1'000": 1000,
@@ -101,6 +114,7 @@ READ = {
     "minus 5": -5, "negative 5": -5, "2+3=5": 5, "$x=5$": 5, "(5)": 5, "\uff15": 5, "5.0": 5,
     "\u0661\u0660": 10, "\U0001d7cf": 1, "10,72,000": 1072000, "1.072,50 \u20ac": 1072.5,
     "\u20ac 1.072,00": 1072, "1.000.000": 1e6, "1 072,50": 1072.5, "1.072 x 10^3": 1072,
+    "0,125": 0.125, "-0,125 kg": -0.125,
     "1.072\u00d710\u00b3": 1072, "1.072*10**3": 1072,
     "5\u00d710\u207b\u00b2": 0.05, r"\frac{-1}{2}": -0.5, r"\frac{1}{-2}": -0.5,
     r"\frac{{1}}{{2}}": 0.5, r"\frac{1.5}{2}": 0.75, r"\frac{1{,}000}{2}": 500,
@@ -108,6 +122,23 @@ READ = {
     r"5\text{ cm}^{2}": 5, r"\underline{5}": 5, r"\color{red}{5}": 5, r"\left(5\right)": 5,
     "US$5": 5, "C$ 1,072": 1072, "~5": 5, "<b>5</b>": 5, r"$\$5$.": 5, "**5**!": 5,
     "x + y = 2 + 3 = 5": 5, "$1,000 + $72 = $1,072": 1072,
+    "It is -$72": -72, "It is -\u20ac 72": -72, "3 hundred thousand": 300000, "x_1 = 5": 5,
+    "f(2) = 5": 5, "AB = 5": 5, r"\theta = 5": 5, r"\angle ABC = 5": 5, "2 x 3 = 6": 6,
+    "x + y, so the sum = 5": 5,
+    "2 apples + 3 apples = 5 apples": 5, "area = l \u00d7 w = 5": 5, "y' = 5": 5,
+    "the 2nd side = 5": 5, "P(A+B) = 5": 5, "I had 2 + 3 = 5": 5, r"a_{10} = 5": 5,
+    "2 million apples": 2e6,
+    r"\frac3{56}": "3/56", r"\dfrac3{56}": "3/56", r"\frac{12}5": 2.4, r"\frac{-1}2": -0.5,
+    r"-\frac 1{2}": -0.5, "10^3": 1000, r"10^{3}": 1000, "10\u00b3": 1000, "-10^3": -1000,
+    "10^{-2}": 0.01, r"0.1\overline{6}": "1/6", r"0.\overline{3}": "1/3", r"-.\bar{3}": "-1/3",
+    r"12.3\overline{45}": "12222/990", r"5\mathrm{~m} / \mathrm{s}": 5, r"5\text{ m/s}^2": 5,
+    "5 m/s\u00b2": 5, "5 mol/L": 5, "5 J": 5, "5 N": 5, "5 K": 5, r"5\,\Omega": 5,
+    r"\textnormal{5}": 5, r"5 \text{ m s}^{-1}": 5, "5\u2126": 5, "5 N/m": 5,
+    "72\u5143": 72, "72 \u5143": 72, "72\\text{\u5143}": 72, "72\u4e2a": 72, "72\u4eba": 72,
+    "72\u5186": 72, "72\uac1c": 72, "7.2\u4e07\u5143": 72000, "3\u5343\u4e07": 3e7,
+    "Rs.500": 500, "Rs500": 500, "Rs. 500": 500, "R$1000": 1000, "R$ 1.000,00": 1000,
+    "Rp5000": 5000, "USD5": 5, "USD $5": 5, "3 lakh": 300000, "\u0663\u066b\u0665": 3.5,
+    "\u0661\u066c\u0660\u0660\u0660": 1000,
 }  # fmt: skip
 UNREAD = (
     "", ".", "-", "$", "1,2", "1,23,45", "1/0", "1/2/3", "0x1", "--1", "1 2", "/2", "+",
@@ -115,9 +146,19 @@ UNREAD = (
     "2020-01-02", "5th", "5 and a half", "<5", "2\u03c0", "3i", "1_000", "5 x 3", "\u00b15", "5/x",
     "[1,2]", "1e99999", "1.2.3", r"\sqrt{5}", r"2^{5}", "5 mod 7", "7:30",
     ">= 5", "5 >= 5", "x != 5", "=/= 5", "x = 3, x = 5", "x = 3 or x = 5", "x = 3 and y = 5", "3,5",
-    "1.072,5,0", "1072,5", "5 pi", "log 5", "f(5)", "5 x", "anything but 5", "5 factorial",
+    "1.072,5,0", "1072,5", "0.123,456", "0,5", "(0,125)", "0,125,000", "0 125", "0.123.456",
+    "0'125", r"\frac{0,125}{2}", "5 pi", "log 5", "f(5)", "5 x", "anything but 5", "5 factorial",
     r"5\times", "5\u2026", r"5\ldots", r"\frac{5}{0}", "--1/2", "5,6,7", r"5\,6", "5 and 6",
     "2**3", "2`3", "2*3*", "2__3", "2***3", "**2*3",
+    "2x=5", "x^2=5", "x+y=5", "2xy=5", "-x=5", r"\sqrt{x}=5", r"\frac{x}{2}=5", r"2\theta=5",
+    "xy=5", "x/2 = 5", "x!=5", "|x|=5", "f(x)+1=5", "2(x+1)=5", "x\u00b2 = 5", "2 x = 5",
+    "5 - x = 5",
+    "72 - 5", "x% of 50 = 5", "3 hundred twenty", "3 hundred and five", "72 - $5", "x_1 + x_2 = 5",
+    r"\frac{1}{2}3", r"\frac123", r"\frac12{3}", r"\frac{12}{5}6", "1/10^3", "1 / 10^3", "2^10^3",
+    "10^3^2", "10^3x", "x10^3", "(2)10^3", r"2 0.\overline{3}", r"1,000.\overline{3}",
+    r"0.\overline{3}4", r"0.\overline{}", "5/N", "5N", "5K", "5 k", "5 j", "5 s^x", "5 x/y",
+    "72\u5143\u534a", "5\u500d", "5\u4ee5\u4e0a", "72\u591a\u4eba", "5\uc774\uc0c1", "XRs5",
+    "5 \u03c9", "5s^2", "5 s^2", "5h^2", "5 K^2",
 )  # fmt: skip
 
 
@@ -145,7 +186,20 @@ def test_what_names_no_number(text):
         (r"\boxed{1", ""),
         ("<answer>a<answer>b</answer>", "b"),
         ("</answer> 5", None),
-        ("the answer is unclear. The answer is 5!", "5!"),
+        ("the answer is unclear. The answer is 5!", "5"),
+        ("The answer is $5!$", "$5!$"),
+        ("\\boxed{72}\n\n#### Explanation\nblah", "72"),
+        ("#### 72\n\n##### Why so\nblah 5", "72"),
+        ("#### Step 1: add 5\n3\n#### **Final Answer**\n72", "72"),
+        ("#### Step 2\nso it is\n#### Conclusion\nThe answer is 72.", "72."),
+        ("#### Final Answer:\n$$\n72\n$$", "72"),
+        ("#### Evelyn", "Evelyn"),
+        ("#### B\nsince A is not", "B"),
+        ("#### The total is 72\nDone", "The total is 72"),
+        ("#### \\pi\nDone", "\\pi"),
+        ("The answer is:\n$$\n72\n$$", "72"),
+        ("The answer is:\n\\[\n72\n\\]\nas said", "72"),
+        ("so #### of them\nmore", "of them"),
         ("The answer is 5. Now the answer is clear.", "5"),
         ("answer: (B)", "(B)"),
         (r"the answer is 4, #### 5", "5"),
@@ -165,7 +219,18 @@ def test_marks_are_found(text, answer):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("in all 72 clips.", 72), ("5 or 6", 6), ("", None), ("none", None)]
+    ("text", "value"),
+    [
+        ("in all 72 clips.", 72),
+        ("5 or 6", 6),
+        ("", None),
+        ("none", None),
+        ("The change is -$72.", -72),
+        ("So:\n- 72 apples", 72),
+        ("77 - 5", 5),
+        ("It costs 3 million.", 3000000),
+        ("77 -5", -5),
+    ],
 )
 def test_the_last_number_is_an_answer_where_that_is_asked_for(text, value):
     assert last_number("", "" if value is None else str(value), text) == float(value is not None)
@@ -194,6 +259,11 @@ def test_texts_compare_composed():
             "B - Paris",
             "B\nBecause",
             r"\(B\)",
+            r"\boxed{\textbf{(B)}\ 5}",
+            r"The answer is $\textbf{(B)}\ 12$.",
+            r"\boxed{\textbf{(B) }\frac{1}{2}}",
+            r"\boxed{\textbf{(B)}~x}",
+            r"\boxed{\mathrm{(B)}\quad 5}",
         ),
         *(r"The answer is \(\textbf{(B)}\)", 'The answer is "B".', "Answer: (B) Paris", "B: Bath"),
         *("The answer is choice B, since A is wrong.", "B. John A. Roe"),
@@ -218,6 +288,8 @@ def test_a_choice_is_its_letter(text):
             "B. C.",
             "B. or A",
             "B) (C)",
+            r"\boxed{\textbf{(B)}\ 5, \textbf{(C)}\ 6}",
+            r"\boxed{\textbf{B}\ 5}",
         ),
         *(
             "B) or C)",
@@ -298,6 +370,9 @@ def test_where_the_answer_is_a_number_math_is_number(math):
     assert all(math("", *case) == 1.0 for case in written(REWRITINGS)[::7])
     assert not any(math("", *case) for case in written(NEAR_MISSES)[::7])
     assert math("", "408", r"\boxed{12 \times 34}") == 0.0
+    for answer, same, other in APART:
+        assert all(math("", answer, f"#### {text}") == 1.0 for text in same)
+        assert not any(math("", answer, f"#### {text}") for text in other)
 
 
 def test_a_prompt_said_again_is_no_answer(math):

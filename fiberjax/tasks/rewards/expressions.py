@@ -37,6 +37,9 @@ _SPELLINGS = (
 _DASHES = str.maketrans(
     {**dict.fromkeys("\u2212\u2012\u2013\u2014\ufe63\uff0d", "-"), "\u00d7": "*", "\u00f7": "/"}
 )
+_SEVERAL_UNITS = re.compile(r"[0-9](?!and|or)[A-Za-z]{3,}[0-9]")
+_NAMED = re.compile(r"([A-Za-z](?:_[A-Za-z0-9])?)=([^=]+)")
+_COMMA = re.compile(r"[,;]|\\(?:text|mbox|mathrm)\s*\{\s*,?\s*and\s*\}|(?<=\s)and(?=\s)")
 _PLAIN_NUMBER = re.compile(r"[-+]?[0-9][0-9,.]*%?")
 
 
@@ -53,7 +56,9 @@ def expression_of(text: str) -> str | None:
         found = text.strip()
         words = {word.lower() for word in _WORD.findall(_NO_WORDS.sub("", found))}
         # Without a mark, more than one word is a sentence.
-        if "\n" in found or (words - _FUNCTIONS and not found.removesuffix(".").isalpha()):
+        if "\n" in found or (
+            words - _FUNCTIONS and not found.removesuffix(".").strip("$").isalpha()
+        ):
             return None
     found = found.removesuffix(".")
     return found if 0 < len(found) <= LONGEST and _closes(found) else None
@@ -70,6 +75,63 @@ def spelled(text: str) -> str:
     for pattern, plain in _SPELLINGS:
         text = pattern.sub(plain, text)
     return text
+
+
+def is_text(expression: str) -> bool:
+    r"""Whether an expression is letters alone, or numbers with words between them.
+
+    >>> is_text(r"\text{BDAC}"), is_text("2 hours 30 minutes"), is_text("x"), is_text("x+y")
+    (True, True, False, False)
+    """
+    text = spelled(expression)
+    return (len(text) > 1 and text.isalpha()) or _SEVERAL_UNITS.search(text) is not None
+
+
+def same_text(expected: str, found: str) -> bool:
+    r"""Whether two texts are spelled the same; a word may begin with a capital or not.
+
+    >>> same_text("true", r"\text{True}"), same_text("AB", "ab"), same_text("xy", r"x \cdot y")
+    (True, False, True)
+    """
+    texts = [spelled(text).replace("*", "") for text in (expected, found)]
+    words = [text[:1].lower() + text[1:] for text in texts if text[1:].islower()]
+    return texts[0] == texts[1] or (len(words) == 2 and words[0] == words[1])
+
+
+def kind_of_bracket(expression: str) -> str:
+    r"""What a whole expression begins with: the brace of a set, another bracket, or nothing.
+
+    >>> kind_of_bracket(r"\left\{1,2\right\}"), kind_of_bracket("(1,2]"), kind_of_bracket("1,2")
+    ('{', '(', '')
+    """
+    text = spelled(expression)
+    if text.startswith("\\{") and text.endswith("\\}"):
+        return "{"
+    return "(" if text[:1] in ("(", "[") and text[-1:] in (")", "]") else ""
+
+
+def in_order(expected: str, found: str) -> tuple[str, str]:
+    """Two expressions; where one alone names its values, the values of both in their order.
+
+    >>> in_order("x=1, y=2", "2,1"), in_order("x=3, x=5", "5,3")
+    (('(1,2)', '(2,1)'), ('x=3, x=5', '5,3'))
+    """
+    named = [_named(text) for text in (expected, found)]
+    if (named[0] is None) == (named[1] is None):
+        return expected, found
+    plain = spelled(found if named[1] is None else expected)
+    plain = plain if kind_of_bracket(plain) else f"({plain})"
+    values = f"({','.join(named[0] or named[1] or ())})"
+    return (values, plain) if named[1] is None else (plain, values)
+
+
+def _named(text: str) -> list[str] | None:
+    """The values of different names; None where there are not several."""
+    found = [_NAMED.fullmatch(spelled(part)) for part in _COMMA.split(text)]
+    names = {each[1] for each in found if each is not None}
+    if len(names) < max(2, len(found)):
+        return None
+    return [each[2] for each in found if each is not None]
 
 
 def hedges(text: str) -> frozenset[str]:

@@ -2,15 +2,16 @@ r"""Where a completion says what its answer is.
 
 Four marks are looked for, the last of the first three counting before any of the fourth:
 
-    #### 72                 the rest of its line, or the next line where that is empty
+    #### 72                 the rest of its line, or the next line where that is empty or "Answer"
     \boxed{72}              what its braces hold, \fbox too; of `\boxed 7` what follows
     <answer>72</answer>     what stands between
     the answer is 72        the rest of its sentence; "answer:" too, and a heading "Answer"
 
-A mark may hold another, which is then the one that is read. Boxes that stand side by side with
-nothing but "or", "and" or a comma between them are a list of guesses, and name nothing unless they
-hold the same; nor does a box or an element that is not closed. Everything here takes time linear in
-the text.
+Hashes before a line of words that more text follows are a heading, and mark nothing. A mark may
+hold another, which is then the one that is read. Boxes that stand side by side with nothing but
+"or", "and" or a comma between them are a list of guesses, and name nothing unless they hold the
+same; nor does a box or an element that is not closed. Everything here takes time linear in the
+text.
 """
 
 import re
@@ -18,6 +19,15 @@ import re
 WORKED_DELIMITER = "#"
 
 _HASHES = "####"
+_HEADING = re.compile(
+    r"[\s*_]*(?:[^\W\d_]{2}[^\d$\\{}<>=+/]*"
+    r"|(?i:step|part|case|method|approach|example|question|problem|section)\s[\w\s]*[:.)*-].*"
+    r"|(?i:step|part|case|method|approach|example|question|problem|section)\s+[^\W_]+[\s*]*)"
+)
+_ANSWER_HEADING = re.compile(
+    r"[\s*_]*(?:(?:the|my|final|correct) ){0,3}answer[\s*_:]*", re.IGNORECASE
+)
+_DISPLAYED = re.compile(r"\A(?:\$\$|\\\[)[ \t]*\n\s*")
 _OPEN_BOX = re.compile(r"\\f?box(?:ed)?\s*\{|\\boxed\s+([^\s{}$\\]+)")
 _BRACE = re.compile(r"\\[{}]|[{}]")
 _ELEMENT = re.compile(r"<(/?)answer>", re.IGNORECASE)
@@ -87,12 +97,23 @@ def _strict(text: str) -> str | None:
 
 
 def _hashes(text: str) -> tuple[int, str] | None:
-    """Where the last hashes stand, and the line that they mark."""
-    place = text.rfind(_HASHES)
-    if place < 0:
-        return None
-    line = text[place + len(_HASHES) :].lstrip().partition("\n")[0]
-    return place, _ELEMENT.split(line, maxsplit=1)[0]
+    """Where the last hashes stand that are no heading's, and the line that they mark."""
+    place, written = text.rfind(_HASHES), len(text.rstrip())
+    while place >= 0:
+        start, end = text.rfind("\n", 0, place) + 1, text.find("\n", place)
+        line = text[place + len(_HASHES) : len(text) if end < 0 else end]
+        heads = not text[start:place].strip("# ") and -1 < end < written
+        if not heads or not _HEADING.fullmatch(line):
+            break
+        if _ANSWER_HEADING.fullmatch(line):
+            return place, _first_line(text[end:])
+        place = text.rfind(_HASHES, 0, start)
+    return None if place < 0 else (place, _first_line(text[place + len(_HASHES) :]))
+
+
+def _first_line(text: str) -> str:
+    """The first line that says something, up to where an element begins or ends."""
+    return _ELEMENT.split(_DISPLAYED.sub("", text.lstrip()).partition("\n")[0], maxsplit=1)[0]
 
 
 def _box(text: str) -> tuple[int, str] | None:
@@ -148,13 +169,13 @@ def _phrase(text: str) -> str | None:
         end = phrases[k + 1].start() if k + 1 < len(phrases) else len(text)
         said = _first_sentence(text[phrases[k].end() : end].strip())
         if any(character.isdigit() for character in said) or _CHOSEN.match(said):
-            return said
+            return said if said.endswith("!!") else said.removesuffix("!")
     return None
 
 
 def _first_sentence(text: str) -> str:
     """A text up to its first sentence's end or its reason."""
-    sentence = _SENTENCE.split(text, maxsplit=1)[0]
+    sentence = _SENTENCE.split(_DISPLAYED.sub("", text, count=1), maxsplit=1)[0]
     return _REASON.split(sentence, maxsplit=1)[0].strip()
 
 

@@ -8,12 +8,11 @@ import json
 import math
 import re
 import unicodedata
-from fractions import Fraction
 from typing import Any, NoReturn
 
 from fiberjax.tasks.rewards.base import extracts
 from fiberjax.tasks.rewards.marked import answer_element, marked_answer
-from fiberjax.tasks.rewards.numbers import last_number_of, read_number
+from fiberjax.tasks.rewards.numbers import Named, last_number_of, named_number
 
 _CHOICE = re.compile(
     r"(?:(?:option|choice|letter)\s+)?[(\[]?([A-Z])"
@@ -28,6 +27,7 @@ _FURTHER = re.compile(
 _OPTION = re.compile(r".*\b(?:option|choice)\s+(?:is|would be)\b:?", re.DOTALL | re.IGNORECASE)
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _LATEX_MATH = re.compile(r"\\[()\[\]]")
+_LATEX_SPACE = re.compile(r"\\(?:[ ,;:]|q?quad(?![A-Za-z]))|~")
 _FENCED = re.compile(r"```(?:json)?\s(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
@@ -66,18 +66,19 @@ def number(prompt: str, answer: str, completion: str) -> float:
 
 @extracts(marked_answer)
 def last_number(prompt: str, answer: str, completion: str) -> float:
-    """As `number`; where nothing is marked, the last number of the text is its answer.
+    """As `number`; a text that is no number and marks none names the last that stands in it.
 
     >>> last_number("", "72", "Half is 24, so in all 72 clips.")
     1.0
     """
     del prompt
-    found = marked_answer(completion)
-    value = last_number_of(completion) if found is None else read_number(found)
-    return _same(number_of(answer), value)
+    found = number_of(completion)
+    if found is None and marked_answer(completion) is None:
+        found = last_number_of(completion)
+    return _same(number_of(answer), found)
 
 
-def number_of(text: str) -> Fraction | None:
+def number_of(text: str) -> Named | None:
     """The number of a text's marked answer, or of a text that is a number; None where it has none.
 
     Args:
@@ -85,14 +86,17 @@ def number_of(text: str) -> Fraction | None:
     """
     found = marked_answer(text)
     if found is not None:
-        return read_number(found)
+        return named_number(found)
     text = text.strip()
     # Without a mark, words that lead to a number are a sentence and no answer.
-    return None if "\n" in text or text[:1].isalpha() else read_number(text)
+    return None if "\n" in text or text[:1].isalpha() else named_number(text)
 
 
-def _same(expected: Fraction | None, found: Fraction | None) -> float:
-    return float(expected is not None and expected == found)
+def _same(expected: Named | None, found: Named | None) -> float:
+    """1.0 for the same number, and the same words about it where the answer has some."""
+    if expected is None or found is None or expected.value != found.value:
+        return 0.0
+    return float(not expected.words or expected.words == found.words)
 
 
 @extracts(lambda completion: choice_of(completion))
@@ -111,7 +115,8 @@ def choice_of(text: str) -> str | None:
     """The capital letter that a text chooses; None where it chooses none."""
     found = marked_answer(text)
     text = (_OPTION.sub("", text[-1_000:]) if found is None else found)[:1_000]
-    text = _LATEX_MATH.sub("", _LATEX_TEXT.sub(r"\1", unicodedata.normalize("NFKC", text)))
+    text = _LATEX_TEXT.sub(r"\1 ", unicodedata.normalize("NFKC", text))
+    text = _LATEX_SPACE.sub(" ", _LATEX_MATH.sub("", text))
     text = text.strip().strip("*`$_.!\"'\u2018\u2019\u201c\u201d ")
     chosen = _CHOICE.fullmatch(text)
     return None if chosen is None or _FURTHER.search(chosen[2]) else chosen[1].upper()
