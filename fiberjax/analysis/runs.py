@@ -250,7 +250,7 @@ def _table(file: Path, missing: list[str]) -> EvaluationTable | None:
 
 def _samples(folder: Path, missing: list[str]) -> tuple[pa.Table | None, pa.Table | None]:
     """The first and the newest completions of one split, held-out ones where they are kept."""
-    files = sorted((folder / rollouts.FOLDER).glob("*.parquet"))
+    files = rollouts.files_in(folder / rollouts.FOLDER)
     for split in (rollouts.HELD_OUT, rollouts.TRAIN):
         of_split = [file for file in files if file.stem.endswith(f"-{split}")]
         try:

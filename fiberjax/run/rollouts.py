@@ -170,7 +170,7 @@ class Folder:
         self._path = directory / FOLDER
         self._limit = limit
         self._sizes: dict[str, int] = {}
-        for file in _own(self._path):
+        for file in files_in(self._path):
             if int(file.name.partition("-")[0]) > iteration:
                 file.unlink()
             else:
@@ -192,7 +192,7 @@ class Folder:
         return file
 
 
-def _own(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     """The files that runs write, in order; what else lies there is passed over."""
     files = storage.matching(folder, "*.parquet")
     return [file for file in files if _NAME.fullmatch(file.name)]
@@ -249,7 +249,7 @@ def read(directory: str | os.PathLike[str]) -> pa.Table:
     Raises:
       ValueError: it holds none, or a file that is not of the schema.
     """
-    files = _own(storage.place(directory) / FOLDER)
+    files = files_in(storage.place(directory) / FOLDER)
     if not files:
         raise ValueError(f"{str(directory)!r} holds no {FOLDER}/ of a run")
     return pa.concat_tables(list(map(read_file, files)))
