@@ -48,7 +48,10 @@ def without_files(config: ConfigDict) -> ConfigDict:
     plain = {"folder": "", "tokenizer": "auto", "chat": "auto", "system": "", "thinking": "auto"}
     with bare.unlocked():
         bare.model.update(plain | {"examples": (), "stop": (), "overrides": ConfigDict()})
-        bare.tasks.update({"file": "", "test_file": ""})
+        bare.tasks.update({"file": "", "test_file": "", "layout": "", "verifier": "auto"})
+        bare.tasks.update({"keep": (), "verifiers": ()})
+        bare.tasks.columns = ConfigDict(dict.fromkeys(bare.tasks.columns, ""))
+        bare.rewards.format = ""
     return bare
 
 
