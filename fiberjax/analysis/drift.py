@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fiberjax.gates import silent
 from fiberjax.gates.channels import prepare
 from fiberjax.gates.config import Budgets
 from fiberjax.gates.configured import ConfiguredGate
@@ -110,13 +109,6 @@ def summary(level: Level) -> Summary:
         np.median(budget, axis=0),
         (held > budget).mean(axis=0),
     )
-
-
-def _settings(gate: ConfiguredGate) -> silent.SilentHierarchy:
-    spec = gate.structure.spec
-    assert spec.settings is not None
-    given = {name: gate.budgets[name] for name in spec.budgets}
-    return spec.settings(**given, **dict(gate.structure.options))
 
 
 def _clip_range(name: str, budgets: Budgets) -> jax.Array:

@@ -73,11 +73,13 @@ def _exact_expressions(config: dict[str, Any]) -> None:
         config["tasks"]["verifier"] = "exact"
 
 
-def _all_of_a_hierarchy(config: dict[str, Any]) -> None:
-    """Presets of hierarchies left out what was not theirs to choose, and had it at these values."""
+def _all_of_a_gate(config: dict[str, Any]) -> None:
+    """Some presets left out what was not theirs to choose, and had it at these values."""
     gate = config["gate"]
     if gate["name"] in ("fgh", "fiberpo", "fiberpo_domain"):
         config["gate"] = {**_UNNAMED, **gate}
+    if gate["name"] == "importance":
+        config["gate"] = {"pessimistic": False, "dual_clip": None, "recovery": False, **gate}
 
 
 _UNNAMED: Mapping[str, Any] = {
@@ -249,7 +251,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(
         added={},
         renamed={},
-        rewrite=_all_of_a_hierarchy,
+        rewrite=_all_of_a_gate,
         rewritten=tuple(f"gate.{name}" for name in _UNNAMED),
     ),
 )

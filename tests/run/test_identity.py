@@ -59,6 +59,22 @@ def test_the_migrations_give_every_option_of_today():
     assert migrations.migrate(today, migrations.VERSION) == today
 
 
+@pytest.mark.parametrize(
+    ("gate", "unnamed"),
+    [
+        ("importance", ("pessimistic", "dual_clip", "recovery")),
+        ("fiberpo", ("lift", "signs", "deviation", "budget_scale", "alpha", "upper_negative")),
+        ("fiberpo_domain_bounded", ("signs", "deviation", "budget_scale", "alpha")),
+    ],
+)
+def test_what_a_preset_did_not_name_was_as_it_is_named_today(gate, unnamed):
+    today = json.loads(given(gate).to_json_best_effort())
+    before = json.loads(json.dumps(today))
+    for name in unnamed:
+        del before["gate"][name]
+    assert migrations.migrate(before, migrations.VERSION - 1) == today
+
+
 def test_a_run_of_an_earlier_version_goes_on_and_is_exported(old, capsys, monkeypatch):
     saved = (old / "config.json").read_text()
     config = identity.settle(old, given())
