@@ -3,6 +3,7 @@
 from faults_of_mathematics import Mutant
 
 MARKED = "fiberjax/tasks/rewards/marked.py"
+NOTATION = "fiberjax/tasks/rewards/notation.py"
 NUMBERS = "fiberjax/tasks/rewards/numbers.py"
 TEXTS = "fiberjax/tasks/rewards/texts.py"
 OF_REWARDS = "tests/tasks/test_rewards.py"
@@ -72,14 +73,14 @@ FAULTS = (
     ),
     Mutant(
         "a decimal comma is guessed",
-        NUMBERS,
+        NOTATION,
         '(re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?: [0-9]{3})+),([0-9]{1,2})',
         '(re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?: [0-9]{3})*),([0-9]{1,2})',
         (UNREAD,),
     ),
     Mutant(
         "two signs of a fraction are one",
-        NUMBERS,
+        NOTATION,
         'sign = "-" if (found[1] == "-") != (found[3] == "-") else ""',
         'sign = "-" if found[1] == "-" else ""',
         (READ,),

@@ -413,8 +413,8 @@ FAULTS = (
     Mutant(
         "a plan without files reads the rows",
         MODEL_FOLDER,
-        'bare.tasks.update({"file": "", "test_file": ""})',
-        'bare.tasks.update({"test_file": ""})',
+        'bare.tasks.update({"file": "", "test_file": "",',
+        'bare.tasks.update({"test_file": "",',
         ("tests/test_configs.py::test_recipes_have_the_published_shapes_without_their_files",),
     ),
     # Adapters.

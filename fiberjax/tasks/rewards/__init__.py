@@ -2,6 +2,7 @@
 
 base         what a reward is
 marked       where a completion says what its answer is
+notation     how numbers are written, as plain text
 numbers      the one number that a text names
 texts        the verifiers of texts, numbers, choices and JSON
 strict       numbers in one strict form
