@@ -59,9 +59,8 @@ def _whole_gate(gate: Mapping[str, Any]) -> dict[str, Any]:
     """All numbers and options of a gate: what it does not name has its default."""
     spec = GATES[gate["name"]]
     unnamed: dict[str, Any] = {"pessimistic": False, "dual_clip": None, "recovery": False}
-    for name, given in {**spec.budgets, **spec.options}.items():
-        if name != "budgets":
-            unnamed[name] = given.default
+    for options in (spec.budgets, spec.options):
+        unnamed |= {name: given.default for name, given in options.items() if name != "budgets"}
     return unnamed | _in_pairs(gate)
 
 
