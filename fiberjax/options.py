@@ -27,7 +27,7 @@ from fiberjax.bounds import (
 )
 from fiberjax.mismatch import CORRECTIONS
 from fiberjax.optimizers import MOMENT_DTYPES, OPTIMIZERS, SCHEDULES
-from fiberjax.step_share import REFERENCES as STEP_SHARES
+from fiberjax.step_share import FORMS as STEP_SHARES
 
 Section = TypeVar("Section")
 
@@ -613,8 +613,9 @@ class Training:
         them.
       step_share: multiplies each update by the share of the coefficients that the gate leaves open,
         so that an optimizer that normalises does not undo the gate: "importance", "limit" or
-        "on_policy" says what they are compared with (see `step_share.REFERENCES`); "none" takes
-        whole steps. Not for "sgd", whose steps are short by themselves.
+        "on_policy" says what they are compared with, and "levels" multiplies the shares of all
+        levels (see `step_share.FORMS`); "none" takes whole steps. Not for "sgd", whose steps are
+        short by themselves.
       target_kl: nats a token, as `actor/ppo_kl_k3` is logged: updates on a batch are left out once
         the policy is farther than that from where it stood before the first of them; 0 leaves none
         out.

@@ -8,7 +8,13 @@ step along that noise. So the update is multiplied by the share of the coefficie
 
 over all tokens of an optimizer batch. On-policy it is 1, for every gate; where everything is closed
 it is 0 and the parameters stay as they are. The moments of the optimizer see the gradient as it is.
-Ours; no paper describes it.
+
+Level by level, with `c°` of plain importance ratios and the tokens that a level does not change,
+
+    share = Πₖ ‖c° on the tokens that level k leaves as they are‖ / ‖c°‖
+
+Levels that close the same tokens then shorten the step once each, and whatever a closed token still
+pushes is not counted. Ours; no paper describes either.
 """
 
 from typing import Any
@@ -29,6 +35,10 @@ REFERENCES = ("importance", "limit", "on_policy")
 """What `c°` is made of: plain importance ratios, so that `c°ᵢ = μᵢ rᵢ Âᵢ`; the gate with infinite
 budgets; or the policy that sampled, with `c°ᵢ = μᵢ Âᵢ`, which no drifted token inflates."""
 
+FORMS = (*REFERENCES, "levels")
+"""What the share is made of: `c` and one of `REFERENCES`, or the product of what every level leaves
+open by itself, of plain importance ratios."""
+
 
 def open_share(
     gate: Gate,
@@ -38,7 +48,7 @@ def open_share(
     layout: Layout,
     budgets: Budgets,
     *,
-    reference: str,
+    form: str,
     weighting: str = "trajectory",
     constant_length: int | None = None,
     old_log_prob: jax.Array | None = None,
@@ -56,7 +66,7 @@ def open_share(
         any weights of the samples.
       layout: where the tokens stand.
       budgets: the gate's.
-      reference: static, one of `REFERENCES`.
+      form: static, one of `FORMS`.
       weighting: static, one of `objective.WEIGHTINGS`.
       constant_length: static, tokens; read by "constant" only.
       old_log_prob: float of the same shape, nats, for gates that need it.
@@ -67,21 +77,23 @@ def open_share(
       The share, a constant in the gradient. It is NaN where a coefficient is.
 
     Raises:
-      ValueError: the reference does not exist.
+      ValueError: the form does not exist.
 
     References:
       Ours.
     """
-    if reference not in REFERENCES:
-        raise ValueError(f"step share {reference!r} does not exist; choose from {REFERENCES}")
+    if form not in FORMS:
+        raise ValueError(f"step share {form!r} does not exist; choose from {FORMS}")
 
     def gated(log_ratio: jax.Array) -> jax.Array:
         return gate(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
 
     def ungated(log_ratio: jax.Array) -> jax.Array:
-        if reference == "importance":
-            return tokenwise.importance(log_ratio, advantage, layout)
-        return gate.limit(log_ratio, layout) if reference == "limit" else unit_score(log_ratio)
+        if form == "on_policy":
+            return unit_score(log_ratio)
+        if form == "limit":
+            return gate.limit(log_ratio, layout)
+        return tokenwise.importance(log_ratio, advantage, layout)
 
     def coefficients(ratio: Any) -> jax.Array:
         def total(log_ratio: jax.Array) -> jax.Array:
@@ -103,8 +115,15 @@ def open_share(
         squares = jnp.sum(segments.safe_divide(coefficients, largest) ** 2)
         return largest * jnp.sqrt(lax.psum(squares, axis_name) if axis_name else squares)
 
-    share = segments.safe_divide(norm(coefficients(gated)), norm(coefficients(ungated)))
-    return jnp.minimum(share, 1.0)
+    whole = coefficients(ungated)
+    unit = norm(whole)
+    if form != "levels":
+        return jnp.minimum(segments.safe_divide(norm(coefficients(gated)), unit), 1.0)
+    closed = gate.clipped(log_ratio, advantage, layout, budgets, old_log_prob=old_log_prob)
+    share = segments.safe_divide(unit, unit)
+    for mask in closed.values():
+        share *= segments.safe_divide(norm(jnp.where(mask, 0, whole)), unit)
+    return share
 
 
 def scale_by_share(

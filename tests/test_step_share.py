@@ -14,11 +14,11 @@ from configs.gates import PRESETS, get_gate
 from fiberjax import experiment, gates, objective, step_share
 from fiberjax.parallel import mesh
 from fiberjax.policy import TokenOutputs
-from fiberjax.step_share import REFERENCES, open_share
+from fiberjax.step_share import FORMS, REFERENCES, open_share
 from fiberjax.train.batch import batch_specs
 from fiberjax.train.update import StepOptions, objective_gradient
 
-STATIC = ("gate", "reference", "weighting", "constant_length")
+STATIC = ("gate", "form", "weighting", "constant_length")
 compiled = jax.jit(open_share, static_argnames=STATIC)
 EVERY = [name for name in PRESETS if name != "importance"]
 
@@ -54,7 +54,7 @@ def test_the_share_compares_norms_of_coefficients(case, weighting):
     found = coefficients(lambda log_ratio: gate(log_ratio, p.advantage, layout, budgets))
     for name in REFERENCES:
         expected = min(np.linalg.norm(found) / np.linalg.norm(limits[name]), 1)
-        got = share_of(gate, budgets, p, p.log_ratio, credit=credit, reference=name, **options)
+        got = share_of(gate, budgets, p, p.log_ratio, credit=credit, form=name, **options)
         np.testing.assert_allclose(got, expected, rtol=1e-5, err_msg=name)
         assert got < 1 or name == "limit"
 
@@ -68,20 +68,38 @@ def test_on_policy_the_step_is_whole_whatever_the_gate(preset):
     advantage = np.float32(p.advantage[np.searchsorted(p.trajectory, p.trajectory)])
     p = dataclasses.replace(p, advantage=advantage)
     assert length.max() > 1
-    # The derivative of hierarchies at the point where their bounds meet.
-    found = share_of(gate, budgets, p, np.zeros_like(p.log_ratio), reference="importance")
-    np.testing.assert_allclose(found, 1, rtol=2e-6)
+    for form in ("importance", "levels"):
+        # The derivative of hierarchies at the point where their bounds meet.
+        found = share_of(gate, budgets, p, np.zeros_like(p.log_ratio), form=form)
+        np.testing.assert_allclose(found, 1, rtol=2e-6, err_msg=form)
+
+
+@pytest.mark.parametrize("case", ["gspo", "silent_sequence", "fgh_hold", "importance"])
+def test_by_levels_each_shortens_the_step_by_what_it_leaves_open(case):
+    p = problem(dtype=np.float32)
+    gate, budgets = CASES[case].build()
+    layout, credit = flat(p), np.float32(p.advantage * np.linspace(0.5, 1.5, p.advantage.size))
+    length = np.bincount(p.trajectory)[p.trajectory]
+    whole = np.exp(p.log_ratio) * credit / length
+    closed = gate.clipped(p.log_ratio, p.advantage, layout, budgets, old_log_prob=p.old_log_prob)
+    shares = [
+        np.linalg.norm(whole[~np.asarray(mask)]) / np.linalg.norm(whole) for mask in closed.values()
+    ]
+    got = share_of(gate, budgets, p, p.log_ratio, credit=credit, form="levels")
+    np.testing.assert_allclose(got, np.prod(shares), rtol=1e-5)
+    assert sum(share < 1 for share in shares) == {"gspo": 1, "importance": 0}.get(case, 4)
 
 
 def test_a_gate_that_closes_everything_leaves_no_step():
     p = problem(dtype=np.float32)
     gate, budgets = CASES["ppo"].build()
     away = np.float32(np.sign(p.advantage))
-    for name in REFERENCES:
-        assert share_of(gate, budgets, p, away, reference=name) == 0, name
+    for name in FORMS:
+        assert share_of(gate, budgets, p, away, form=name) == 0, name
     # Without any advantage there is nothing to compare, and no step either.
     nothing = dataclasses.replace(p, advantage=np.zeros_like(p.advantage))
-    assert share_of(gate, budgets, nothing, p.log_ratio, reference="on_policy") == 0
+    for name in ("on_policy", "levels"):
+        assert share_of(gate, budgets, nothing, p.log_ratio, form=name) == 0, name
 
 
 def test_a_token_far_away_neither_overflows_nor_hides_a_nan():
@@ -89,17 +107,18 @@ def test_a_token_far_away_neither_overflows_nor_hides_a_nan():
     gate, budgets = CASES["ppo"].build()
     far = p.log_ratio.copy()
     far[np.argmax(p.advantage)] = 60.0
-    assert 0 < share_of(gate, budgets, p, far, reference="importance") < 1e-20
-    assert 0.3 < share_of(gate, budgets, p, far, reference="on_policy") < 1
+    assert 0 < share_of(gate, budgets, p, far, form="importance") < 1e-20
+    assert 0.3 < share_of(gate, budgets, p, far, form="on_policy") < 1
     far[0] = np.nan
-    assert np.isnan(share_of(gate, budgets, p, far, reference="on_policy"))
+    for name in ("on_policy", "levels"):
+        assert np.isnan(share_of(gate, budgets, p, far, form=name)), name
 
 
 def test_an_unknown_reference_is_refused():
     p = problem(dtype=np.float32)
     gate, budgets = CASES["ppo"].build()
     with pytest.raises(ValueError, match=r"step share 'ratio' does not exist; choose from"):
-        share_of(gate, budgets, p, p.log_ratio, reference="ratio")
+        share_of(gate, budgets, p, p.log_ratio, form="ratio")
 
 
 def test_the_share_scales_steps_and_decay_and_leaves_the_moments():
@@ -122,7 +141,7 @@ def test_shards_of_the_rows_have_the_share_of_all_tokens():
         batch = small_step.make_batch()
         batch = mesh.place(device_mesh, batch, batch_specs(batch))
         outputs = TokenOutputs(batch.old_log_prob + 0.3 * batch.advantage, batch.old_log_prob)
-        for name in REFERENCES:
+        for name in FORMS:
             options = StepOptions(step_share=name)
             metrics, _ = jax.jit(
                 lambda outputs, batch, device_mesh=device_mesh, options=options: objective_gradient(
@@ -130,7 +149,7 @@ def test_shards_of_the_rows_have_the_share_of_all_tokens():
                 )
             )(outputs, batch)
             found[shape, name] = float(metrics["actor/open_share"].value)
-    for name in REFERENCES:
+    for name in FORMS:
         assert 0 < found[(1, 1, 1), name] < 1, found
         np.testing.assert_allclose(found[(4, 2, 1), name], found[(1, 1, 1), name], rtol=1e-5)
 
@@ -160,6 +179,6 @@ def test_an_optimizer_that_does_not_normalise_is_refused(make_config, one_device
         experiment.from_config(config, one_device)
     config.optimizer.name = "muon"
     config.training.step_share = "half"
-    message = r"config\.training: step_share must be one of none, importance, limit, on_policy"
+    message = r"config\.training: step_share must be one of none, .*, on_policy, levels; got 'half'"
     with pytest.raises(ValueError, match=message):
         experiment.from_config(config, one_device)

@@ -514,7 +514,7 @@ def control(stage: int, find: Find) -> tuple[Setting, ...]:
 
 
 def references(stage: int, find: Find) -> tuple[Setting, ...]:
-    """What the open coefficients are compared with, and the share without momentum."""
+    """What the open coefficients are compared with, level by level, and without momentum."""
     settings = []
     for name, gate in (("silent", "silent_domain"), ("GSPO", "gspo")):
         for reference in ("importance", "limit", "on_policy"):
@@ -522,6 +522,11 @@ def references(stage: int, find: Find) -> tuple[Setting, ...]:
             settings.append(Setting(f"{name}, {reference}", gate, given))
         still = Setting(f"{name}, no momentum", gate, {"optimizer.b1": 0.0})
         settings += [still, _shared(f"{name}, importance, no momentum", gate, optimizer__b1=0.0)]
+    levels = {"training.step_share": "levels"}
+    settings.append(Setting("silent, levels", "silent_domain", levels))
+    for rate in (1e-3, 3e-3):
+        ours = SIX[5].at(0, training__step_share="levels", optimizer__learning_rate=rate)
+        settings.append(dataclasses.replace(ours, method=f"{SIX[5].method}, levels, η = {rate:g}"))
     return _over(settings, stage)
 
 

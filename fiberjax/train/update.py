@@ -77,8 +77,8 @@ class StepOptions:
       kl_estimator: "k2" or "k3"; None leaves the KL term out.
       kl_ratio_weight: whether the KL term weighs tokens by their ratio; see `kl.loss`.
       entropy_bonus: whether the entropy bonus is computed, and so the entropy differentiated.
-      step_share: what the coefficients are compared with, one of `step_share.REFERENCES`, where the
-        optimizer's step is to be as long as what the gate leaves open; None leaves it whole.
+      step_share: one of `step_share.FORMS`, where the optimizer's step is to be as long as what the
+        gate leaves open; None leaves it whole.
       num_micro_batches: splits of the policy's passes; divides the rows of a shard.
       groups: which rows are one prompt's; between groups, splits may be cheaper.
       chunk: columns whose logits exist at a time.
@@ -342,7 +342,7 @@ def local_objective(
             credit,
             layout,
             knobs.budgets,
-            reference=options.step_share,
+            form=options.step_share,
             **weighting,
             old_log_prob=old_log_prob,
             axis_name=axis_name,

@@ -61,7 +61,7 @@ def test_each_row_is_what_the_library_makes_of_the_same_data(found):
             shared = (KEPT.log_ratio, KEPT.advantage)
             share = step_share.open_share(
                 *(gate.structure, *shared, credit, layout, gate.budgets),
-                reference="importance",
+                form="importance",
                 weighting=weighting,
             )
             clipped = gate.structure.clipped(*shared, layout, gate.budgets)
