@@ -114,6 +114,7 @@ class Reader:
         for sources, layout in self._entries(paths):
             examples += self._examples(sources, layout, verify_of)
         self._check_named(verify_of, paths)
+        self._check_kept(examples, paths)
         kept = self._once(examples, verify_of, _named(paths))
         chosen = [e for e in kept if split is None or self._split_of(e) == split]
         if not chosen:
@@ -157,6 +158,7 @@ class Reader:
                 held_out = self._parted(sources)[1] or sources
                 test += self._examples(_renamed(held_out, names), layout, verify_of)
         self._check_named(verify_of, file)
+        self._check_kept(train, file)
         train = self._once(train, verify_of, _named(file))
         if self.verifier == AUTO and not any(self._layouts):
             checks.tell_of_solutions(train, marked_answer, self.tell, _named(file))
@@ -217,6 +219,14 @@ class Reader:
             if name and name not in verify_of:
                 raise ValueError(
                     f"verifier names domain {name!r}, {_named(paths)} has {', '.join(verify_of)}"
+                )
+
+    def _check_kept(self, examples: Sequence[Example], paths: Paths) -> None:
+        """Refuses a column for rewards that no row has anything in."""
+        for column in self.row:
+            if all(example.row[column] is None for example in examples):
+                raise ValueError(
+                    f"keep names {column!r}, in which no row of {_named(paths)} has anything"
                 )
 
     def _of_file(

@@ -266,6 +266,16 @@ def test_nested_columns_and_chats(tmp_path, kind):
     assert row.row == {"extra_info.index": "a1"}
 
 
+def test_a_column_for_rewards_that_no_row_has_is_refused(tmp_path):
+    rows = [{"prompt": f"{n}?", "answer": "1", "hint": "h" if n == 3 else None} for n in range(40)]
+    path = jsonl(tmp_path / "r.jsonl", rows)
+    assert sum(e.row["hint"] is not None for e in rows_of(Reader(row=("hint",)).read(path))) == 1
+    message = r"keep names 'hints', in which no row of .*r\.jsonl has anything"
+    for read in (Reader(row=("hint", "hints")).read, Reader(row=("hint", "hints")).read_splits):
+        with pytest.raises(ValueError, match=message):
+            read(path)
+
+
 def test_what_a_chat_ends_in_is_its_solution(tmp_path):
     chat = [*CHAT, {"role": "assistant", "content": " 4 "}]
     path = jsonl(tmp_path / "m.jsonl", [{"prompt": chat, "answer": "4"}])
