@@ -325,6 +325,37 @@ def test_centred_advantages_leave_the_upper_levels_nothing():
     assert abs(value(BUDGETS, centred + 1)[0] - value(tight, centred + 1)[0]) > 1e-4
 
 
+@pytest.mark.parametrize("form", [{}, FORMS[-1]], ids=["published", "resigned"])
+def test_averaged_advantages_are_one_advantage_a_trajectory(form):
+    """Cells whose advantage is the mean of their trajectories' change nothing in the sum."""
+    l, _ = problem(0)
+    own, count = np.random.default_rng(2).normal(size=6), np.bincount(TRAJECTORY)
+    domain = DOMAIN[GROUP]
+    averaged = {
+        "trajectory": own,
+        "group": np.bincount(GROUP, own) / np.bincount(GROUP),
+        "domain": np.bincount(domain, own) / np.bincount(domain),
+    }
+
+    @jax.jit
+    def values_and_slopes(l, advantages, hierarchy):
+        def by_level(l):
+            return jnp.sum(levelwise(l, advantages, LAYOUT, hierarchy) / count[TRAJECTORY])
+
+        def by_trajectory(l):
+            return jnp.sum(gated_drift(l, LAYOUT, hierarchy)[1][0] * advantages["trajectory"])
+
+        return [jax.value_and_grad(of)(l) for of in (by_level, by_trajectory)]
+
+    one, other = values_and_slopes(jnp.asarray(l), averaged, made(**form))
+    for x, y in zip(one, other, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-15)
+    # Of other numbers it is not so.
+    averaged["group"] = averaged["group"] + np.array([0.5, -0.5, 0])
+    one, other = values_and_slopes(jnp.asarray(l), averaged, made(**form))
+    assert abs(one[0] - other[0]) > 1e-4
+
+
 def test_a_trajectorys_advantage_at_every_level_gives_its_own_drift_back():
     l, _ = problem(0)
     advantage = np.random.default_rng(0).normal(size=2)[DOMAIN[GROUP]]
