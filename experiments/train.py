@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
         DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     ):
         from fiberjax import disk
+        from fiberjax.finite import NotFinite
         from fiberjax.parallel import compiled
         from fiberjax.run import interrupts, refused
         from fiberjax.train.server import ServerError
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
                 disk.writing("the run", WORKDIR.value),
             ):
                 train()
-        except (disk.NoRoom, ServerError, refused.Unreadable) as error:
+        except (disk.NoRoom, ServerError, refused.Unreadable, NotFinite) as error:
             raise SystemExit(f"error: {error}") from None
         except interrupts.Interrupted as error:
             print(error, file=sys.stderr)

@@ -10,6 +10,10 @@ import jax
 import jax.numpy as jnp
 
 
+class NotFinite(FloatingPointError):
+    """Training ended at a NaN or an infinity; says where, and what is kept."""
+
+
 def finite(tree: Any) -> jax.Array:
     """Whether no floating array of a tree holds a NaN or an infinity; bool[], no gradient.
 

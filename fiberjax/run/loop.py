@@ -65,7 +65,7 @@ def run(
     Raises:
       ValueError: the directory cannot be written, is in use, or holds a run of another config;
         `refused.Unreadable` where what lies in it, or in the model's folder, cannot be used.
-      FloatingPointError: an update was not finite, and the config says to stop; see `nonfinite`.
+      NotFinite: an update was not finite, and the config says to stop; see `nonfinite`.
       NoRoom: the disk is full.
       ServerError: a server that draws could not be reached, or answered what cannot be used.
       Interrupted: the run was asked to end.

@@ -25,6 +25,7 @@ import numpy as np
 
 from fiberjax import storage
 from fiberjax.experiment import Experiment
+from fiberjax.finite import NotFinite
 from fiberjax.parallel import mesh
 from fiberjax.train.batch import Batch
 
@@ -100,16 +101,16 @@ class NonFinite:
         """Ends a run whose state is lost, or whose config says so at an update that was not finite.
 
         Raises:
-          FloatingPointError: names the update and its terms.
+          NotFinite: names the update and its terms.
         """
         if self._lost:
-            raise FloatingPointError(
+            raise NotFinite(
                 f"{self._lost}: parameters or moments of the optimizer hold a NaN or an infinity, "
                 "and nothing of this iteration is saved. The run goes on from the checkpoint "
                 "before it; take a smaller config.optimizer.learning_rate"
             )
         if self._told and self._experiment.training.nonfinite == "stop":
-            raise FloatingPointError(
+            raise NotFinite(
                 f"{self._told}. config.training.nonfinite is 'stop': nothing of this iteration is "
                 "saved"
             )

@@ -63,7 +63,7 @@ def run_experiment(
 
     Raises:
       ValueError: anything wrong in the config, or a folder that holds a run of another one.
-      FloatingPointError: an update was not finite, and the config says to stop.
+      NotFinite: an update was not finite, and the config says to stop.
       KeyboardInterrupt: it was interrupted; says what is saved.
       NoRoom: the disk is full.
     """

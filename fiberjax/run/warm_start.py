@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from fiberjax import optimizers, seeds, storage
 from fiberjax.experiment import Experiment
-from fiberjax.finite import finite
+from fiberjax.finite import NotFinite, finite
 from fiberjax.options import WarmStart
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TransformerConfig, init, token_outputs, weights
@@ -130,7 +130,7 @@ def warm_start(
       Parameters on the mesh, all finite.
 
     Raises:
-      FloatingPointError: training diverged; names the step, what of it was not finite, and the
+      NotFinite: training diverged; names the step, what of it was not finite, and the
         loss. Nothing is kept.
     """
     settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "directory"}
@@ -244,7 +244,7 @@ def _sound(step: int, loss: jax.Array, flags: dict[str, jax.Array]) -> float:
     loss, flags = jax.device_get((loss, flags))
     broken = [term for term in TERMS if not flags.get(term, True)]
     if broken:
-        raise FloatingPointError(
+        raise NotFinite(
             f"the warm start is not finite at step {step} in {', '.join(broken)}, at a loss of "
             f"{float(loss)}; nothing is kept"
         )

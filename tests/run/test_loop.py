@@ -215,6 +215,15 @@ def test_a_run_is_repeated_from_its_folder(finished, scratch):
     assert first["iteration"] == 0 and first["command"][1:] == again[2:]
 
 
+def test_a_run_that_ends_at_a_nan_says_so_in_one_line(scratch):
+    lost = ("--config.optimizer.name=adamw", "--config.optimizer.learning_rate=3e38")
+    lost += ("--config.optimizer.weight_decay=100.0", "--config.optimizer.warmup_steps=0")
+    process = command(scratch / "lost", scratch, *lost)
+    _, told = process.communicate()
+    assert process.returncode == 1 and "Traceback" not in told, told
+    assert told.splitlines()[-1].startswith("error: update 1 of iteration 1 is not finite in state")
+
+
 @pytest.mark.long
 def test_a_finished_run_is_left_as_it_is(finished, scratch):
     folder, printed = finished
