@@ -262,12 +262,14 @@ class Experiment:
     def evaluation_sampler(self) -> Sampler:
         """The sampler of the held-out domains, which draws as `config.evaluation` says."""
         wanted = self.evaluation
+        sampler = self.sampler(self.test)
+        if wanted.temperature == 0:  # With the program of rollouts, whose truncation is not read.
+            return dataclasses.replace(sampler, greedy=True)
         return dataclasses.replace(
-            self.sampler(self.test),
+            sampler,
             temperature=float(np.float32(wanted.temperature)),
             top_k=wanted.top_k,
             top_p=wanted.top_p,
-            greedy=wanted.temperature == 0,
         )
 
     def prompt_stream(self) -> PromptStream:

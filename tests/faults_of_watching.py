@@ -70,8 +70,8 @@ FAULTS = (
     Mutant(
         "a greedy evaluation draws",
         "fiberjax/experiment.py",
-        "greedy=wanted.temperature == 0,",
-        "greedy=False,",
+        "return dataclasses.replace(sampler, greedy=True)",
+        "return sampler",
         (f"{ROLLOUTS}::test_greedy_evaluations_take_the_likeliest_tokens",),
     ),
     Mutant(

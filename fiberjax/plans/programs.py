@@ -249,9 +249,15 @@ def lower_sampler(experiment: Experiment) -> Any:
         jax.ShapeDtypeStruct(shape, jnp.bool_),
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)),
     )
-    draw = jax.jit(experiment.sampler(experiment.train).draw)
+    sampler = experiment.sampler(experiment.train)
+
+    @jax.jit
+    def draw(*given: Any, greedy: Any) -> Any:
+        return dataclasses.replace(sampler, greedy=greedy).draw(*given)
+
+    greedy = jax.ShapeDtypeStruct((), jnp.bool_)  # One program draws and takes the likeliest.
     placed = _on_mesh(drawing_mesh(experiment), inputs, mesh.ROWS)
-    return draw.lower(sampling_params(experiment), *placed)
+    return draw.lower(sampling_params(experiment), *placed, greedy=greedy)
 
 
 def plan_step(

@@ -17,6 +17,9 @@ from fiberjax.policy.placement import ONE_DEVICE, Placement
 # A token this many nats below the likeliest has no mass: e⁻⁸⁰ is far below what a float32 sum over
 # the vocabulary resolves, and far above the numbers that some devices flush to zero.
 _DEEPEST = 80.0
+# Logits closer than this, over the largest of their row, are the same: a compiler may compute one
+# number twice, each time rounded in its own way.
+_SAME = 1e-6
 # Columns of a stage where nothing else is asked for.
 _SHORTEST, _LONGEST = 32, 512
 # Stages of the longest completions.
@@ -91,8 +94,9 @@ class Distribution:
       temperature: τ, positive.
       top_p: in (0, 1]; None keeps every token.
       logit_noise: σ of the noise on the logits; None for none.
+      greedy: takes the likeliest token, whatever the others are; a bool, so that greedy and drawn
+        completions are of one program.
       top_k: 0 keeps every token; static.
-      greedy: takes the likeliest token, whatever the others are; static.
       end_ids: the tokens that end a completion; static.
       placement: where arrays lie; static.
     """
@@ -100,8 +104,8 @@ class Distribution:
     temperature: Array | float
     top_p: Array | float | None
     logit_noise: Array | float | None
+    greedy: Array | bool
     top_k: int = dataclasses.field(metadata={"static": True})
-    greedy: bool = dataclasses.field(metadata={"static": True})
     end_ids: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     placement: Placement = dataclasses.field(default=ONE_DEVICE, metadata={"static": True})
 
@@ -121,8 +125,16 @@ class Distribution:
         Returns:
           int32[B], float32[B] and float32[B], in nats; the last is None where nothing is left out.
         """
-        if self.greedy:
-            return *_argmax(z), None
+        return lax.cond(self.greedy, self._likeliest, lambda z: self._random(z, keys, step), z)
+
+    def _likeliest(self, z: Array) -> tuple[Array, Array, Array | None]:
+        """The likeliest tokens, and what the policy says of them at temperature 1."""
+        token = jnp.argmax(z, axis=-1).astype(jnp.int32)
+        log_prob = jnp.max(z, axis=-1) - jax.nn.logsumexp(z, axis=-1)
+        return token, log_prob, jnp.zeros_like(log_prob) if self.truncates else None
+
+    def _random(self, z: Array, keys: Array, step: Array) -> tuple[Array, Array, Array | None]:
+        """Random tokens of the distribution."""
         step_keys = jax.vmap(jax.random.fold_in, (0, None if step.ndim == 0 else 0))(keys, step)
         if self.logit_noise is not None:
             z += self.logit_noise * _normal(step_keys, z)
@@ -158,7 +170,12 @@ def truncated_logits(z: Array, *, top_k: int, top_p: Array | float | None) -> Ar
         before = jnp.cumsum(probability, axis=-1) - probability
         kept = (before < top_p).at[:, 0].set(True)
         threshold = jnp.min(jnp.where(kept, sorted_z, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(z >= threshold, z, -jnp.inf)
+    return jnp.where(z >= threshold - _rounding(z), z, -jnp.inf)
+
+
+def _rounding(z: Array) -> Array:
+    """How far apart the same logits of a row may be, float32[B, 1]."""
+    return _SAME * jnp.max(jnp.abs(z), axis=-1, keepdims=True)
 
 
 def _nucleus(z: Array, top_p: Array | float) -> Array:
@@ -179,18 +196,14 @@ def _nucleus(z: Array, top_p: Array | float) -> Array:
         return jnp.where(likelier < wanted, further, furthest)
 
     furthest = lax.fori_loop(0, 31, settle, jnp.zeros((len(z), 1), jnp.int32))
-    return jnp.where(order <= furthest, z, -jnp.inf)
+    bound = lax.bitcast_convert_type(furthest, jnp.float32) + _rounding(z)
+    return jnp.where((order <= furthest) | (distance <= bound), z, -jnp.inf)
 
 
 def _log_kept(z: Array, truncated: Array) -> Array:
     """Log of the share of softmax(z) that `truncated` [B, V] keeps, float32[B], at most 0."""
     share = jax.nn.logsumexp(truncated, axis=-1) - jax.nn.logsumexp(z, axis=-1)
     return jnp.minimum(share, 0.0)
-
-
-def _argmax(z: Array) -> tuple[Array, Array]:
-    token = jnp.argmax(z, axis=-1).astype(jnp.int32)
-    return token, jnp.max(z, axis=-1) - jax.nn.logsumexp(z, axis=-1)
 
 
 def _categorical(uniform: Array, z: Array, placement: Placement) -> tuple[Array, Array]:

@@ -40,7 +40,7 @@ def sample(
     top_k: int = 0,
     top_p: Array | float = 1.0,
     logit_noise: Array | float = 0.0,
-    greedy: bool = False,
+    greedy: Array | bool = False,
     limits: Array | None = None,
     slots: int = 0,
     stage: int = 0,
@@ -74,8 +74,8 @@ def sample(
       top_p: in (0, 1]; a Python 1.0 costs nothing, anything else 31 sums over the vocabulary a
         step, or a sort of the `top_k`.
       logit_noise: σ, at least 0; a Python 0.0 costs nothing.
-      greedy: take the likeliest token; static. `temperature`, `top_k`, `top_p` and `logit_noise`
-        are then ignored and `log_prob` is that of the policy at temperature 1.
+      greedy: take the likeliest token, by the same program. `temperature`, `top_k`, `top_p` and
+        `logit_noise` are then ignored and `log_prob` is that of the policy at temperature 1.
       limits: int32[B], at least 1: the most tokens of each row's completion, where they are fewer
         than `max_new_tokens`; None for no other limit.
       slots: rows that are decoded at a time on each row shard of `placement`; where more wait, they
@@ -98,8 +98,8 @@ def sample(
     _validate(config, prompts, prompt_mask, keys, max_new_tokens, end_ids, pad_id)
     if stage < 0:
         raise ValueError(f"stage must be 0 or positive, got {stage}")
-    if greedy:
-        temperature, top_k, top_p, logit_noise = 1.0, 0, 1.0, 0.0
+    if not isinstance(greedy, jax.core.Tracer) and greedy:
+        temperature = 1.0  # 0 says the same.
     _validate_distribution(config, temperature, top_k, top_p, logit_noise)
     if slots < 0:
         raise ValueError(f"slots must be 0 or positive, got {slots}")
@@ -113,8 +113,8 @@ def sample(
         temperature,
         top_p if truncate else None,
         logit_noise if disturb else None,
+        greedy,
         top_k=0 if top_k == config.vocab_size else top_k,
-        greedy=greedy,
         end_ids=end_ids,
         placement=placement,
     )

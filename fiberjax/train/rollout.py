@@ -317,8 +317,8 @@ class Sampler:
             end_ids=(*self.vocabulary.end_ids, *self.vocabulary.stop_ids),
             pad_id=self.vocabulary.pad_id,
             temperature=0.0 if self.greedy else self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
+            top_k=0 if self.greedy else self.top_k,
+            top_p=1.0 if self.greedy else self.top_p,
         )
         prompts = [row[real].tolist() for row, real in zip(tokens, prompt_mask, strict=True)]
         return cut_at_stops(self.vocabulary, engine.complete(prompts, numbers.tolist(), draws))

@@ -257,6 +257,20 @@ def test_mass_kept_by_truncation(config, params, options):
     assert truncates or (samples.log_kept == 0).all()
 
 
+@pytest.mark.parametrize("top_k", [0, 6])
+def test_the_last_token_that_is_kept_stays_however_a_program_rounds(top_k):
+    """A compiled program computes some logits twice, and not always alike."""
+    z = jax.random.normal(jax.random.key(3), (2000, 11))
+    noise = jax.random.normal(jax.random.key(4), z.shape)
+
+    def kept(z, noise, temperature, top_p):
+        tempered = (z + 0.2 * noise) / temperature
+        return drawing.truncated_logits(tempered, top_k=top_k, top_p=top_p) > -jnp.inf
+
+    given = (z, noise, 1.3, 0.8)
+    np.testing.assert_array_equal(jax.jit(kept)(*given), kept(*given))
+
+
 def test_stops_when_every_row_has_ended(config, params, monkeypatch):
     """With logits that always end, one token is drawn and the loop never runs."""
     steps = []

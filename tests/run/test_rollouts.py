@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fiberjax.policy import sampler as policy_sampler
 from fiberjax.run import evaluation, rollouts
 from fiberjax.run.warm_start import random_params
 from fiberjax.tasks import prompt_batch
@@ -166,11 +167,15 @@ def test_what_is_no_folder_of_samples_is_refused(tmp_path):
 
 
 def test_greedy_evaluations_take_the_likeliest_tokens(build):
-    built = build(evaluation__temperature=0.0, evaluation__samples=1)
+    truncated = {"rollout__top_k": 3, "rollout__top_p": 0.9}
+    built = build(evaluation__temperature=0.0, evaluation__samples=1, **truncated)
     params = random_params(built.policy, built.mesh, seed=1)
     sampler = built.evaluation_sampler()
     batch = prompt_batch(built.held_out, np.arange(4), built.window.prompt)
     draws = [sampler(params, batch, samples=2, stream=1, step=step) for step in (0, 1)]
     np.testing.assert_array_equal(draws[0].tokens, draws[1].tokens)
+    programs = policy_sampler._sample._cache_size()
     drawn = built.sampler(built.test)(params, batch, samples=2, stream=1, step=0)
     assert (drawn.tokens != draws[0].tokens).any()
+    # As many rows of rollouts are drawn by the program that was compiled for these.
+    assert policy_sampler._sample._cache_size() == programs
