@@ -175,6 +175,13 @@ FAULTS = (
         (f"{VARIANTS}::test_each_level_meets_its_own_advantage",),
     ),
     Mutant(
+        "by levels, only the last of them shortens the step",
+        "fiberjax/step_share.py",
+        "share *= segments.safe_divide(norm(",
+        "share = segments.safe_divide(norm(",
+        ("tests/test_step_share.py::test_by_levels_each_shortens_the_step_by_what_it_leaves_open",),
+    ),
+    Mutant(
         "a closed token of the silent hierarchy pushes",
         "fiberjax/gates/silent.py",
         "return jnp.where(excess > 0, weight, weight * unit_score(log_ratio))",

@@ -8,15 +8,32 @@ PLACEMENT = "fiberjax/policy/placement.py"
 COSTS = "fiberjax/plans/costs.py"
 TRAFFIC = ("tests/plans/test_costs.py::test_traffic_is_of_what_a_fusion_asks_for",)
 NUCLEUS = ("tests/policy/test_drawing.py::test_nucleus_without_a_sort_is_that_of_a_sort",)
+EDGE = (
+    "tests/policy/test_sampler.py::test_the_last_token_that_is_kept_stays_however_a_program_rounds"
+)
 ROUNDED = "tests/policy/test_cache.py::test_log_probabilities_are_off_by_what_the_cache_rounds"
 
 FAULTS = (
     Mutant(
         "the token that completes a nucleus is left out",
         DRAWING,
-        "order <= furthest",
+        "(order <= furthest) | (distance <= bound)",
         "order < furthest",
         NUCLEUS,
+    ),
+    Mutant(
+        "the last token of the likeliest falls where a program rounds twice",
+        DRAWING,
+        "z >= threshold - _rounding(z)",
+        "z >= threshold",
+        (f"{EDGE}[6]",),
+    ),
+    Mutant(
+        "a greedy draw is one of the distribution",
+        DRAWING,
+        "self.greedy, self._likeliest",
+        "False, self._likeliest",
+        ("tests/policy/test_sampler.py::test_greedy_takes_the_likeliest",),
     ),
     Mutant(
         "the last bits of a nucleus are not searched",
