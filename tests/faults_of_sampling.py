@@ -17,14 +17,14 @@ FAULTS = (
     Mutant(
         "the token that completes a nucleus is left out",
         DRAWING,
-        "(order <= furthest) | (distance <= bound)",
+        "(order <= furthest) | (z >= edge)",
         "order < furthest",
         NUCLEUS,
     ),
     Mutant(
         "the last token of the likeliest falls where a program rounds twice",
         DRAWING,
-        "z >= threshold - _rounding(z)",
+        "z >= _below(threshold, sorted_z[:, :1])",
         "z >= threshold",
         (f"{EDGE}[6]",),
     ),

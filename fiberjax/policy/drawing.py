@@ -17,8 +17,8 @@ from fiberjax.policy.placement import ONE_DEVICE, Placement
 # A token this many nats below the likeliest has no mass: e⁻⁸⁰ is far below what a float32 sum over
 # the vocabulary resolves, and far above the numbers that some devices flush to zero.
 _DEEPEST = 80.0
-# Logits closer than this, over the largest of their row, are the same: a compiler may compute one
-# number twice, each time rounded in its own way.
+# Logits closer than this, over the larger of one and the row's largest, are the same: a compiler
+# may compute one number twice, each time rounded in its own way.
 _SAME = 1e-6
 # Columns of a stage where nothing else is asked for.
 _SHORTEST, _LONGEST = 32, 512
@@ -170,12 +170,12 @@ def truncated_logits(z: Array, *, top_k: int, top_p: Array | float | None) -> Ar
         before = jnp.cumsum(probability, axis=-1) - probability
         kept = (before < top_p).at[:, 0].set(True)
         threshold = jnp.min(jnp.where(kept, sorted_z, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(z >= threshold - _rounding(z), z, -jnp.inf)
+    return jnp.where(z >= _below(threshold, sorted_z[:, :1]), z, -jnp.inf)
 
 
-def _rounding(z: Array) -> Array:
-    """How far apart the same logits of a row may be, float32[B, 1]."""
-    return _SAME * jnp.max(jnp.abs(z), axis=-1, keepdims=True)
+def _below(edge: Array, largest: Array) -> Array:
+    """The least that may be the logit `edge`, of a row whose largest is given; float32[B, 1]."""
+    return edge - _SAME * jnp.maximum(jnp.abs(edge), jnp.abs(largest))
 
 
 def _nucleus(z: Array, top_p: Array | float) -> Array:
@@ -186,7 +186,8 @@ def _nucleus(z: Array, top_p: Array | float) -> Array:
     negative never rounds to less. So the tokens kept are those up to some d, and as the bits of
     such numbers are ordered as they are, that d is found bit by bit: 31 passes over the vocabulary.
     """
-    distance = jnp.max(z, axis=-1, keepdims=True) - z
+    largest = jnp.max(z, axis=-1, keepdims=True)
+    distance = largest - z
     mass, order = jnp.exp(-distance), lax.bitcast_convert_type(distance, jnp.int32)
     wanted = top_p * jnp.sum(mass, axis=-1, keepdims=True)
 
@@ -196,8 +197,8 @@ def _nucleus(z: Array, top_p: Array | float) -> Array:
         return jnp.where(likelier < wanted, further, furthest)
 
     furthest = lax.fori_loop(0, 31, settle, jnp.zeros((len(z), 1), jnp.int32))
-    bound = lax.bitcast_convert_type(furthest, jnp.float32) + _rounding(z)
-    return jnp.where((order <= furthest) | (distance <= bound), z, -jnp.inf)
+    edge = _below(largest - lax.bitcast_convert_type(furthest, jnp.float32), largest)
+    return jnp.where((order <= furthest) | (z >= edge), z, -jnp.inf)
 
 
 def _log_kept(z: Array, truncated: Array) -> Array:
