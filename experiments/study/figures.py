@@ -514,7 +514,7 @@ def control(stage: int, find: Find) -> tuple[Setting, ...]:
 
 
 def references(stage: int, find: Find) -> tuple[Setting, ...]:
-    """What the open coefficients are compared with, level by level, and without momentum."""
+    """What the open coefficients are compared with, the share by level, and no momentum."""
     settings = []
     for name, gate in (("silent", "silent_domain"), ("GSPO", "gspo")):
         for reference in ("importance", "limit", "on_policy"):
