@@ -9,8 +9,9 @@ scattered (any token of any trajectory); the plain form, the definition with a g
 for every term; the same in eager PyTorch; and one fused pass over the same bytes (read log ratio,
 advantage and id, write the gradient), the physical limit. PyTorch is no dependency of fiberjax: it
 runs, with `uv`, in an environment of its own. `--gate` measures the coefficients of a preset in
-place of the bare hierarchy. `--tpu` adds the bytes that programs compiled for TPUs move through
-HBM, those that XLA's model charges, and their temporaries; it needs libtpu but no TPU.
+place of the bare hierarchy. `--tpu` adds what programs compiled for TPUs cost a token: bytes that
+they move through HBM, those that XLA's model charges, temporaries, and the cycles that the compiler
+estimates, over those of the fused pass; it needs libtpu but no TPU.
 
 Prints a table and saves `gates.json` and `gates.png` in the folder `--output`.
 """
@@ -20,6 +21,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -162,8 +164,14 @@ def measure(log2: int, depth: int, repeats: int, preset: str | None) -> dict[str
     return {name: 1e3 * value for name, value in times.items()}
 
 
+def estimated_cycles(text: str) -> int:
+    """What the TPU's compiler estimates for the operations of a program without loops."""
+    found = re.findall(r'"estimated_cycles":"(\d+)"', text[text.index("ENTRY") :])
+    return sum(map(int, found))
+
+
 def tpu_cost(log2: int, depth: int, preset: str | None) -> dict[str, dict[str, float]]:
-    """What programs compiled for a TPU v5e and v6e cost by form, in bytes a token."""
+    """What programs compiled for a TPU v5e and v6e cost by form: bytes a token, relative cycles."""
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
@@ -172,24 +180,28 @@ def tpu_cost(log2: int, depth: int, preset: str | None) -> dict[str, dict[str, f
     for chip in ("v5e", "v6e"):
         found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:2x2")
         sharding = SingleDeviceSharding(found.devices[0])
+
+        def compiled(function, *args, sharding=sharding):
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args
+            )
+            return function.lower(*abstract).compile()
+
+        ids = np.zeros(2**log2, np.int32)
+        limit = estimated_cycles(compiled(one_pass, *built["flat"][:2], ids).as_text())
         for name, form in (
             ("rows", "ours"),
             ("packed", "ours"),
             ("flat", "ours"),
             ("flat", "plain"),
         ):
-            abstract = jax.tree.map(
-                lambda x, sharding=sharding: jax.ShapeDtypeStruct(
-                    x.shape, x.dtype, sharding=sharding
-                ),
-                built[name],
-            )
-            compiled = gradient(form, preset).lower(*abstract).compile()
-            shown = {"ours": {"flat": "scattered"}.get(name, name), "plain": "plain"}[form]
+            program = compiled(gradient(form, preset), *built[name])
+            shown = {"ours": {"flat": "an id a token"}.get(name, name), "plain": "plain"}[form]
             costs[f"{chip} {shown}"] = {
-                "hbm": hbm_bytes(parse(compiled.as_text())) / 2**log2,
-                "model": compiled.cost_analysis()["bytes accessed"] / 2**log2,
-                "temporaries": compiled.memory_analysis().temp_size_in_bytes / 2**log2,
+                "hbm": hbm_bytes(parse(program.as_text())) / 2**log2,
+                "model": program.cost_analysis()["bytes accessed"] / 2**log2,
+                "temporaries": program.memory_analysis().temp_size_in_bytes / 2**log2,
+                "cycles over one pass": estimated_cycles(program.as_text()) / limit,
             }
     return costs
 

@@ -85,7 +85,7 @@ class Layout:
         """Sums token values over each finest cell; returns `[S_1]`. Values must be masked."""
         values = self.blocks(values)
         if self.cell_id is not None and values.shape != self.cell_id.shape:
-            (values,) = segments.row_sums(values)
+            values = segments.row_sums(values)
         return segments.segment_sum(
             values, self.cell_id, self.sizes[0].shape[0], axis_name=self.axis_names[0]
         )

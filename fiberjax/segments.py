@@ -12,14 +12,18 @@ Every function takes `ids`, the segment of each element, in one of three forms:
 `axis_name` names the mesh axes over which a segment's elements are spread. Inside `jax.shard_map`
 the local sums are then added over those axes, so only a table of `[S]` numbers ever travels.
 
-Values are moved over the tokens as few times as a compiler allows, and three of them decide how:
+All of it is made of two pairs of linear maps, each the transpose of its partner (`transposes`):
+sums by id and the entries of ids, sums by class along rows and the entries of classes. Values are
+moved over the tokens as few times as a compiler allows, and that decides the form on each platform:
 
 * XLA writes what it reduces on a CPU to memory first, unless several numbers are reduced at once:
-  rows are then read once, whatever is summed of them (`row_sums`).
+  rows are then read once, whatever is summed of them (`_rows_at_once`).
 * On a CPU it also computes an entry of a small table again for each token that reads it. Tables are
   therefore made whole before many read them (`_kept`).
-* A TPU has no fast scatter or gather. There a table of up to `LARGEST_COMPARED` segments is read
-  and summed by comparing ids with all of its numbers, in one pass over the tokens.
+* A TPU has no fast scatter or gather, and no time for comparing every token with every segment. An
+  id of `S` segments is written as two digits of `√S` values each; a table is then a matrix, a sum
+  the product of two one-hot matrices, and a token reads a row of the table by another product
+  (`_digits_sum`, `_digits_entries`). XLA fuses the comparisons into the products.
 
 Of fewer than `FEW` elements all of this is left out: nothing would be saved but compiling.
 """
@@ -32,6 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fiberjax import transposes
+
 AxisName = str | tuple[str, ...] | None
 
 Elements = tuple[jax.Array, ...]
@@ -43,8 +49,11 @@ LANES = 32
 FEW = 256
 """Elements. Fewer are moved in the plainest form on every platform."""
 
-LARGEST_COMPARED = 16384
-"""Segments of a table that a TPU compares ids with; larger tables are scattered and gathered."""
+LARGEST_MATRIX = 2**16
+"""Segments of a table that a TPU makes a matrix of; larger ones are scattered and gathered."""
+
+LARGEST_NUMBER = 2.0**127
+"""What is beyond, infinite too, is taken as this much on a TPU, whose products round in parts."""
 
 
 def segment_sum(
@@ -65,13 +74,14 @@ def segment_sum(
     Returns:
       `[S]` of the values' dtype (with `ids`, further trailing axes of the values are kept); an
       empty segment is 0. Linear, so the gradient of an element is the cotangent of its segment, and
-      0 where its id belongs to nothing.
+      0 where its id belongs to nothing. On a TPU a NaN may reach other segments too, those whose
+      ids share a digit with its own; elsewhere it stays in its segment.
     """
     if ids is None:
-        (table,) = row_sums(values)
+        table = row_sums(values)
     else:
         values = values.reshape(ids.size, *values.shape[ids.ndim :])
-        table = _by_platform(_compared_sum, _scattered_sum, num_segments, values, ids.ravel())
+        table = _sums(values, ids.ravel(), num_segments=num_segments)
     return lax.psum(table, axis_name) if axis_name else table
 
 
@@ -89,8 +99,9 @@ def spread(table: jax.Array, ids: jax.Array | None) -> jax.Array:
     """
     if ids is None:
         return jnp.expand_dims(table, 1)
-    table, ids = jnp.asarray(table), jnp.asarray(ids)
-    return _by_platform(_compared, _gathered, len(table), table, ids)
+    ids = jnp.asarray(ids)
+    read = _entries(table, ids.ravel(), num_segments=len(table))
+    return read.reshape(*ids.shape, *jnp.shape(table)[1:])
 
 
 def class_sum(
@@ -122,11 +133,9 @@ def class_sum(
         finer = ids * num_classes + classes
         table = segment_sum(values, finer, num_segments * num_classes, axis_name=axis_name)
         return table.reshape(num_segments, num_classes)
-    # Products, here and in `class_spread`: twice as fast as selects on a CPU.
-    parts = [(classes == c) * values for c in range(num_classes)]
     if ids is not None:
-        parts = [part.reshape(*ids.shape, -1) for part in parts]
-    table = jnp.stack(row_sums(*parts), axis=-1)
+        values, classes = (x.reshape(*ids.shape, -1) for x in (values, classes))
+    table = _class_sums(values, classes, num_classes=num_classes)
     if ids is not None:
         return segment_sum(table, ids, num_segments, axis_name=axis_name)
     return lax.psum(table, axis_name) if axis_name else table
@@ -146,13 +155,12 @@ def class_spread(table: jax.Array, ids: jax.Array | None, classes: jax.Array) ->
       The values of the table's dtype; 0 where the id belongs to nothing.
     """
     num_classes = table.shape[-1]
+    if ids is not None and ids.shape == classes.shape:
+        return spread(table.reshape(-1), ids * num_classes + classes)
+    shape = classes.shape
     if ids is not None:
-        return spread(table.reshape(-1), widen(ids, classes.shape) * num_classes + classes)
-    # Unlike those of a gather, the gradients of these products are plain sums and never scatters.
-    value = (classes == 0) * table[:, :1]
-    for c in range(1, num_classes):
-        value += (classes == c) * table[:, c : c + 1]
-    return value
+        table, classes = spread(table, ids), classes.reshape(*ids.shape, -1)
+    return _class_entries(table, classes, num_classes=num_classes).reshape(shape)
 
 
 def widen(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -162,44 +170,24 @@ def widen(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
       values: float[...] or int[...], one value a block of neighbouring elements.
       shape: static, of the elements, a multiple of as many as there are values.
     """
-    return jnp.broadcast_to(values[..., None], (*values.shape, _block(values, shape))).reshape(
-        shape
-    )
+    return jnp.broadcast_to(
+        values[..., None], (*values.shape, int(np.prod(shape)) // max(values.size, 1))
+    ).reshape(shape)
 
 
-def row_sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Sums each of several arrays over its last axis, all in one pass; a tuple of `[...]`.
-
-    Args:
-      *arrays: float[..., T] or int[..., T], all of one shape and dtype.
-
-    Returns:
-      For each array its sums, of its dtype; linear, and differentiable in both modes.
-    """
-    if arrays[0].size < FEW or not jnp.issubdtype(arrays[0].dtype, jnp.floating):
-        return _row_sums_alone(*arrays)
-    return _row_sums(*arrays)
+def row_sums(values: jax.Array) -> jax.Array:
+    """Sums values over their last axis; float[...] or int[...] of one axis fewer."""
+    one_class = jnp.zeros(values.shape, jnp.int32)
+    return _class_sums(values, one_class, num_classes=1)[..., 0]
 
 
-@jax.custom_jvp
-def _row_sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """`row_sums` of numbers that have gradients."""
-    return lax.platform_dependent(*arrays, cpu=_row_sums_at_once, default=_row_sums_alone)
+def _rows_alone(arrays: Elements) -> Elements:
+    """The sums of each array over its last axis, as reductions of their own."""
+    return tuple(jnp.sum(array, axis=-1, dtype=array.dtype) for array in arrays)
 
 
-@_row_sums.defjvp
-def _row_sums_jvp(primals: Elements, tangents: Elements) -> tuple[Elements, Elements]:
-    """Sums of the values, and of their tangents in a form that can be transposed."""
-    return _row_sums(*primals), _row_sums_alone(*tangents)
-
-
-def _row_sums_alone(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """`row_sums` as reductions of their own, which XLA joins where that pays."""
-    return tuple(jnp.sum(array, axis=-1) for array in arrays)
-
-
-def _row_sums_at_once(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """`row_sums` as one reduction of all arrays, `LANES` elements side by side."""
+def _rows_at_once(arrays: Elements) -> Elements:
+    """`_rows_alone` as one reduction of all arrays, `LANES` elements side by side."""
 
     def add(left: Elements, right: Elements) -> Elements:
         return tuple(a + b for a, b in zip(left, right, strict=True))
@@ -218,58 +206,103 @@ def _row_sums_at_once(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     return sums
 
 
-def _by_platform(
-    compared: Callable[..., jax.Array],
-    moved: Callable[..., jax.Array],
-    num_segments: int,
-    values: jax.Array,
-    ids: jax.Array,
+def _sums_by_class(
+    values: jax.Array, classes: jax.Array, *, num_classes: int, at_once: bool = False
 ) -> jax.Array:
-    """One of two forms of the same map: comparisons on a TPU while they are few, else the other."""
-    moved = functools.partial(moved, num_segments)
-    if ids.size < FEW or num_segments > LARGEST_COMPARED:
-        return moved(values, ids)
-    compared = functools.partial(compared, num_segments)
-    return lax.platform_dependent(values, ids, tpu=compared, default=moved)
+    """`[..., C]`, the sums of values `[..., T]` over each row by class."""
+    # Products, here and below: twice as fast as selects on a CPU.
+    parts = tuple((classes == c) * values for c in range(num_classes))
+    floating = jnp.issubdtype(values.dtype, jnp.floating)
+    joined = at_once and floating and values.size >= FEW
+    return jnp.stack(_rows_at_once(parts) if joined else _rows_alone(parts), axis=-1)
 
 
-def _scattered_sum(num_segments: int, values: jax.Array, ids: jax.Array) -> jax.Array:
+def _entries_by_class(
+    table: jax.Array, classes: jax.Array, *, num_classes: int, kept: bool = False
+) -> jax.Array:
+    """`[..., T]`, for each element the entry of its class in its row of a table `[..., C]`."""
+    if kept and classes.size >= FEW:
+        table = _kept(table)
+    return sum(
+        ((classes == c) * table[..., c : c + 1] for c in range(num_classes)),
+        start=jnp.zeros((), table.dtype),
+    )
+
+
+def _scattered_sum(values: jax.Array, ids: jax.Array, *, num_segments: int) -> jax.Array:
     """`[S, ...]`, the sums of values `[N, ...]` by ids `[N]`."""
-    table = jax.ops.segment_sum(values, ids, num_segments)
-    # Its gradient is a gather, of cotangents that are to be kept: the transpose of this is a sum.
-    return jnp.broadcast_to(table, (2, *table.shape))[0]
+    return jax.ops.segment_sum(values, ids, num_segments)
 
 
-def _compared_sum(num_segments: int, values: jax.Array, ids: jax.Array) -> jax.Array:
-    """`_scattered_sum` without a scatter."""
-    mine = ids == jnp.arange(num_segments, dtype=ids.dtype)[:, None]
-    mine = mine.reshape(*mine.shape, *[1] * (values.ndim - 1))
-    return jnp.sum(jnp.where(mine, values, 0), axis=1, dtype=values.dtype)
-
-
-def _gathered(num_segments: int, table: jax.Array, ids: jax.Array) -> jax.Array:
-    """The entry of each id, `[*ids.shape, ...]` of a table `[S, ...]`; 0 for those outside."""
+def _gathered_entries(table: jax.Array, ids: jax.Array, *, num_segments: int) -> jax.Array:
+    """`[N, ...]`, the entry of each id in a table `[S, ...]`; 0 for ids outside."""
     if ids.size >= max(FEW, num_segments):
         table = _kept(table)
     return table.at[ids].get(mode="fill", fill_value=0)
 
 
-def _compared(num_segments: int, table: jax.Array, ids: jax.Array) -> jax.Array:
-    """`_gathered` without a gather."""
-    mine = ids == jnp.arange(num_segments, dtype=ids.dtype).reshape(-1, *[1] * ids.ndim)
-    mine = mine.reshape(*mine.shape, *[1] * (table.ndim - 1))
-    entries = table.reshape(num_segments, *[1] * ids.ndim, *table.shape[1:])
-    return jnp.sum(jnp.where(mine, entries, 0), axis=0, dtype=table.dtype)
+def _digits(ids: jax.Array, num_segments: int) -> tuple[jax.Array, jax.Array]:
+    """The two digits of each id as one-hot rows, bool[N, H] and [N, R], where `S ≤ H · R`."""
+    base = 2 ** (((num_segments - 1).bit_length() + 1) // 2)
+    first = ids[:, None] // base == jnp.arange(-(-num_segments // base), dtype=ids.dtype)
+    second = ids[:, None] % base == jnp.arange(base, dtype=ids.dtype)
+    return first, second
+
+
+def _in_digits(array: jax.Array, ids: jax.Array, num_segments: int) -> bool:
+    """Whether a TPU makes a matrix of a table: numbers that its products compute exactly."""
+    return array.dtype == jnp.float32 and ids.size >= FEW and num_segments <= LARGEST_MATRIX
+
+
+def _digits_sum(values: jax.Array, ids: jax.Array, *, num_segments: int) -> jax.Array:
+    """`_scattered_sum` as a product of two one-hot matrices, one of which holds the values.
+
+    In full float32 every product is a value or 0: the sums are those of any other order.
+    """
+    if not _in_digits(values, ids, num_segments):
+        return _scattered_sum(values, ids, num_segments=num_segments)
+    first, second = _digits(ids, num_segments)
+    columns = jnp.clip(values.reshape(ids.size, 1, -1), -LARGEST_NUMBER, LARGEST_NUMBER)
+    chosen = jnp.where(first[:, :, None], columns, 0)
+    table = jnp.einsum("nhk,nr->hrk", chosen, second.astype(values.dtype), precision="highest")
+    return table.reshape(-1, *values.shape[1:])[:num_segments]
+
+
+def _digits_entries(table: jax.Array, ids: jax.Array, *, num_segments: int) -> jax.Array:
+    """`_gathered_entries` as a product that reads a row by the first digit, and a choice in it."""
+    if not _in_digits(table, ids, num_segments):
+        return _gathered_entries(table, ids, num_segments=num_segments)
+    first, second = _digits(ids, num_segments)
+    columns = jnp.clip(table.reshape(num_segments, -1), -LARGEST_NUMBER, LARGEST_NUMBER)
+    height, base = first.shape[1], second.shape[1]
+    whole = jnp.pad(columns, ((0, height * base - num_segments), (0, 0)))
+    matrix = whole.reshape(height, base, -1)
+    rows = jnp.einsum("nh,hrk->nrk", first.astype(table.dtype), matrix, precision="highest")
+    read = jnp.sum(jnp.where(second[:, :, None], rows, 0), axis=1)
+    return read.reshape(ids.size, *table.shape[1:])
+
+
+_sums, _entries = transposes.pair(
+    ("segment_sum", "segment_entries"),
+    (_scattered_sum, _gathered_entries),
+    {"tpu": (_digits_sum, _digits_entries)},
+)
+_class_sums, _class_entries = transposes.pair(
+    ("class_sum", "class_entries"),
+    (_sums_by_class, _entries_by_class),
+    {
+        "cpu": (
+            functools.partial(_sums_by_class, at_once=True),
+            functools.partial(_entries_by_class, kept=True),
+        )
+    },
+)
 
 
 def _kept(table: jax.Array) -> jax.Array:
-    """The table, of which XLA computes no entry twice: it never fuses a sum into what reads it."""
-    return jnp.sum(jnp.stack([table, jnp.zeros_like(table)]), axis=0, dtype=table.dtype)
-
-
-def _block(values: jax.Array, shape: tuple[int, ...]) -> int:
-    """How many elements of a shape stand to each value."""
-    return int(np.prod(shape)) // max(values.size, 1)
+    """The table, of which XLA computes no entry twice: it fuses no scatter into what reads it."""
+    rows = jnp.arange(len(table))
+    return jnp.zeros_like(table).at[rows].set(table, unique_indices=True, indices_are_sorted=True)
 
 
 def segment_max(values: jax.Array, ids: jax.Array, num_segments: int) -> jax.Array:

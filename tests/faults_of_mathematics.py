@@ -237,9 +237,9 @@ FAULTS = (
     Mutant(
         "segments are summed on one device only",
         "fiberjax/segments.py",
-        "num_segments, values, ids.ravel())\n"
+        "ids.ravel(), num_segments=num_segments)\n"
         "    return lax.psum(table, axis_name) if axis_name else table",
-        "num_segments, values, ids.ravel())\n    return table",
+        "ids.ravel(), num_segments=num_segments)\n    return table",
         (f"{CONTRACT}::test_sharded_equals_one_device",),
     ),
     Mutant(

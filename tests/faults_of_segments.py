@@ -3,6 +3,8 @@
 from faults_of_mathematics import Mutant
 
 SEGMENTS = "tests/test_segments.py"
+_MODES = (f"{SEGMENTS}::test_sums_and_entries_are_transposes_in_every_mode",)
+_DIGITS = (f"{SEGMENTS}::test_digits_are_scatters_and_gathers",)
 _ROWS = (f"{SEGMENTS}::test_rows_are_summed_as_one_by_one",)
 _LAYOUTS = (f"{SEGMENTS}::test_a_batch_of_many_tokens_has_one_gradient_in_every_layout",)
 
@@ -15,24 +17,52 @@ FAULTS = (
         _ROWS,
     ),
     Mutant(
-        "the tangents of rows are their values",
-        "fiberjax/segments.py",
-        "return _row_sums(*primals), _row_sums_alone(*tangents)",
-        "return _row_sums(*primals), _row_sums_alone(*primals)",
-        _ROWS,
-    ),
-    Mutant(
-        "a compared sum lets a NaN reach every segment",
-        "fiberjax/segments.py",
-        "jnp.sum(jnp.where(mine, values, 0), axis=1, dtype=values.dtype)",
-        "jnp.sum(jnp.where(mine, values, values - values), axis=1, dtype=values.dtype)",
-        (f"{SEGMENTS}::test_what_is_not_finite_stays_in_its_segment",),
-    ),
-    Mutant(
         "a block's tokens read the class of its first",
         "fiberjax/segments.py",
-        "widen(ids, classes.shape) * num_classes + classes)",
-        "widen(ids, classes.shape) * num_classes + 0 * classes)",
+        "table, classes = spread(table, ids), classes.reshape(*ids.shape, -1)",
+        "table, classes = spread(table, ids), 0 * classes.reshape(*ids.shape, -1)",
         _LAYOUTS,
+    ),
+    Mutant(
+        "the last segments have no digits where their number is no square",
+        "fiberjax/segments.py",
+        "jnp.arange(-(-num_segments // base), dtype=ids.dtype)",
+        "jnp.arange(max(1, num_segments // base), dtype=ids.dtype)",
+        _DIGITS,
+    ),
+    Mutant(
+        "padding beyond all digits is the last segment",
+        "fiberjax/segments.py",
+        "first = ids[:, None] // base ==",
+        "first = jnp.minimum(ids[:, None], num_segments - 1) // base ==",
+        _DIGITS,
+    ),
+    Mutant(
+        "an infinite number meets the zeros of a one-hot matrix",
+        "fiberjax/segments.py",
+        "columns = jnp.clip(values.reshape(ids.size, 1, -1), -LARGEST_NUMBER, LARGEST_NUMBER)",
+        "columns = values.reshape(ids.size, 1, -1)",
+        (f"{SEGMENTS}::test_digits_hold_what_a_product_would_make_nan",),
+    ),
+    Mutant(
+        "the tangent of a linear map is its value",
+        "fiberjax/transposes.py",
+        "return value, primitive.bind(tangent, *operands[1:], **static)",
+        "return value, primitive.bind(*operands, **static)",
+        _MODES,
+    ),
+    Mutant(
+        "of two maps over a batch the inner is taken for the outer",
+        "fiberjax/transposes.py",
+        "maps=(*maps, (0, *others))",
+        "maps=((0, *others), *maps)",
+        (f"{SEGMENTS}::test_ids_and_values_go_through_vmap_together_and_apart",),
+    ),
+    Mutant(
+        "a table that all devices have gets the gradient of one",
+        "fiberjax/transposes.py",
+        "    if not jax.sharding.get_abstract_mesh().manual_axes:\n",
+        "    if True:\n",
+        (f"{SEGMENTS}::test_a_map_over_shards_keeps_what_varies_apart",),
     ),
 )

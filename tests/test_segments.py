@@ -1,5 +1,7 @@
 """Sums and tables of segments: every form of each is the same map, on any platform."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,51 +13,133 @@ import fiberjax as fj
 from fiberjax import segments
 from fiberjax.parallel import mesh
 
-
-def sides(function, values):
-    """A function's value, its derivative along a direction, and a gradient through it."""
-    value, tangent = jax.jvp(function, (values,), (values + 1,))
-    slope = jax.grad(lambda x: jnp.sum(jnp.sin(function(x))))(values)
-    return value, tangent, slope
+FORMS = (
+    (segments._scattered_sum, segments._gathered_entries),
+    (segments._digits_sum, segments._digits_entries),
+)
 
 
 @pytest.mark.parametrize("trailing", [(), (3,)])
-def test_comparisons_are_scatters_and_gathers(trailing):
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_digits_are_scatters_and_gathers(count, trailing):
     rng = np.random.default_rng(0)
-    ids = jnp.asarray(rng.integers(0, 9, 40).astype(np.int32))  # Seven segments, padding at 7, 8.
-    values, table = (jnp.asarray(rng.normal(size=(n, *trailing))) for n in (40, 7))
-    forms = (segments._compared_sum, segments._scattered_sum)
-    sums = [sides(lambda x, form=form: form(7, x, ids), values) for form in forms]
-    chex.assert_trees_all_close(*sums, rtol=1e-6, atol=1e-6)
-    forms = (segments._compared, segments._gathered)
-    reads = [sides(lambda x, form=form: form(7, x, ids), table) for form in forms]
-    chex.assert_trees_all_close(*reads, rtol=1e-6, atol=1e-6)
+    # Padding points at the number of segments and beyond.
+    ids = jnp.asarray(rng.integers(0, count + 40, 400).astype(np.int32))
+    values, table = (
+        jnp.asarray(rng.normal(size=(n, *trailing)).astype(np.float32)) for n in (400, count)
+    )
+    for moved, which in ((values, 0), (table, 1)):
+        plain, digits = (functools.partial(form[which], num_segments=count) for form in FORMS)
+        assert "scatter" not in str(jax.make_jaxpr(digits)(moved, ids))
+        assert "gather" not in str(jax.make_jaxpr(digits)(moved, ids))
+        chex.assert_trees_all_close(digits(moved, ids), plain(moved, ids), rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_not_finite_stays_in_its_segment():
     ids = jnp.array([0, 0, 1, 2, 5])
     values = jnp.array([1.0, 2.0, jnp.nan, jnp.inf, jnp.nan])
     want = np.array([3.0, np.nan, np.inf])
-    for form in (segments._compared_sum, segments._scattered_sum):
-        np.testing.assert_array_equal(form(3, values, ids), want)
-    for form in (segments._compared, segments._gathered):
-        np.testing.assert_array_equal(form(3, jnp.asarray(want), ids), [3, 3, np.nan, np.inf, 0])
+    np.testing.assert_array_equal(segments.segment_sum(values, ids, 3), want)
+    found = segments.spread(jnp.asarray(want), ids)
+    np.testing.assert_array_equal(found, [3, 3, np.nan, np.inf, 0])
+
+
+def test_digits_hold_what_a_product_would_make_nan():
+    """An infinite number reaches no other segment of a TPU's, and is the largest that it has."""
+    ids = jnp.asarray(np.arange(400, dtype=np.int32) % 9)
+    values = jnp.where(ids == 4, jnp.inf, 1.0).at[5:].min(1.0)
+    table = jnp.where(jnp.arange(9) == 4, -jnp.finfo(jnp.float32).max, 1.0)
+    total = segments._digits_sum(values, ids, num_segments=9)
+    assert np.isfinite(total).all() and total[4] > 1e38
+    np.testing.assert_array_equal(np.delete(total, 4), np.delete(np.bincount(ids), 4))
+    read = segments._digits_entries(table, ids, num_segments=9)
+    np.testing.assert_array_equal(read, np.where(ids == 4, -segments.LARGEST_NUMBER, 1.0))
 
 
 @pytest.mark.parametrize("length", [7, 16, 100])
 def test_rows_are_summed_as_one_by_one(length):
     rng = np.random.default_rng(0)
-    first, second = (jnp.asarray(rng.normal(size=(300, length))) for _ in range(2))
-    want = first.sum(-1), second.sum(-1)
-    chex.assert_trees_all_close(
-        segments._row_sums_at_once(first, second), want, rtol=1e-5, atol=1e-5
+    values = jnp.asarray(rng.normal(size=(3, 100, length)).astype(np.float32))
+    classes = jnp.asarray(rng.integers(0, 3, values.shape))
+    alone, at_once = (
+        segments._sums_by_class(values, classes, num_classes=3, at_once=joined)
+        for joined in (False, True)
     )
+    np.testing.assert_allclose(at_once, alone, rtol=1e-5, atol=1e-5)
+    want = [np.where(classes == c, values, 0).sum(-1) for c in range(3)]
+    np.testing.assert_allclose(at_once, np.stack(want, axis=-1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(segments.row_sums(values), values.sum(-1), rtol=1e-5, atol=1e-5)
 
-    def total(sums):
-        return lambda x: jnp.stack(sums(x, x * second))
 
-    found, plain = (sides(total(f), first) for f in (segments.row_sums, segments._row_sums_alone))
-    chex.assert_trees_all_close(found, plain, rtol=1e-5, atol=1e-5)
+MOVES = {
+    "by id": lambda ids, classes: (
+        lambda x: segments.segment_sum(x, ids, 7),
+        lambda t: segments.spread(t, ids),
+        (7,),
+    ),
+    "rows by class": lambda ids, classes: (
+        lambda x: segments.class_sum(x, None, classes, 4, 3),
+        lambda t: segments.class_spread(t, None, classes),
+        (4, 3),
+    ),
+    "blocks by class": lambda ids, classes: (
+        lambda x: segments.class_sum(x, ids[:, ::10], classes, 7, 3),
+        lambda t: segments.class_spread(t, ids[:, ::10], classes),
+        (7, 3),
+    ),
+    "ids by class": lambda ids, classes: (
+        lambda x: segments.class_sum(x, ids, classes, 7, 3),
+        lambda t: segments.class_spread(t, ids, classes),
+        (7, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_sums_and_entries_are_transposes_in_every_mode(name):
+    rng = np.random.default_rng(0)
+    ids = jnp.asarray(rng.integers(0, 9, (4, 100)).astype(np.int32))
+    classes = jnp.asarray(rng.integers(0, 3, (4, 100)).astype(np.int32))
+    down, up, shape = MOVES[name](ids, classes)
+    values = jnp.asarray(rng.normal(size=(4, 100)).astype(np.float32))
+    table = jnp.asarray(rng.normal(size=shape).astype(np.float32))
+    np.testing.assert_allclose(
+        jnp.vdot(down(values), table), jnp.vdot(values, up(table)), rtol=1e-4, atol=1e-5
+    )
+    for move, there, back in ((down, values, table), (up, table, values)):
+        other = up if move is down else down
+        matrix = jax.jacfwd(move)(there)  # vmap of forward mode ...
+        chex.assert_trees_all_close(jax.jacrev(move)(there), matrix, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(jax.vjp(move, there)[1](back)[0], other(back), rtol=1e-6)
+        chex.assert_trees_all_close(jax.jvp(move, (there,), (there,))[1], move(there), rtol=1e-6)
+
+        def bent(x, move=move):
+            return jnp.sum(jnp.sin(move(x)))
+
+        along = jax.jvp(jax.grad(bent), (there,), (jnp.ones_like(there),))[1]
+        across = jax.grad(lambda x, bent=bent: jnp.sum(jax.grad(bent)(x)))(there)
+        chex.assert_trees_all_close(along, across, rtol=1e-4, atol=1e-5)
+
+
+def test_ids_and_values_go_through_vmap_together_and_apart():
+    rng = np.random.default_rng(0)
+    values = jnp.asarray(rng.normal(size=(5, 300)).astype(np.float32))
+    ids = jnp.asarray(rng.integers(0, 9, (5, 300)).astype(np.int32))
+
+    def total(values, ids):
+        return segments.segment_sum(values, ids, 7)
+
+    want = np.stack([[total(x, i) for i in ids] for x in values])
+    over_both = jax.vmap(jax.vmap(total, (None, 0)), (0, None))(values, ids)
+    np.testing.assert_allclose(over_both, want, rtol=1e-5, atol=1e-6)
+    apart = jax.vmap(total)(values, ids)
+    np.testing.assert_allclose(apart, want[np.arange(5), np.arange(5)], rtol=1e-5, atol=1e-6)
+
+    def squares(values):
+        return jnp.sum(jax.vmap(total, (None, 0))(values, ids) ** 2)
+
+    one_by_one = jax.grad(lambda x: sum(jnp.sum(total(x, i) ** 2) for i in ids))(values[0])
+    np.testing.assert_allclose(jax.grad(squares)(values[0]), one_by_one, rtol=1e-4, atol=1e-5)
 
 
 def ragged():

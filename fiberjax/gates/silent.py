@@ -222,7 +222,7 @@ def _excess(
     """
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
     drift = jax.lax.stop_gradient(log_ratio)
-    layout, drifts, budgets = held(log_ratio, advantage, layout, hierarchy)
+    layout, drifts, budgets = _held(drift, advantage, layout, hierarchy)
     bound = jnp.asarray(hierarchy.epsilon, drift.dtype)
     if hierarchy.epsilon_negative is not None:
         bound = jnp.where(advantage < 0, hierarchy.epsilon_negative, bound)
@@ -253,8 +253,15 @@ def held(
     Arguments as `silent`; all constants in gradients, nats.
     """
     log_ratio, advantage = prepare(log_ratio, advantage, layout.mask)
+    return _held(jax.lax.stop_gradient(log_ratio), advantage, layout, hierarchy)
+
+
+def _held(
+    drift: jax.Array, advantage: jax.Array, layout: Layout, hierarchy: SilentHierarchy
+) -> scales.Held:
+    """`held` of prepared arrays, constants."""
     layout, budgets = scales.per_cell(hierarchy.budgets, hierarchy.budget_scale, advantage, layout)
-    means = layout.means(jax.lax.stop_gradient(log_ratio))
+    means = layout.means(drift)
     drifts = []
     for k, moved in enumerate(means):
         if hierarchy.signal == "residual" and k + 1 < len(means):
