@@ -10,9 +10,9 @@ figures are the compiler's.
 """
 
 import argparse
+import datetime
 import json
 import pathlib
-import shutil
 from typing import Any
 
 from fiberjax.plans.topologies import CHIPS, Chip, parse_topology, slice_shapes
@@ -23,7 +23,7 @@ TOKENS = 3072  # The shipped configs sample answers of up to so many.
 WHOLE = (
     *("config", "slice", "chips", "mesh", "update, GB a chip", "packed, GB", "sampling, GB", "of"),
     *("arithmetic, s", "HBM, s", "exchange, s", "a token, HBM, ms", "exchange, ms"),
-    "gate sends, bytes",
+    *("gate sends, bytes", "compiled"),
 )
 SMALLEST = (
     *("config", "slice", "fsdp × tensor", "update, GB", "sampling, GB", "of", "FLOPs / 6 N D"),
@@ -90,6 +90,7 @@ def whole_row(entry: Entry) -> list[str]:
         *entry.update(),
         *entry.token(),
         f"{entry.programs['gate']['wire_bytes']:,.0f}",
+        entry.plan["compiled"],
     ]
 
 
@@ -136,7 +137,9 @@ def main() -> None:
     if options.folder:
         for path in sorted(options.folder.rglob("*_v*.json")):
             if not path.parent.is_symlink():
-                shutil.copy(path, RESULTS / path.name)
+                when = datetime.datetime.fromtimestamp(path.stat().st_mtime).date().isoformat()
+                plan = json.loads(path.read_text()) | {"compiled": when}
+                (RESULTS / path.name).write_text(json.dumps(plan, indent=2) + "\n")
     entries = [
         Entry(path.stem.rpartition("_v")[0], json.loads(path.read_text()))
         for path in RESULTS.glob("*.json")

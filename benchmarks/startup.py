@@ -10,9 +10,9 @@ From the start of the process, as often as asked, each commit in a worktree of i
 * `warm`: the same command again, with what the first one left in the user's cache and in the run's
   data folder.
 
-Samples are there when the rollouts of the first iteration are verified, after the evaluation of the
-warm start; updates when those of the iteration are made. Prints a table of the least wall and CPU
-seconds, and saves all in `startup.json` in the folder `--output`.
+Samples are there when the rollouts of the first iteration are verified and scored, after the
+evaluation of the warm start; updates when those of the iteration are made. Prints a table of the
+least wall and CPU seconds, and saves all in `startup.json` in the folder `--output`.
 """
 
 import json
@@ -31,7 +31,7 @@ REPEATS = flags.DEFINE_integer("repeats", 3, "Starts of each kind.")
 OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Where the results are written.")
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"collect": "first samples", "update": "first updates"}
+STAGES = ("first samples", "first updates")
 
 PROBE = """
 import json, os, runpy, sys, time
@@ -44,13 +44,16 @@ def timed(name):
     def run(*args, **kwargs):
         result = method(*args, **kwargs)
         cpu = sum(os.times()[:4])
-        print("AT", json.dumps([name, time.time() - begun, cpu]), flush=True)
+        stage = "first updates" if name == "update" else "first samples"
+        with open(os.environ["STAGES"], "a") as file:
+            print(json.dumps([stage, time.time() - begun, cpu]), file=file)
         if name == "update":
             os._exit(0)
         return result
     setattr(Trainer, name, run)
 
-timed("collect"), timed("update")
+timed("_prepared" if hasattr(Trainer, "_prepared") else "collect")
+timed("update")
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -65,12 +68,10 @@ def start(code: Path, home: Path, options: list[str], name: str) -> Found:
     command += ["--config=configs/quickstart.py", f"--workdir={home / name}", *options]
     environment = {**os.environ, "XDG_CACHE_HOME": str(home / "cache"), "BEGUN": str(time.time())}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    done = subprocess.run(
-        command, cwd=code, env=environment, check=True, capture_output=True, text=True
-    )
-    lines = [line[3:] for line in done.stdout.splitlines() if line.startswith("AT ")]
-    found = {stage: (wall, cpu) for stage, wall, cpu in map(json.loads, lines)}
-    return {shown: found[stage] for stage, shown in STAGES.items()}
+    stages = environment["STAGES"] = str(home / f"{name}.jsonl")
+    subprocess.run(command, cwd=code, env=environment, check=True, capture_output=True)
+    lines = Path(stages).read_text().splitlines()
+    return {stage: (wall, cpu) for stage, wall, cpu in map(json.loads, lines)}
 
 
 def cold_and_warm(code: Path, warm_start: Path) -> dict[str, Found]:
@@ -90,7 +91,7 @@ def table(found: dict[str, list[dict[str, Found]]]) -> str:
     lines = ["| commit | start | to | wall, s | CPU, s |", "|---|---|---|---|---|"]
     for commit, starts in found.items():
         for kind in ("cold", "warm"):
-            for stage in STAGES.values():
+            for stage in STAGES:
                 wall, cpu = (min(s[kind][stage][i] for s in starts) for i in (0, 1))
                 lines.append(f"| {commit} | {kind} | {stage} | {wall:.1f} | {cpu:.1f} |")
     return "\n".join(lines)

@@ -115,7 +115,8 @@ def _varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The arrays, each varying over all mesh axes that one of them varies over in `shard_map`.
 
     What does not vary is sent to all devices; its gradient is then a sum over them, as it is for
-    JAX's own operations. Adding a zero of the others says so without naming axes.
+    JAX's own operations. Adding a zero of the others says so without naming axes, and compiles to
+    nothing.
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return arrays
@@ -123,6 +124,7 @@ def _varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     for i, array in enumerate(arrays):
         for j, other in enumerate(arrays):
             if i != j:
-                array = array + 0 * jnp.sum(other.ravel()[:1]).astype(array.dtype)
+                zero = 0 * jnp.sum(other.ravel()[:1]).astype(jnp.int32)
+                array = array + zero.astype(array.dtype)
         with_zeros.append(array)
     return tuple(with_zeros)
