@@ -74,8 +74,9 @@ def segment_sum(
     Returns:
       `[S]` of the values' dtype (with `ids`, further trailing axes of the values are kept); an
       empty segment is 0. Linear, so the gradient of an element is the cotangent of its segment, and
-      0 where its id belongs to nothing. On a TPU a NaN may reach other segments too, those whose
-      ids share a digit with its own; elsewhere it stays in its segment.
+      0 where its id belongs to nothing. On a TPU sums of integers are exact below 2²⁴, and a NaN
+      may reach other segments too, those whose ids share a digit with its own; elsewhere it stays
+      in its segment.
     """
     if ids is None:
         table = row_sums(values)
@@ -170,9 +171,8 @@ def widen(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
       values: float[...] or int[...], one value a block of neighbouring elements.
       shape: static, of the elements, a multiple of as many as there are values.
     """
-    return jnp.broadcast_to(
-        values[..., None], (*values.shape, int(np.prod(shape)) // max(values.size, 1))
-    ).reshape(shape)
+    block = int(np.prod(shape)) // max(values.size, 1)
+    return jnp.broadcast_to(values[..., None], (*values.shape, block)).reshape(shape)
 
 
 def row_sums(values: jax.Array) -> jax.Array:
@@ -234,9 +234,11 @@ def _scattered_sum(values: jax.Array, ids: jax.Array, *, num_segments: int) -> j
     return jax.ops.segment_sum(values, ids, num_segments)
 
 
-def _gathered_entries(table: jax.Array, ids: jax.Array, *, num_segments: int) -> jax.Array:
+def _gathered_entries(
+    table: jax.Array, ids: jax.Array, *, num_segments: int, kept: bool = False
+) -> jax.Array:
     """`[N, ...]`, the entry of each id in a table `[S, ...]`; 0 for ids outside."""
-    if ids.size >= max(FEW, num_segments):
+    if kept and ids.size >= max(FEW, num_segments):
         table = _kept(table)
     return table.at[ids].get(mode="fill", fill_value=0)
 
@@ -250,34 +252,41 @@ def _digits(ids: jax.Array, num_segments: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _in_digits(array: jax.Array, ids: jax.Array, num_segments: int) -> bool:
-    """Whether a TPU makes a matrix of a table: numbers that its products compute exactly."""
-    return array.dtype == jnp.float32 and ids.size >= FEW and num_segments <= LARGEST_MATRIX
+    """Whether a TPU makes a matrix of a table."""
+    exact = array.dtype in (jnp.float32, jnp.int32)
+    return exact and ids.size >= FEW and num_segments <= LARGEST_MATRIX
 
 
 def _digits_sum(values: jax.Array, ids: jax.Array, *, num_segments: int) -> jax.Array:
     """`_scattered_sum` as a product of two one-hot matrices, one of which holds the values.
 
-    In full float32 every product is a value or 0: the sums are those of any other order.
+    In full float32 every product is a value or 0: the sums are those of any other order. Those of
+    integers are exact below 2²⁴.
     """
     if not _in_digits(values, ids, num_segments):
         return _scattered_sum(values, ids, num_segments=num_segments)
     first, second = _digits(ids, num_segments)
-    columns = jnp.clip(values.reshape(ids.size, 1, -1), -LARGEST_NUMBER, LARGEST_NUMBER)
+    columns = values.reshape(ids.size, 1, -1).astype(jnp.float32)
+    columns = jnp.clip(columns, -LARGEST_NUMBER, LARGEST_NUMBER)
     chosen = jnp.where(first[:, :, None], columns, 0)
-    table = jnp.einsum("nhk,nr->hrk", chosen, second.astype(values.dtype), precision="highest")
-    return table.reshape(-1, *values.shape[1:])[:num_segments]
+    table = jnp.einsum("nhk,nr->hrk", chosen, second.astype(jnp.float32), precision="highest")
+    return table.reshape(-1, *values.shape[1:])[:num_segments].astype(values.dtype)
 
 
 def _digits_entries(table: jax.Array, ids: jax.Array, *, num_segments: int) -> jax.Array:
     """`_gathered_entries` as a product that reads a row by the first digit, and a choice in it."""
     if not _in_digits(table, ids, num_segments):
         return _gathered_entries(table, ids, num_segments=num_segments)
+    if table.dtype == jnp.int32:  # Of 16 bits each, which a float32 holds.
+        parts = jnp.stack([table >> 16, table & 0xFFFF], axis=-1).astype(jnp.float32)
+        high, low = jnp.moveaxis(_digits_entries(parts, ids, num_segments=num_segments), -1, 0)
+        return (high.astype(jnp.int32) << 16) | low.astype(jnp.int32)
     first, second = _digits(ids, num_segments)
     columns = jnp.clip(table.reshape(num_segments, -1), -LARGEST_NUMBER, LARGEST_NUMBER)
     height, base = first.shape[1], second.shape[1]
     whole = jnp.pad(columns, ((0, height * base - num_segments), (0, 0)))
     matrix = whole.reshape(height, base, -1)
-    rows = jnp.einsum("nh,hrk->nrk", first.astype(table.dtype), matrix, precision="highest")
+    rows = jnp.einsum("nh,hrk->nrk", first.astype(jnp.float32), matrix, precision="highest")
     read = jnp.sum(jnp.where(second[:, :, None], rows, 0), axis=1)
     return read.reshape(ids.size, *table.shape[1:])
 
@@ -285,7 +294,10 @@ def _digits_entries(table: jax.Array, ids: jax.Array, *, num_segments: int) -> j
 _sums, _entries = transposes.pair(
     ("segment_sum", "segment_entries"),
     (_scattered_sum, _gathered_entries),
-    {"tpu": (_digits_sum, _digits_entries)},
+    {
+        "cpu": (_scattered_sum, functools.partial(_gathered_entries, kept=True)),
+        "tpu": (_digits_sum, _digits_entries),
+    },
 )
 _class_sums, _class_entries = transposes.pair(
     ("class_sum", "class_entries"),

@@ -40,8 +40,8 @@ FAULTS = (
     Mutant(
         "an infinite number meets the zeros of a one-hot matrix",
         "fiberjax/segments.py",
-        "columns = jnp.clip(values.reshape(ids.size, 1, -1), -LARGEST_NUMBER, LARGEST_NUMBER)",
-        "columns = values.reshape(ids.size, 1, -1)",
+        "    columns = jnp.clip(columns, -LARGEST_NUMBER, LARGEST_NUMBER)\n",
+        "",
         (f"{SEGMENTS}::test_digits_hold_what_a_product_would_make_nan",),
     ),
     Mutant(
@@ -64,5 +64,12 @@ FAULTS = (
         "    if not jax.sharding.get_abstract_mesh().manual_axes:\n",
         "    if True:\n",
         (f"{SEGMENTS}::test_a_map_over_shards_keeps_what_varies_apart",),
+    ),
+    Mutant(
+        "a product rounds large integers",
+        "fiberjax/segments.py",
+        "    if table.dtype == jnp.int32:",
+        "    if False:",
+        (f"{SEGMENTS}::test_digits_of_integers",),
     ),
 )

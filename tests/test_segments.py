@@ -35,6 +35,19 @@ def test_digits_are_scatters_and_gathers(count, trailing):
         chex.assert_trees_all_close(digits(moved, ids), plain(moved, ids), rtol=1e-5, atol=1e-5)
 
 
+def test_digits_of_integers():
+    rng = np.random.default_rng(0)
+    ids = jnp.asarray(rng.integers(0, 9, 400).astype(np.int32))
+    table = jnp.asarray([0, 1, -1, 2**24 + 1, -(2**24) - 1, 2**31 - 1, -(2**31)], jnp.int32)
+    plain, digits = (form[1](table, ids, num_segments=7) for form in FORMS)
+    np.testing.assert_array_equal(digits, plain)
+    assert digits.dtype == jnp.int32
+    values = jnp.asarray(rng.integers(-9, 9, (400, 2)).astype(np.int32))
+    plain, digits = (form[0](values, ids, num_segments=7) for form in FORMS)
+    np.testing.assert_array_equal(digits, plain)
+    assert digits.dtype == jnp.int32
+
+
 def test_what_is_not_finite_stays_in_its_segment():
     ids = jnp.array([0, 0, 1, 2, 5])
     values = jnp.array([1.0, 2.0, jnp.nan, jnp.inf, jnp.nan])
