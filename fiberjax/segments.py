@@ -43,8 +43,11 @@ AxisName = str | tuple[str, ...] | None
 Elements = tuple[jax.Array, ...]
 """What is combined along a segment: one or several arrays of one shape."""
 
-LANES = 32
-"""Elements of a row that a CPU adds side by side."""
+PARTS = 8
+"""Parts of a row that a CPU adds to each other; XLA makes a slow loop of more."""
+
+LANES = 8
+"""Elements that a part has at least."""
 
 FEW = 256
 """Elements. Fewer are moved in the plainest form on every platform."""
@@ -187,7 +190,7 @@ def _rows_alone(arrays: Elements) -> Elements:
 
 
 def _rows_at_once(arrays: Elements) -> Elements:
-    """`_rows_alone` as one reduction of all arrays, `LANES` elements side by side."""
+    """`_rows_alone` as one reduction of all arrays: a row's parts are added element by element."""
 
     def add(left: Elements, right: Elements) -> Elements:
         return tuple(a + b for a, b in zip(left, right, strict=True))
@@ -196,13 +199,14 @@ def _rows_at_once(arrays: Elements) -> Elements:
         return tuple(lax.reduce(arrays, tuple(np.zeros((), a.dtype) for a in arrays), add, (axis,)))
 
     length, last = arrays[0].shape[-1], arrays[0].ndim - 1
-    lanes = LANES if length >= 2 * LANES else max(1, 2 ** (length.bit_length() // 2))
-    whole = length - length % lanes
-    split = tuple(a[..., :whole].reshape(*a.shape[:-1], -1, lanes) for a in arrays)
-    sums = reduce(reduce(split, last), last)
+    count = min(PARTS, length // LANES)
+    if count < 2:
+        return reduce(arrays, last)
+    whole = length - length % count
+    parts = tuple(a[..., :whole].reshape(*a.shape[:-1], count, -1) for a in arrays)
+    sums = _rows_at_once(reduce(parts, last))
     if whole < length:
-        rest = reduce(tuple(a[..., whole:] for a in arrays), last)
-        sums = tuple(s + r for s, r in zip(sums, rest, strict=True))
+        sums = add(sums, reduce(tuple(a[..., whole:] for a in arrays), last))
     return sums
 
 

@@ -69,7 +69,7 @@ def test_digits_hold_what_a_product_would_make_nan():
     np.testing.assert_array_equal(read, np.where(ids == 4, -segments.LARGEST_NUMBER, 1.0))
 
 
-@pytest.mark.parametrize("length", [7, 16, 100])
+@pytest.mark.parametrize("length", [7, 16, 100, 1029])
 def test_rows_are_summed_as_one_by_one(length):
     rng = np.random.default_rng(0)
     values = jnp.asarray(rng.normal(size=(3, 100, length)).astype(np.float32))
