@@ -19,22 +19,16 @@ Prints a table and saves `gates.json` and `gates.png` in the folder `--output`.
 import argparse
 import functools
 import json
-import os
 import pathlib
 import re
 import shutil
 import subprocess
-import sys
 import time
-
-if "--tpu" in sys.argv:
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 import fiberjax
 from fiberjax.analysis import style
@@ -42,6 +36,7 @@ from fiberjax.gates.aggregate import clip, rollback
 from fiberjax.gates.hierarchy import Hierarchy, fgh
 from fiberjax.layout import make_layout
 from fiberjax.parallel import distributed
+from fiberjax.plans import topologies
 from fiberjax.plans.costs import hbm_bytes
 from fiberjax.plans.hlo import parse
 from fiberjax.run.plots import COLOURS, DASHES
@@ -173,14 +168,11 @@ def estimated_cycles(text: str) -> int:
 
 def tpu_cost(log2: int, depth: int, preset: str | None) -> dict[str, dict[str, float]]:
     """What programs compiled for a TPU v5e and v6e cost by form: bytes a token, relative cycles."""
-    from jax.experimental import topologies
-    from jax.sharding import SingleDeviceSharding
-
     costs: dict[str, dict[str, float]] = {}
     built = layouts(problem(log2), depth)
     for chip in ("v5e", "v6e"):
-        found = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:2x2")
-        sharding = SingleDeviceSharding(found.devices[0])
+        devices = topologies.describe_devices(topologies.parse_topology(f"{chip}:2x2"))
+        sharding = SingleDeviceSharding(devices[0])
 
         def compiled(function, *args, sharding=sharding):
             abstract = jax.tree.map(
@@ -311,6 +303,8 @@ def main() -> None:
     parser.add_argument("--tpu-log2", type=int, default=20)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
     options = parser.parse_args()
+    if options.tpu:
+        topologies.compile_environment()
     sizes = range(options.min_log2, options.max_log2 + 1, 2)
     # Levels as a user counts them, tokens included: two is FiberPO, four is FiberPO-Domain.
     depths = (1, 2, 3) if options.gate is None else (3,)

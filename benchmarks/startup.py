@@ -108,15 +108,18 @@ def main(argv: list[str]) -> None:
     found: dict[str, list[dict[str, Found]]] = {commit: [] for commit in named.values()}
     with tempfile.TemporaryDirectory() as folder:
         trees = {commit: Path(folder) / commit for commit in named.values()}
-        for commit, tree in trees.items():
-            subprocess.run([*git, "worktree", "add", "-q", "--detach", tree, commit], check=True)
-            # Teaches the warm start, which is kept for all that follows.
-            cold_and_warm(tree, Path(folder) / f"warm-{commit}")
-        for _ in range(REPEATS.value):
+        try:
             for commit, tree in trees.items():
-                found[commit].append(cold_and_warm(tree, Path(folder) / f"warm-{commit}"))
-        for tree in trees.values():
-            subprocess.run([*git, "worktree", "remove", "--force", tree], check=True)
+                add = [*git, "worktree", "add", "-q", "--detach", tree, commit]
+                subprocess.run(add, check=True)
+                # Teaches the warm start, which is kept for all that follows.
+                cold_and_warm(tree, Path(folder) / f"warm-{commit}")
+            for _ in range(REPEATS.value):
+                for commit, tree in trees.items():
+                    found[commit].append(cold_and_warm(tree, Path(folder) / f"warm-{commit}"))
+        finally:
+            for tree in trees.values():
+                subprocess.run([*git, "worktree", "remove", "--force", tree], check=False)
     print(table(found))
     output = Path(OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
