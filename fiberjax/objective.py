@@ -176,8 +176,8 @@ def token_weight(
     mask = jnp.asarray(layout.mask, dtype)
     if weighting == "token":
         return mask, mask
-    length = layout.lift_from(layout.tokens_of(TRAJECTORY), TRAJECTORY)
-    per_trajectory = jnp.where(layout.mask, 1 / jnp.maximum(length, 1).astype(dtype), 0)
+    share = 1 / jnp.maximum(layout.tokens_of(TRAJECTORY), 1).astype(dtype)
+    per_trajectory = jnp.where(layout.mask, layout.lift_from(share, TRAJECTORY), 0)
     if constant_length is None or weighting != "constant":
         return per_trajectory, per_trajectory
     return mask / constant_length, per_trajectory
