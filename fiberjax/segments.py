@@ -21,9 +21,10 @@ moved over the tokens as few times as a compiler allows, and that decides the fo
 * On a CPU it also computes an entry of a small table again for each token that reads it. Tables are
   therefore made whole before many read them (`_kept`).
 * A TPU has no fast scatter or gather, and no time for comparing every token with every segment. An
-  id of `S` segments is written as two digits of `√S` values each; a table is then a matrix, a sum
-  the product of two one-hot matrices, and a token reads a row of the table by another product
-  (`_digits_sum`, `_digits_entries`). XLA fuses the comparisons into the products.
+  id is written as two digits (`_bases`); a table is then a matrix, a sum the product of two one-hot
+  matrices, and a token reads a row of the table by another product (`_digits_sum`,
+  `_digits_entries`). XLA fuses the comparisons into the products. Rows shorter than a TPU's lanes,
+  such as blocks, are joined, and summed by a product too (`_joined_sums_by_class`).
 
 Of fewer than `FEW` elements all of this is left out: nothing would be saved but compiling.
 """
@@ -52,6 +53,9 @@ LANES = 8
 FEW = 256
 """Elements. Fewer are moved in the plainest form on every platform."""
 
+TPU_LANES = 128
+"""Elements that a TPU computes side by side; shorter rows are joined to as many."""
+
 LARGEST_MATRIX = 2**16
 """Segments of a table that a TPU makes a matrix of; larger ones are scattered and gathered."""
 
@@ -78,8 +82,8 @@ def segment_sum(
       `[S]` of the values' dtype (with `ids`, further trailing axes of the values are kept); an
       empty segment is 0. Linear, so the gradient of an element is the cotangent of its segment, and
       0 where its id belongs to nothing. On a TPU sums of integers are exact below 2²⁴, and a NaN
-      may reach other segments too, those whose ids share a digit with its own; elsewhere it stays
-      in its segment.
+      may reach other segments too, those whose ids share a digit with its own and those of blocks
+      beside its own; elsewhere it stays in its segment.
     """
     if ids is None:
         table = row_sums(values)
@@ -175,7 +179,8 @@ def widen(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
       shape: static, of the elements, a multiple of as many as there are values.
     """
     block = int(np.prod(shape)) // max(values.size, 1)
-    return jnp.broadcast_to(values[..., None], (*values.shape, block)).reshape(shape)
+    one_class = jnp.zeros((*values.shape, block), jnp.int32)
+    return _class_entries(values[..., None], one_class, num_classes=1).reshape(shape)
 
 
 def row_sums(values: jax.Array) -> jax.Array:
@@ -225,7 +230,7 @@ def _entries_by_class(
     table: jax.Array, classes: jax.Array, *, num_classes: int, kept: bool = False
 ) -> jax.Array:
     """`[..., T]`, for each element the entry of its class in its row of a table `[..., C]`."""
-    if kept and classes.size >= FEW:
+    if kept and num_classes > 1 and classes.size >= FEW:
         table = _kept(table)
     return sum(
         ((classes == c) * table[..., c : c + 1] for c in range(num_classes)),
@@ -247,9 +252,19 @@ def _gathered_entries(
     return table.at[ids].get(mode="fill", fill_value=0)
 
 
-def _digits(ids: jax.Array, num_segments: int) -> tuple[jax.Array, jax.Array]:
-    """The two digits of each id as one-hot rows, bool[N, H] and [N, R], where `S ≤ H · R`."""
-    base = 2 ** (((num_segments - 1).bit_length() + 1) // 2)
+def _bases(num_segments: int) -> tuple[int, int]:
+    """Values of the smaller and of the larger digit, powers of two whose product is at least `S`.
+
+    The further apart, the cheaper; but of a digit of 128 values and more a TPU's compiler writes
+    the one-hot rows to memory.
+    """
+    bits = (num_segments - 1).bit_length()
+    larger = max(min(bits - 3, 6), (bits + 1) // 2)
+    return 2 ** (bits - larger), 2**larger
+
+
+def _digits(ids: jax.Array, num_segments: int, base: int) -> tuple[jax.Array, jax.Array]:
+    """The two digits of each id as one-hot rows, bool[N, H] and [N, base]."""
     first = ids[:, None] // base == jnp.arange(-(-num_segments // base), dtype=ids.dtype)
     second = ids[:, None] % base == jnp.arange(base, dtype=ids.dtype)
     return first, second
@@ -269,7 +284,8 @@ def _digits_sum(values: jax.Array, ids: jax.Array, *, num_segments: int) -> jax.
     """
     if not _in_digits(values, ids, num_segments):
         return _scattered_sum(values, ids, num_segments=num_segments)
-    first, second = _digits(ids, num_segments)
+    _, base = _bases(num_segments)  # The first digit holds the columns: it is the smaller.
+    first, second = _digits(ids, num_segments, base)
     columns = values.reshape(ids.size, 1, -1).astype(jnp.float32)
     columns = jnp.clip(columns, -LARGEST_NUMBER, LARGEST_NUMBER)
     chosen = jnp.where(first[:, :, None], columns, 0)
@@ -285,14 +301,56 @@ def _digits_entries(table: jax.Array, ids: jax.Array, *, num_segments: int) -> j
         parts = jnp.stack([table >> 16, table & 0xFFFF], axis=-1).astype(jnp.float32)
         high, low = jnp.moveaxis(_digits_entries(parts, ids, num_segments=num_segments), -1, 0)
         return (high.astype(jnp.int32) << 16) | low.astype(jnp.int32)
-    first, second = _digits(ids, num_segments)
+    base, _ = _bases(num_segments)  # What the first digit reads is as wide as the second is.
+    first, second = _digits(ids, num_segments, base)
     columns = jnp.clip(table.reshape(num_segments, -1), -LARGEST_NUMBER, LARGEST_NUMBER)
-    height, base = first.shape[1], second.shape[1]
+    height = first.shape[1]
     whole = jnp.pad(columns, ((0, height * base - num_segments), (0, 0)))
     matrix = whole.reshape(height, base, -1)
     rows = jnp.einsum("nh,hrk->nrk", first.astype(jnp.float32), matrix, precision="highest")
     read = jnp.sum(jnp.where(second[:, :, None], rows, 0), axis=1)
     return read.reshape(ids.size, *table.shape[1:])
+
+
+def _rows_of_lanes(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array | None:
+    """One-hot float32[TPU_LANES, J]: which of `J` joined rows a lane is of.
+
+    None where rows of that shape are not joined.
+    """
+    length, size = shape[-1], int(np.prod(shape))
+    if dtype != jnp.float32 or size < FEW or not 1 < length < TPU_LANES:
+        return None
+    if TPU_LANES % length or size % TPU_LANES:
+        return None
+    return jnp.repeat(jnp.eye(TPU_LANES // length, dtype=jnp.float32), length, axis=0)
+
+
+def _joined_sums_by_class(values: jax.Array, classes: jax.Array, *, num_classes: int) -> jax.Array:
+    """`_sums_by_class` of short rows, as many joined as a TPU has lanes, by a product a class."""
+    rows = _rows_of_lanes(values.shape, values.dtype)
+    if rows is None:
+        return _sums_by_class(values, classes, num_classes=num_classes)
+    values = jnp.clip(values, -LARGEST_NUMBER, LARGEST_NUMBER)
+    joined, of = (x.reshape(-1, TPU_LANES) for x in (values, classes))
+    parts = jnp.stack([jnp.where(of == c, joined, 0) for c in range(num_classes)])
+    sums = jnp.matmul(parts, rows, precision="highest")
+    return jnp.moveaxis(sums.reshape(num_classes, *values.shape[:-1]), 0, -1)
+
+
+def _joined_entries_by_class(
+    table: jax.Array, classes: jax.Array, *, num_classes: int
+) -> jax.Array:
+    """`_entries_by_class` of short rows, the transpose of `_joined_sums_by_class`."""
+    rows = _rows_of_lanes(classes.shape, table.dtype)
+    if rows is None:
+        return _entries_by_class(table, classes, num_classes=num_classes)
+    table = jnp.clip(table, -LARGEST_NUMBER, LARGEST_NUMBER)
+    of = classes.reshape(-1, TPU_LANES)
+    read = jnp.zeros((), table.dtype)
+    for c in range(num_classes):
+        joined = table[..., c].reshape(-1, rows.shape[1])
+        read = jnp.where(of == c, jnp.matmul(joined, rows.T, precision="highest"), read)
+    return read.reshape(classes.shape)
 
 
 _sums, _entries = transposes.pair(
@@ -310,7 +368,8 @@ _class_sums, _class_entries = transposes.pair(
         "cpu": (
             functools.partial(_sums_by_class, at_once=True),
             functools.partial(_entries_by_class, kept=True),
-        )
+        ),
+        "tpu": (_joined_sums_by_class, _joined_entries_by_class),
     },
 )
 

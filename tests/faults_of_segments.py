@@ -72,4 +72,32 @@ FAULTS = (
         "    if False:",
         (f"{SEGMENTS}::test_digits_of_integers",),
     ),
+    Mutant(
+        "rows that fill no lanes are joined",
+        "fiberjax/segments.py",
+        "    if TPU_LANES % length or size % TPU_LANES:\n        return None\n",
+        "",
+        (f"{SEGMENTS}::test_rows_that_fill_no_lanes_are_not_joined",),
+    ),
+    Mutant(
+        "a joined row reads the lanes of another",
+        "fiberjax/segments.py",
+        "jnp.repeat(jnp.eye(TPU_LANES // length, dtype=jnp.float32), length, axis=0)",
+        "jnp.tile(jnp.eye(TPU_LANES // length, dtype=jnp.float32), (length, 1))",
+        (f"{SEGMENTS}::test_joined_rows_are_rows",),
+    ),
+    Mutant(
+        "an infinite number meets the zeros of joined rows",
+        "fiberjax/segments.py",
+        "    values = jnp.clip(values, -LARGEST_NUMBER, LARGEST_NUMBER)\n",
+        "",
+        (f"{SEGMENTS}::test_joined_rows_hold_what_a_product_would_make_nan",),
+    ),
+    Mutant(
+        "a digit has more values than a compiler fuses",
+        "fiberjax/segments.py",
+        "larger = max(min(bits - 3, 6), (bits + 1) // 2)",
+        "larger = max(bits - 3, (bits + 1) // 2)",
+        (f"{SEGMENTS}::test_digits_hold_every_id",),
+    ),
 )

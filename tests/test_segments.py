@@ -20,7 +20,7 @@ FORMS = (
 
 
 @pytest.mark.parametrize("trailing", [(), (3,)])
-@pytest.mark.parametrize("count", [1, 2, 7, 64])
+@pytest.mark.parametrize("count", [1, 2, 7, 64, 130])
 def test_digits_are_scatters_and_gathers(count, trailing):
     rng = np.random.default_rng(0)
     # Padding points at the number of segments and beyond.
@@ -67,6 +67,52 @@ def test_digits_hold_what_a_product_would_make_nan():
     np.testing.assert_array_equal(np.delete(total, 4), np.delete(np.bincount(ids), 4))
     read = segments._digits_entries(table, ids, num_segments=9)
     np.testing.assert_array_equal(read, np.where(ids == 4, -segments.LARGEST_NUMBER, 1.0))
+
+
+@pytest.mark.parametrize("length", [2, 16, 64])
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_joined_rows_are_rows(length, num_classes):
+    rng = np.random.default_rng(0)
+    shape = (4, 256 // length, length)
+    values = jnp.asarray(rng.normal(size=shape).astype(np.float32))
+    table = jnp.asarray(rng.normal(size=(*shape[:2], num_classes)).astype(np.float32))
+    classes = jnp.asarray(rng.integers(0, num_classes, shape).astype(np.int32))
+    for moved, plain, joined in (
+        (values, segments._sums_by_class, segments._joined_sums_by_class),
+        (table, segments._entries_by_class, segments._joined_entries_by_class),
+    ):
+        plain, joined = (functools.partial(f, num_classes=num_classes) for f in (plain, joined))
+        assert "dot_general" in str(jax.make_jaxpr(joined)(moved, classes))
+        chex.assert_trees_all_close(
+            joined(moved, classes), plain(moved, classes), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("shape", [(600, 1), (300, 3), (3, 100), (3, 256), (3, 16), (0, 16)])
+def test_rows_that_fill_no_lanes_are_not_joined(shape):
+    values, classes = jnp.ones(shape), jnp.zeros(shape, jnp.int32)
+    joined = functools.partial(segments._joined_sums_by_class, num_classes=2)
+    assert "dot_general" not in str(jax.make_jaxpr(joined)(values, classes))
+    assert joined(values, classes).shape == (shape[0], 2)
+
+
+def test_joined_rows_hold_what_a_product_would_make_nan():
+    values = jnp.ones((32, 16)).at[3, 5].set(jnp.inf)
+    one_class = jnp.zeros(values.shape, jnp.int32)
+    total = segments._joined_sums_by_class(values, one_class, num_classes=1)[:, 0]
+    assert np.isfinite(total).all() and total[3] > 1e38
+    np.testing.assert_array_equal(np.delete(total, 3), 16.0)
+    table = jnp.ones((32, 1)).at[3].set(-jnp.inf)
+    read = segments._joined_entries_by_class(table, one_class, num_classes=1)
+    assert (read[3] == -segments.LARGEST_NUMBER).all()
+    np.testing.assert_array_equal(np.delete(read, 3, axis=0), 1.0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 64, 65, 1024, 4096, 4097, 2**16])
+def test_digits_hold_every_id(count):
+    smaller, larger = segments._bases(count)
+    assert smaller * larger >= count and smaller <= larger
+    assert larger <= 64 or count > 4096
 
 
 @pytest.mark.parametrize("length", [7, 16, 100, 1029])
