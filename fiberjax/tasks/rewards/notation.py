@@ -108,7 +108,7 @@ _WRITTEN = (
         re.compile(
             r"(?<![^\W\d_])(k?m|cm|mm|dm|mi|ft|in|yd|feet|foot|inch(?:es)?|yards?|miles?|units?"
             r"|(?:kilo|centi|milli)?met(?:er|re)s?"
-            r"|(?:(?<=/)|(?<=/ )|(?<=[a-z] ))(?:s|sec|seconds?|h|hr|hours?|min|K))"
+            r"|(?:(?<=[/×])|(?<=[/×] )|(?<=[a-z] ))(?:s|sec|seconds?|h|hr|hours?|min|K))"
             r"(?: ?\^-?[1-3](?![0-9])| ?⁻?[¹²³])"
         ),
         r"\1",

@@ -111,6 +111,7 @@ _UNKNOWN = re.compile(
 """A letter that something is done to."""
 _SEVERAL = re.compile(r"\b(?:or|and)\b|[;|]|,(?![0-9]{3}(?![0-9]))|[0-9] +[^\W\d_]\s*$")
 _WORD_OVER_WORD = re.compile(r"([^\W\d_]*) ?/ ?([^\W\d_]+)")
+_TIMES_WORD = re.compile(r"([^\W\d_]+) ?× ?(?=([^\W\d_]+))")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 # What is left of a plain text beside its number and its words.
 _OPERATORS = re.compile(r"[*×+/^<>≤≥≠±√∛!|~&\\÷]|(?<![^\W\d_])-|-(?![^\W\d_])|[:;,](?=\s*\S*[0-9])")
@@ -251,7 +252,7 @@ def _stands_alone(before: str, after: str) -> bool:
     if _NO_COUNTER.search(after):
         return False
     if _OPERATORS.search(before) or _OPERATORS.search(after.replace("%", " ")):
-        return _unit_over_unit(before, after)
+        return _of_units(before, after)
     first = {word.lower() for word in _WORD.findall(before)}
     words = first | {word.lower() for word in _WORD.findall(after)}
     return not (words & _REFUSED or first & _REFUSED_BEFORE or _variable(after))
@@ -273,16 +274,23 @@ def _unit(word: str) -> bool:
     return word in _SYMBOLS or word.lower() in _UNITS
 
 
-def _unit_over_unit(before: str, after: str) -> bool:
-    """Whether the only operation is a slash between two units, as in `5 km/h` or `$5/hour`."""
+def _of_units(before: str, after: str) -> bool:
+    """Whether the only operations are of units, as in `5 km/h`, `$5/hour` or `5 kg·m/s`."""
     words = {word.lower() for word in _WORD.findall(before + " " + after)}
-    slash = _WORD_OVER_WORD.search(after)
-    if slash is None or not all(len(of) > 2 or _unit(of) for of in slash.groups() if of):
-        return False
-    if not slash[1] and slash[2] in _SYMBOLS:
-        return False
-    rest = after[: slash.start()] + after[slash.end() :]
+    rest = _TIMES_WORD.sub(_units_beside, after)
+    slash = _WORD_OVER_WORD.search(rest)
+    if slash is not None:
+        if not all(len(of) > 2 or _unit(of) for of in slash.groups() if of):
+            return False
+        if not slash[1] and slash[2] in _SYMBOLS:
+            return False
+        rest = rest[: slash.start()] + rest[slash.end() :]
     return not (words & _REFUSED or _OPERATORS.search(before) or _OPERATORS.search(rest))
+
+
+def _units_beside(found: re.Match[str]) -> str:
+    """Two units side by side for their product; what else is multiplied stays."""
+    return f"{found[1]} " if _unit(found[1]) and _unit(found[2]) else found[0]
 
 
 def _words_apart(before: str, after: str) -> frozenset[str]:
