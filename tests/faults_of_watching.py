@@ -154,4 +154,11 @@ FAULTS = (
             "test_the_same_prompts_stand_side_by_side_and_texts_are_no_markup",
         ),
     ),
+    Mutant(
+        "what has been compiled counts in every iteration",
+        "fiberjax/run/trainer.py",
+        "before, self._compiling = self._compiling, compiled.seconds()",
+        "before, self._compiling = 0.0, compiled.seconds()",
+        ("tests/run/test_loop.py::test_nothing_is_compiled_after_the_first_iteration",),
+    ),
 )

@@ -11,10 +11,12 @@ was compiled, so that a run that reads it ends bitwise where one that compiles d
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +26,9 @@ from fiberjax import storage
 
 SECONDS = 0.1
 """What compiles faster is not kept: to find a program takes a few milliseconds too."""
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+"""What jax calls the time that a program took to compile, or to be read."""
 
 DAYS = 30.0
 """A program that no run has read for so long is removed."""
@@ -59,6 +64,28 @@ def keep() -> Path | None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
     return folder
+
+
+def seconds() -> float:
+    """How long this process has compiled, or read what was kept, since this was first called; s.
+
+    Of all threads together: two that compile at once count twice.
+    """
+    return _listening()[0]
+
+
+@functools.cache
+def _listening() -> list[float]:
+    """Has jax tell of every program that it has compiled; what they took, in a list of one."""
+    taken, lock = [0.0], threading.Lock()
+
+    def add(event: str, duration_secs: float, **told: str | int) -> None:
+        if event == COMPILED:
+            with lock:
+                taken[0] += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(add)
+    return taken
 
 
 def _processor() -> str:

@@ -128,6 +128,9 @@ METRICS: Mapping[str, Metric] = {
     "timing/rollout_s": Metric("s", "time to sample and verify a rollout batch"),
     "timing/update_s": Metric("s", "time of the updates on a rollout batch"),
     "timing/total_s": Metric("s", "time of the whole step"),
+    "timing/compile_s": Metric(
+        "s", "time to compile programs, or to read those kept, since the step before"
+    ),
     "timing/watching_s": Metric(
         "s", "time to evaluate after a step, and to keep and show samples and rollouts"
     ),

@@ -205,6 +205,7 @@ NOT_DRAWN: Mapping[str, str] = {
     "timing/rollout_s": "of the machine, not of the policy",
     "timing/update_s": "of the machine, not of the policy",
     "timing/total_s": "of the machine, not of the policy",
+    "timing/compile_s": "of the machine, not of the policy",
     "timing/watching_s": "of the machine, not of the policy",
     "perf/tokens_per_s": "of the machine, not of the policy",
 }

@@ -12,7 +12,7 @@ import numpy as np
 
 from fiberjax import mismatch, seeds
 from fiberjax.experiment import Experiment
-from fiberjax.parallel import mesh, shardings
+from fiberjax.parallel import compiled, mesh, shardings
 from fiberjax.run.ahead import Drawn
 from fiberjax.run.keeping import Keeper, Trained
 from fiberjax.run.measured import (
@@ -127,17 +127,18 @@ class Trainer:
         )
         self._diagnose: Diagnose = make_diagnose(experiment.mesh, experiment.gate)
         self._parts = experiment.training.micro_batches * experiment.training.minibatches
-        compiled = functools.partial(
+        scores = functools.partial(
             make_log_probs, experiment.policy, experiment.mesh, experiment.training.chunk
         )
-        self._log_probs: Callable = compiled(
+        self._log_probs: Callable = scores(
             self._parts,
             packed=experiment.training.packing,
             routes=experiment.training.router_replay,
         )
-        self._log_probs_of_few: Callable = compiled(1)
+        self._log_probs_of_few: Callable = scores(1)
         self._estimate: Callable = jax.jit(experiment.estimate, static_argnums=2)
         self._learning_rate: Callable = jax.jit(jax.vmap(experiment.schedule))
+        self._compiling = compiled.seconds()
 
     def again(
         self,
@@ -171,6 +172,7 @@ class Trainer:
         other.ahead, other._sampled = (), sampled
         other._sampler = experiment.training_sampler(logit_noise=logit_noise)
         other._learning_rate = jax.jit(jax.vmap(experiment.schedule))
+        other._compiling = compiled.seconds()
         return other
 
     def iterate(
@@ -483,10 +485,12 @@ class Trainer:
             name = "gate/budget_factor" if control.of == "budgets" else "actor/step_factor"
             scalars[name] = factor
         tokens = scalars["response_length/mean"] * collected.completions
+        before, self._compiling = self._compiling, compiled.seconds()
         scalars |= {
             "timing/rollout_s": collected.seconds,
             "timing/update_s": updated,
             "timing/total_s": collected.seconds + updated,
+            "timing/compile_s": self._compiling - before,
             "perf/tokens_per_s": tokens / (collected.seconds + updated),
         }
         return state, scalars

@@ -83,6 +83,16 @@ def test_what_was_not_read_for_long_is_removed(home):
     assert [path.name for path in folder.iterdir()] == ["new"]
 
 
+def test_what_compiles_is_timed():
+    before = compiled.seconds()
+    double = jax.jit(lambda x: 2 * x)
+    double(3.0)
+    first = compiled.seconds()
+    assert first > before
+    double(3.0)
+    assert compiled.seconds() == first
+
+
 def test_the_next_process_reads_what_one_compiled_and_compiles_what_is_damaged(tmp_path):
     without = {name: of for name, of in os.environ.items() if not name.startswith("JAX_")}
     environment = without | {

@@ -137,6 +137,12 @@ def test_what_a_run_leaves(finished):
 
 
 @pytest.mark.slow
+def test_nothing_is_compiled_after_the_first_iteration(finished):
+    first, *later = read_metrics(finished[0])["timing/compile_s"][1:]
+    assert first > 0 and not any(later)
+
+
+@pytest.mark.slow
 def test_any_checkpoint_is_read_by_its_number(finished):
     """The policy before an iteration gives the log-probs that the iteration kept as old."""
     folder = finished[0]
