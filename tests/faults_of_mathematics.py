@@ -229,7 +229,7 @@ FAULTS = (
     # Layout and segments.
     Mutant(
         "an id of nothing reads the last cell",
-        "fiberjax/segments.py",
+        "fiberjax/segment_forms.py",
         '.get(mode="fill", fill_value=0)',
         '.get(mode="clip")',
         ("tests/test_layout.py::test_padding_ids_never_wrap_or_clamp",),

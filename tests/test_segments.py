@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import fiberjax as fj
-from fiberjax import segments
+from fiberjax import segment_forms, segments
 from fiberjax.parallel import mesh
 
 FORMS = (
-    (segments._scattered_sum, segments._gathered_entries),
-    (segments._digits_sum, segments._digits_entries),
+    (segment_forms.scattered_sums, segment_forms.gathered_entries),
+    (segment_forms.digit_sums, segment_forms.digit_entries),
 )
 
 
@@ -62,11 +62,11 @@ def test_digits_hold_what_a_product_would_make_nan():
     ids = jnp.asarray(np.arange(400, dtype=np.int32) % 9)
     values = jnp.where(ids == 4, jnp.inf, 1.0).at[5:].min(1.0)
     table = jnp.where(jnp.arange(9) == 4, -jnp.finfo(jnp.float32).max, 1.0)
-    total = segments._digits_sum(values, ids, num_segments=9)
+    total = segment_forms.digit_sums(values, ids, num_segments=9)
     assert np.isfinite(total).all() and total[4] > 1e38
     np.testing.assert_array_equal(np.delete(total, 4), np.delete(np.bincount(ids), 4))
-    read = segments._digits_entries(table, ids, num_segments=9)
-    np.testing.assert_array_equal(read, np.where(ids == 4, -segments.LARGEST_NUMBER, 1.0))
+    read = segment_forms.digit_entries(table, ids, num_segments=9)
+    np.testing.assert_array_equal(read, np.where(ids == 4, -segment_forms.LARGEST_NUMBER, 1.0))
 
 
 @pytest.mark.parametrize("length", [2, 16, 64])
@@ -78,8 +78,8 @@ def test_joined_rows_are_rows(length, num_classes):
     table = jnp.asarray(rng.normal(size=(*shape[:2], num_classes)).astype(np.float32))
     classes = jnp.asarray(rng.integers(0, num_classes, shape).astype(np.int32))
     for moved, plain, joined in (
-        (values, segments._sums_by_class, segments._joined_sums_by_class),
-        (table, segments._entries_by_class, segments._joined_entries_by_class),
+        (values, segment_forms.sums_by_class, segment_forms.joined_sums_by_class),
+        (table, segment_forms.entries_by_class, segment_forms.joined_entries_by_class),
     ):
         plain, joined = (functools.partial(f, num_classes=num_classes) for f in (plain, joined))
         assert "dot_general" in str(jax.make_jaxpr(joined)(moved, classes))
@@ -91,7 +91,7 @@ def test_joined_rows_are_rows(length, num_classes):
 @pytest.mark.parametrize("shape", [(600, 1), (300, 3), (3, 100), (3, 256), (3, 16), (0, 16)])
 def test_rows_that_fill_no_lanes_are_not_joined(shape):
     values, classes = jnp.ones(shape), jnp.zeros(shape, jnp.int32)
-    joined = functools.partial(segments._joined_sums_by_class, num_classes=2)
+    joined = functools.partial(segment_forms.joined_sums_by_class, num_classes=2)
     assert "dot_general" not in str(jax.make_jaxpr(joined)(values, classes))
     assert joined(values, classes).shape == (shape[0], 2)
 
@@ -99,18 +99,18 @@ def test_rows_that_fill_no_lanes_are_not_joined(shape):
 def test_joined_rows_hold_what_a_product_would_make_nan():
     values = jnp.ones((32, 16)).at[3, 5].set(jnp.inf)
     one_class = jnp.zeros(values.shape, jnp.int32)
-    total = segments._joined_sums_by_class(values, one_class, num_classes=1)[:, 0]
+    total = segment_forms.joined_sums_by_class(values, one_class, num_classes=1)[:, 0]
     assert np.isfinite(total).all() and total[3] > 1e38
     np.testing.assert_array_equal(np.delete(total, 3), 16.0)
     table = jnp.ones((32, 1)).at[3].set(-jnp.inf)
-    read = segments._joined_entries_by_class(table, one_class, num_classes=1)
-    assert (read[3] == -segments.LARGEST_NUMBER).all()
+    read = segment_forms.joined_entries_by_class(table, one_class, num_classes=1)
+    assert (read[3] == -segment_forms.LARGEST_NUMBER).all()
     np.testing.assert_array_equal(np.delete(read, 3, axis=0), 1.0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 64, 65, 1024, 4096, 4097, 2**16])
 def test_digits_hold_every_id(count):
-    smaller, larger = segments._bases(count)
+    smaller, larger = segment_forms.bases(count)
     assert smaller * larger >= count and smaller <= larger
     assert larger <= 64 or count > 4096
 
@@ -121,7 +121,7 @@ def test_rows_are_summed_as_one_by_one(length):
     values = jnp.asarray(rng.normal(size=(3, 100, length)).astype(np.float32))
     classes = jnp.asarray(rng.integers(0, 3, values.shape))
     alone, at_once = (
-        segments._sums_by_class(values, classes, num_classes=3, at_once=joined)
+        segment_forms.sums_by_class(values, classes, num_classes=3, at_once=joined)
         for joined in (False, True)
     )
     np.testing.assert_allclose(at_once, alone, rtol=1e-5, atol=1e-5)
@@ -216,7 +216,7 @@ PARENTS = {"group": np.arange(16) // 2, "domain": np.arange(8) % 2}
 @pytest.mark.parametrize("name", ["silent_sequence", "fiberpo_domain"])
 def test_a_batch_of_many_tokens_has_one_gradient_in_every_layout(name):
     mask, log_ratio, advantage = ragged()
-    assert mask.size > segments.FEW
+    assert mask.size > segment_forms.FEW
     gate, ids = fj.gate(name), np.broadcast_to(np.arange(16)[:, None], mask.shape)
     want = fj.coefficients(gate, log_ratio, advantage, fj.make_layout(mask, PARENTS))
     assert np.abs(want).max() > 1e-4
