@@ -385,6 +385,7 @@ def staleness(stage: int, find: Find) -> tuple[Setting, ...]:
 
     A batch of 32 prompts is seen once, in four updates, so S updates are S/4 iterations of the
     queue; those within the batch come on top, 0 to 3. The start gives the first S/4 + 1 batches.
+    Ours stands beside its trajectory level alone, for what the others add to old samples.
     """
     once = {"iterations": 30, "rollout__prompts": 32}
     once |= {"training__epochs": 1, "training__minibatches": 4}
@@ -398,7 +399,7 @@ def staleness(stage: int, find: Find) -> tuple[Setting, ...]:
             )
             for queue in (0, 1, 4, 16)
             for rate in (1e-3, 3e-3)
-            for method in FOUR
+            for method in (*FOUR, ALONE)
         ],
         stage,
     )
