@@ -15,7 +15,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.study import early_warning, halving, pictures, records, summary
-from experiments.study.figures import ALONE, FIGURES, MORE, SIX
+from experiments.study.figures import ALONE, FIGURES, MORE, SHORTER, SIX
 from experiments.study.records import Record
 from experiments.study.settings import SEEDS, Setting, told, value_told
 from experiments.study.summary import Cell
@@ -122,7 +122,7 @@ def duels(grid: Mapping[str, Sequence[Cell]]) -> list[str]:
 def levels(high: Sequence[Sequence[Cell]]) -> list[str]:
     """What ours has over its trajectory level alone, and over GSPO, where the rate is too high."""
     lines = []
-    for other in (ALONE.method, MORE[0].method):
+    for other in (ALONE.method, SHORTER.method, MORE[0].method):
         gains = [gain for cells in high for gain in summary.pairs(cells, OURS, other)]
         if gains:
             lines.append(

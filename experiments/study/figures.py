@@ -122,6 +122,11 @@ ALONE = dataclasses.replace(
 )
 """Ours without its upper levels, whose budgets nothing reaches."""
 
+SHORTER = dataclasses.replace(
+    ALONE.at(0, optimizer__learning_rate=2.4e-3), method=f"{ALONE.method}, rate × .8"
+)
+"""The same at .8 of the higher rate: its steps are about as short as those of all levels there."""
+
 WHOLE = Setting("silent sequence, whole steps", SIX[5].gate, _whole_steps(SIX[5]))
 """Ours without the share."""
 
@@ -385,24 +390,23 @@ def staleness(stage: int, find: Find) -> tuple[Setting, ...]:
 
     A batch of 32 prompts is seen once, in four updates, so S updates are S/4 iterations of the
     queue; those within the batch come on top, 0 to 3. The start gives the first S/4 + 1 batches.
-    Ours stands beside its trajectory level alone, for what the others add to old samples.
+    Ours stands beside its trajectory level alone, for what the others add to old samples, and at
+    the higher rate beside that with steps as short as the others make them.
     """
     once = {"iterations": 30, "rollout__prompts": 32}
     once |= {"training__epochs": 1, "training__minibatches": 4}
-    return _over(
-        [
-            method.on(
-                {"S": 4 * queue, "η": rate},
-                staleness=queue,
-                optimizer__learning_rate=rate,
-                **once,
-            )
-            for queue in (0, 1, 4, 16)
-            for rate in (1e-3, 3e-3)
-            for method in (*FOUR, ALONE)
-        ],
-        stage,
-    )
+    settings = [
+        method.at(0, optimizer__learning_rate=rate).on(
+            {"S": 4 * queue, "η": rate}, staleness=queue, **once
+        )
+        for queue in (0, 1, 4, 16)
+        for rate in (1e-3, 3e-3)
+        for method in (*FOUR, ALONE)
+    ]
+    settings += [
+        SHORTER.on({"S": 4 * queue, "η": 3e-3}, staleness=queue, **once) for queue in (0, 1, 4, 16)
+    ]
+    return _over(settings, stage)
 
 
 def noise(stage: int, find: Find) -> tuple[Setting, ...]:
