@@ -12,7 +12,8 @@ From the start of the process, as often as asked, each commit in a worktree of i
 
 Samples are there when the rollouts of the first iteration are verified and scored, after the
 evaluation of the warm start; updates when those of the iteration are made. Prints a table of the
-least wall and CPU seconds, and saves all in `startup.json` in the folder `--output`.
+least wall and CPU seconds and the programs of the last cold start that took over half a second to
+compile, and saves all in `startup.json` in the folder `--output`.
 """
 
 import json
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -37,7 +39,18 @@ PROBE = """
 import json, os, runpy, sys, time
 sys.path.insert(0, os.getcwd())
 begun = float(os.environ.pop("BEGUN"))
+import jax
 from fiberjax.run.trainer import Trainer
+
+def tell(*line):
+    with open(os.environ["STAGES"], "a") as file:
+        print(json.dumps(line), file=file)
+
+def heard(event, seconds, **told):
+    if event == "/jax/core/compile/backend_compile_duration" and seconds > 0.5:
+        tell("program", told.get("fun_name", ""), seconds)
+
+jax.monitoring.register_event_duration_secs_listener(heard)
 
 def timed(name):
     method = getattr(Trainer, name)
@@ -45,8 +58,7 @@ def timed(name):
         result = method(*args, **kwargs)
         cpu = sum(os.times()[:4])
         stage = "first updates" if name == "update" else "first samples"
-        with open(os.environ["STAGES"], "a") as file:
-            print(json.dumps([stage, time.time() - begun, cpu]), file=file)
+        tell(stage, time.time() - begun, cpu)
         if name == "update":
             os._exit(0)
         return result
@@ -58,8 +70,9 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
-Found = dict[str, tuple[float, float]]
-"""Stage -> wall and CPU seconds from the start of the process to its end."""
+Found = dict[str, Any]
+"""Stage -> wall and CPU seconds from the start of the process to its end; "programs" -> name and
+seconds of each that took over half a second to compile, in their order."""
 
 
 def start(code: Path, home: Path, options: list[str], name: str) -> Found:
@@ -70,8 +83,9 @@ def start(code: Path, home: Path, options: list[str], name: str) -> Found:
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     stages = environment["STAGES"] = str(home / f"{name}.jsonl")
     subprocess.run(command, cwd=code, env=environment, check=True, capture_output=True)
-    lines = Path(stages).read_text().splitlines()
-    return {stage: (wall, cpu) for stage, wall, cpu in map(json.loads, lines)}
+    lines = [json.loads(line) for line in Path(stages).read_text().splitlines()]
+    programs = [of for kind, *of in lines if kind == "program"]
+    return {kind: of for kind, *of in lines if kind in STAGES} | {"programs": programs}
 
 
 def cold_and_warm(code: Path, warm_start: Path) -> dict[str, Found]:
@@ -121,6 +135,9 @@ def main(argv: list[str]) -> None:
             for tree in trees.values():
                 subprocess.run([*git, "worktree", "remove", "--force", tree], check=False)
     print(table(found))
+    for commit, starts in found.items():
+        for name, seconds in starts[-1]["cold"]["programs"]:
+            print(f"{commit} compiles {name} in {seconds:.1f} s")
     output = Path(OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     (output / "startup.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -42,7 +42,7 @@ DRIFTING = ("tuned", "rates", "own_rates", "momentum", "room")
 """The figures of 32 updates a batch that differ in gate, share, rate and momentum alone."""
 
 TOO_HIGH = {"tuned": 3e-3, "room": 0.0, "staleness": 3e-3}
-"""Figures of the three methods below at rates that are too high -> the least such rate."""
+"""Figures of `levels` that are at rates too high -> the least such rate."""
 
 HEAD = """# The runs of the study
 
@@ -120,7 +120,10 @@ def duels(grid: Mapping[str, Sequence[Cell]]) -> list[str]:
 
 
 def levels(high: Sequence[Sequence[Cell]]) -> list[str]:
-    """What ours has over its trajectory level alone, and over GSPO, where the rate is too high."""
+    """What ours has over its trajectory level alone, and over GSPO, where the rate is too high.
+
+    Over that level at a lower rate too: are levels worth more than the shorter step?
+    """
     lines = []
     for other in (ALONE.method, SHORTER.method, MORE[0].method):
         gains = [gain for cells in high for gain in summary.pairs(cells, OURS, other)]
