@@ -9,8 +9,10 @@ sampler, over its Qwen3. The policies have the same shape and number of paramete
 same numbers; float32, AdamW, no reference policy, old log-probabilities given, on both sides.
 
 tunix is no dependency of fiberjax: `uv` makes an environment of its own for it, and it runs in a
-process of its own. The two take turns, one measurement each, so that other load on the machine
-meets both. Prints a table and saves `train_step.json` in the folder `--output`.
+process of its own. Beside them stands a limit of steps: the matrix products that the policy's
+parameters need for these tokens, forward and back, and nothing else. All take turns, one
+measurement each, so that other load on the machine meets all. Prints a table and saves
+`train_step.json` in the folder `--output`.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -102,6 +104,53 @@ def make_batch(data: dict[str, np.ndarray], mask: np.ndarray) -> Batch:
     return Batch(layout=layout, advantage=by_token, **host)
 
 
+def limit(params: Any, data: dict[str, np.ndarray]) -> dict[str, Callable[[], Timing]]:
+    """What a step needs at least, by name: its products with matrices, at what jax takes for them.
+
+    A matrix takes three products of one size, for its output and for both gradients; those of the
+    layers for every real token, the table of the vocabulary for completion tokens alone. Attention
+    is left out, some 4 % of the arithmetic, and so is everything that is no product.
+    """
+    vocabulary = params["embed"]["kernel"].T.shape
+    kernels = [leaf.shape[1:] for leaf in jax.tree.leaves(params["layers"]) if leaf.ndim == 3]
+
+    @jax.jit
+    def forward(x, w):
+        return x @ w
+
+    @jax.jit
+    def backward(x, w, dy):
+        return dy @ w.T, x.T @ dy
+
+    def products(completion: int) -> Callable[[], int]:
+        sizes = [(ROWS * PROMPT + completion, *shape) for shape in kernels * POLICY.num_layers]
+        sizes.append((completion, *vocabulary))
+        held = {size: _operands(*size) for size in sizes}
+
+        def all_products() -> int:
+            for size in sizes:
+                x, w, dy = held[size]
+                jax.block_until_ready((forward(x, w), backward(x, w, dy)))
+            return completion
+
+        return all_products
+
+    full, ragged = products(ROWS * COMPLETION), products(int(data["ragged"].sum()))
+    return {
+        "step": lambda: timed(full),
+        "ragged": lambda: timed(ragged),
+        "packed": lambda: timed(ragged),
+    }
+
+
+def _operands(rows: int, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Random float32 of a product's input [rows, inputs], matrix, and cotangent [rows, outputs]."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (rows, inputs), (inputs, outputs), (rows, outputs)
+    x, w, dy = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    return x, w, dy
+
+
 def our_side(params: Any, data: dict[str, np.ndarray]) -> dict[str, Callable[[], Timing]]:
     """What we measure by name: the full step, the ragged one, the same packed, the sampler."""
     device_mesh = mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
@@ -169,38 +218,59 @@ def their_side(data: dict[str, np.ndarray]) -> contextlib.AbstractContextManager
 
 
 def compare(
-    name: str, ours: Callable[[], Timing], theirs: Callable[[], Timing] | None, repeats: int
+    name: str, sides: Mapping[str, Callable[[], Timing] | None], repeats: int
 ) -> dict[str, Any]:
     """Turns of one measurement each, after two of each that compile and warm up.
 
-    Ratios are ours over theirs, of the medians.
+    Args:
+      name: of the case.
+      sides: what measures each side, `ours` first; None where a side has no such case.
+      repeats: turns that count.
+
+    Returns:
+      The summary of every side, and of `ours` over each other one, of the medians, `ratios`.
     """
-    sides = {"ours": ours} if theirs is None else {"ours": ours, "tunix": theirs}
-    runs: dict[str, list[Timing]] = {side: [] for side in sides}
+    there = {side: measure for side, measure in sides.items() if measure is not None}
+    runs: dict[str, list[Timing]] = {side: [] for side in there}
     for turn in range(repeats + 2):
-        for side, measure in sides.items():
+        for side, measure in there.items():
             timing = measure()
             if turn >= 2:
                 runs[side].append(timing)
     result: dict[str, Any] = {"name": name} | {s: summary(r) for s, r in runs.items()}
-    if theirs is not None:
-        for key in ("wall", "cpu"):
-            result[f"{key}_ratio"] = result["ours"][key] / result["tunix"][key]
+    others = [side for side in there if side != "ours"]
+    result["ratios"] = {
+        side: {key: result["ours"][key] / result[side][key] for key in ("wall", "cpu")}
+        for side in others
+    }
     return result
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: seconds and tokens a second of each side, and ours over theirs."""
+    """Markdown: seconds and tokens a second of each side, and ours over the others."""
     lines = [
-        "| | ours, wall s | tunix, wall s | ours, CPU s | tunix, CPU s "
-        "| ours, tokens/s | tunix, tokens/s | ours/tunix, wall | ours/tunix, CPU |",
-        "|---|" + "---|" * 8,
+        "| | ours, wall s | tunix, wall s | ours, CPU s | tunix, CPU s | limit, CPU s "
+        "| ours, tokens/s | tunix, tokens/s | ours/tunix, wall | ours/tunix, CPU "
+        "| ours/limit, CPU |",
+        "|---|" + "---|" * 10,
     ]
+
+    def number(row: dict[str, Any], side: str, key: str) -> str:
+        places = ",.0f" if key.startswith("tokens") else ".2f"
+        return f"{row[side][key]:{places}}" if side in row else ""
+
+    def ratio(row: dict[str, Any], side: str, key: str) -> str:
+        return f"{row['ratios'][side][key]:.2f}" if side in row["ratios"] else ""
+
     for row in rows:
-        sides = [row.get(side, {}) for side in ("ours", "tunix")]
-        cells = [f"{s[k]:.2f}" if s else "" for k in ("wall", "cpu") for s in sides]
-        cells += [f"{s['tokens_per_wall_second']:,.0f}" if s else "" for s in sides]
-        cells += [f"{row[k]:.2f}" if k in row else "" for k in ("wall_ratio", "cpu_ratio")]
+        cells = [number(row, side, "wall") for side in ("ours", "tunix")]
+        cells += [number(row, side, "cpu") for side in ("ours", "tunix", "limit")]
+        cells += [number(row, side, "tokens_per_wall_second") for side in ("ours", "tunix")]
+        cells += [
+            ratio(row, "tunix", "wall"),
+            ratio(row, "tunix", "cpu"),
+            ratio(row, "limit", "cpu"),
+        ]
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -215,7 +285,7 @@ def main() -> None:
     options = parser.parse_args()
     params = init(POLICY, jax.random.key(0))
     data = problem(params)
-    ours = our_side(params, data)
+    ours, least = our_side(params, data), limit(params, data)
     versions = {name: version(name) for name in ("fiberjax", "jax", "jaxlib", "optax")}
     about = {"params": num_params(POLICY)} | versions
     result: dict[str, Any] = {
@@ -246,8 +316,9 @@ def main() -> None:
         }
         rows = []
         for name, (mine, other) in cases.items():
-            rows.append(compare(name, ours[mine], theirs(other), options.repeats))
-            print(json.dumps({k: v for k, v in rows[-1].items() if "ratio" in k or k == "name"}))
+            sides = {"ours": ours[mine], "tunix": theirs(other), "limit": least.get(mine)}
+            rows.append(compare(name, sides, options.repeats))
+            print(json.dumps({key: rows[-1][key] for key in ("name", "ratios")}))
     result |= {"load_after": os.getloadavg(), "results": rows}
     print(table(rows))
     options.output.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ UPDATE = "tests/train/test_update.py"
 ROLLOUT = "tests/train/test_rollout.py"
 PACKING = ("tests/train/test_packing.py",)
 TRAINER = "tests/run/test_trainer.py"
+LOG_PROBS = "tests/policy/test_log_probs.py"
 SLOTS = "tests/policy/test_slots.py"
 RESAMPLED = "tests/run/test_resampling.py"
 SOURCE = "tests/tasks/test_source.py"
@@ -49,9 +50,44 @@ FAULTS = (
     Mutant(
         "the entropy is the normaliser",
         "fiberjax/policy/log_probs.py",
-        "entropy=normaliser - mean",
-        "entropy=normaliser",
-        ("tests/policy/test_log_probs.py::test_chunks_equal_direct_in_value_and_gradient",),
+        "entropy=log_z - sums.mean",
+        "entropy=log_z",
+        (f"{LOG_PROBS}::test_blocks_equal_direct_in_value_and_gradient",),
+    ),
+    Mutant(
+        "columns that fill the last block up are tokens",
+        "fiberjax/policy/log_probs.py",
+        "if padding:",
+        "if False:",
+        (f"{LOG_PROBS}::test_blocks_equal_direct_in_value_and_gradient",),
+    ),
+    Mutant(
+        "targets are found in the first part of the table alone",
+        "fiberjax/policy/log_probs.py",
+        "jnp.arange(parts) * of_part",
+        "jnp.arange(parts) * 0",
+        (f"{LOG_PROBS}::test_blocks_equal_direct_in_value_and_gradient",),
+    ),
+    Mutant(
+        "every block weighs alike in the entropy",
+        "fiberjax/policy/log_probs.py",
+        "weights = jnp.exp(blocks.log_z - log_z)",
+        "weights = jnp.full_like(blocks.log_z, 1 / len(blocks.log_z))",
+        (f"{LOG_PROBS}::test_blocks_equal_direct_in_value_and_gradient",),
+    ),
+    Mutant(
+        "each block's gradient of the table is added over devices by itself",
+        "fiberjax/train/forward.py",
+        'return jax.lax.pcast(kernel, axes, to="varying")',
+        "return kernel",
+        ("tests/train/test_forward.py::test_as_much_is_sent_for_many_blocks_as_for_few",),
+    ),
+    Mutant(
+        "each block's gradient of activations is added over parts of the table by itself",
+        "fiberjax/train/forward.py",
+        'parts=device_mesh.shape["tensor"],',
+        "parts=1,",
+        ("tests/train/test_forward.py::test_as_much_is_sent_for_many_blocks_as_for_few",),
     ),
     Mutant(
         "the mass kept by truncation is taken after it",

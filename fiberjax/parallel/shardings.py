@@ -266,6 +266,11 @@ class MeshPlacement(Placement):
         """Into how many parts the rows are split."""
         return math.prod(self.mesh.shape[axis] for axis in self.row_axes)
 
+    @property
+    def vocabulary_parts(self) -> int:
+        """Into how many parts the table of logits is split, where its rows divide by them."""
+        return self.mesh.shape["tensor"]
+
     def activation(self, x: jax.Array, name: str) -> jax.Array:
         """`x`, split as `ACTIVATION_SPECS` says."""
         spec = self.spec(name)

@@ -1,8 +1,11 @@
-"""Per-token log-probabilities and entropies, in chunks of columns.
+"""Per-token log-probabilities and entropies, a part of the vocabulary at a time.
 
 The logits of a whole batch, float32[B, T, V], are by far the largest array of a language model's
-training step. Here they exist for one chunk of columns at a time, in the backward pass too, where
-they are computed again.
+training step. Here they exist for one block of the vocabulary at a time, in the backward pass too,
+where they are computed again. A block needs its rows of the table and no others, so the table and
+its gradient, which are larger than the activations, pass through memory once; were the logits of
+some columns formed at a time, all of the table would be read for each of them, and all of its
+gradient written.
 """
 
 from typing import NamedTuple
@@ -14,6 +17,9 @@ from jax import Array, lax
 from fiberjax.policy import transformer
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.placement import ONE_DEVICE, Placement
+
+# Of the columns that fill the last block up: no target, and a logit whose exponential is 0.
+_NO_TOKEN, _NO_LOGIT = -1, -1e30
 
 
 class TokenOutputs(NamedTuple):
@@ -54,7 +60,7 @@ def token_outputs(
       segment_ids: int32[B, S]; 0 is padding.
       start: first column wanted, at least 1; static.
       temperature: divides the logits; positive.
-      chunk: columns whose logits exist at a time, static; S − start need not divide by it.
+      chunk: as many logits exist at a time as so many columns have; static, positive.
       entropy_gradient: whether entropies have a gradient; static. Without, they are constants and
         the backward pass does nothing for them.
       placement: where the policy's arrays lie.
@@ -79,6 +85,7 @@ def token_outputs(
         temperature=temperature,
         chunk=chunk,
         entropy_gradient=entropy_gradient,
+        parts=placement.vocabulary_parts,
     )
 
 
@@ -90,18 +97,25 @@ def chunked_token_outputs(
     temperature: Array | float,
     chunk: int,
     entropy_gradient: bool = True,
+    parts: int = 1,
 ) -> TokenOutputs:
     """Log-probability of each target and entropy of its distribution, each float32[B, T].
+
+    With Z_b = Σ_{v in b} exp(z_v) and μ_b = Σ_{v in b} z_v exp(z_v) / Z_b of every block b of the
+    vocabulary, Z = Σ_b Z_b, and the entropy is log Z − Σ_b μ_b Z_b / Z.
 
     Args:
       hidden: dtype[B, T, D], normed activations.
       kernel: float32[V, D], the table that turns them into logits.
       targets: int32[B, T], in [0, V).
       temperature: divides the logits; positive.
-      chunk: columns handled at a time; static, positive. Rows stay together, so a batch sharded
+      chunk: as many logits exist at a time as so many columns have; static, positive. With T or
+        more all of them do, and stay for the backward pass. Rows stay together, so a batch sharded
         over rows stays sharded.
       entropy_gradient: whether entropies have a gradient; static. Without, they are constants and
         the backward pass does nothing for them.
+      parts: into how many the table is sharded along V; static. Every block has rows of all of
+        them, so that none waits for another.
 
     Returns:
       Both differentiable in `hidden`, `kernel` and `temperature`, entropies only with
@@ -112,43 +126,100 @@ def chunked_token_outputs(
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 column, got {chunk}")
-    batch, length, width = hidden.shape
-    chunk = min(chunk, length)
-    count = -(-length // chunk)
-    padding = count * chunk - length
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, padding)))
-
-    # Cast once: inside the loop it would be done, and saved, again for every chunk.
+    # Cast once: inside the loop it would be done, and saved, again for every block.
     kernel = kernel.astype(hidden.dtype)
-
-    def outputs(hidden: Array, targets: Array, kernel: Array) -> TokenOutputs:
+    least = -(-hidden.shape[1] // chunk)
+    if least == 1:  # Nothing else is in memory with these logits: they may stay.
         scaled = transformer.logits(hidden, kernel) / temperature
-        return _outputs(scaled, targets, entropy_gradient)
+        sums = _sums(scaled, jnp.arange(len(kernel)), targets, entropy_gradient)
+    else:
+        of_blocks = _of_blocks(hidden, kernel, targets, temperature, least, entropy_gradient, parts)
+        sums = _joined(of_blocks, entropy_gradient)
+    log_z = sums.log_z if entropy_gradient else lax.stop_gradient(sums.log_z)
+    # −Σ p log p = log Z − Σ p z, without forming log p.
+    return TokenOutputs(log_prob=sums.chosen - sums.log_z, entropy=log_z - sums.mean)
 
-    if count == 1:  # Nothing else is in memory with these logits: they may stay.
-        return TokenOutputs(*(x[:, :length] for x in outputs(hidden, targets, kernel)))
 
-    chunks = (
-        hidden.reshape(batch, count, chunk, width).swapaxes(0, 1),
-        targets.reshape(batch, count, chunk).swapaxes(0, 1),
+def blocks(vocabulary: int, least: int) -> tuple[int, int]:
+    """How many blocks, and the tokens of each: even ones where up to twice as many can be.
+
+    >>> blocks(151_936, 5), blocks(7, 3), blocks(5, 4), blocks(3, 8)
+    ((8, 18992), (3, 3), (5, 1), (3, 1))
+    """
+    least = min(least, vocabulary)
+    even = (count for count in range(least, 2 * least) if vocabulary % count == 0)
+    size = -(-vocabulary // next(even, least))
+    return -(-vocabulary // size), size
+
+
+class _Sums(NamedTuple):
+    """What is kept of the logits of a block of the vocabulary, each float32[..., B, T].
+
+    Attributes:
+      log_z: log Σ exp(z) over the block.
+      chosen: the target's logit; 0 where the block does not hold it.
+      mean: of z under the distribution within the block.
+    """
+
+    log_z: Array
+    chosen: Array
+    mean: Array
+
+
+def _of_blocks(
+    hidden: Array,
+    kernel: Array,
+    targets: Array,
+    temperature: Array | float,
+    least: int,
+    entropy_gradient: bool,
+    parts: int,
+) -> _Sums:
+    """Of at least so many blocks of the vocabulary, along a leading axis."""
+    vocabulary, width = kernel.shape
+    parts = parts if vocabulary % parts == 0 else 1
+    of_part = vocabulary // parts
+    count, size = blocks(of_part, least)
+    padding = count * size - of_part
+
+    def in_part(hidden: Array, kernel: Array, first: Array) -> _Sums:
+        @jax.checkpoint
+        def of_block(number: Array, kernel: Array) -> _Sums:
+            token = number * size + jnp.arange(size)
+            scaled = transformer.logits(hidden, kernel) / temperature
+            if padding:
+                scaled = jnp.where(token < of_part, scaled, _NO_LOGIT)
+            ids = jnp.where(token < of_part, first + token, _NO_TOKEN)
+            return _sums(scaled, ids, targets, entropy_gradient)
+
+        return lax.map(lambda block: of_block(*block), (jnp.arange(count), kernel))
+
+    table = jnp.pad(kernel.reshape(parts, of_part, width), ((0, 0), (0, padding), (0, 0)))
+    sums = jax.vmap(in_part)(
+        # Each part adds to the gradient of activations of its own, and these up after the loop.
+        jnp.broadcast_to(hidden, (parts, *hidden.shape)),
+        table.reshape(parts, count, size, width),
+        jnp.arange(parts) * of_part,
     )
-    stacked = lax.map(lambda args: jax.checkpoint(outputs)(*args, kernel), chunks)
-    return TokenOutputs(
-        *(x.swapaxes(0, 1).reshape(batch, count * chunk)[:, :length] for x in stacked)
-    )
+    return _Sums(*(x.reshape(-1, *targets.shape) for x in sums))
 
 
-def _outputs(scaled: Array, targets: Array, entropy_gradient: bool) -> TokenOutputs:
-    """Of logits [..., V] already divided by the temperature."""
-    normaliser = jax.nn.logsumexp(scaled, axis=-1)
+def _sums(scaled: Array, ids: Array, targets: Array, entropy_gradient: bool) -> _Sums:
+    """Of the logits [B, T, S] of the tokens `ids`, int32[S], divided by the temperature."""
     # A sum instead of a gather, whose gradient would scatter into another array of this size.
-    is_target = jnp.arange(scaled.shape[-1]) == targets[..., None]
-    chosen = jnp.sum(scaled, axis=-1, where=is_target)
-    log_prob = chosen - normaliser
+    chosen = jnp.sum(scaled, axis=-1, where=ids == targets[..., None])
+    log_z = jax.nn.logsumexp(scaled, axis=-1)
     if not entropy_gradient:
         # Where it enters, so that nothing of the entropy is ever differentiated.
-        scaled, normaliser = lax.stop_gradient((scaled, normaliser))
-    # −Σ p log p = log Z − Σ p z, without forming log p.
+        scaled = lax.stop_gradient(scaled)
     mean = jnp.sum(jax.nn.softmax(scaled, axis=-1) * scaled, axis=-1)
-    return TokenOutputs(log_prob=log_prob, entropy=normaliser - mean)
+    return _Sums(log_z, chosen, mean)
+
+
+def _joined(blocks: _Sums, entropy_gradient: bool) -> _Sums:
+    """Of blocks along the first axis, together."""
+    log_z = jax.nn.logsumexp(blocks.log_z, axis=0)
+    weights = jnp.exp(blocks.log_z - log_z)
+    if not entropy_gradient:
+        weights = lax.stop_gradient(weights)
+    return _Sums(log_z, blocks.chosen.sum(axis=0), jnp.sum(weights * blocks.mean, axis=0))

@@ -23,6 +23,11 @@ class Placement:
         """Into how many parts the rows are split."""
         return 1
 
+    @property
+    def vocabulary_parts(self) -> int:
+        """Into how many parts the table of logits is split, where its rows divide by them."""
+        return 1
+
     def activation(self, x: Array, name: str) -> Array:
         """An activation, on the devices that should hold its parts.
 

@@ -42,7 +42,7 @@ def make_forward(
       device_mesh: from `mesh.make_mesh`.
       window: how many of the last columns are completions, where rows do not name theirs.
       temperature: divides the logits; float32[].
-      chunk: columns whose logits exist at a time.
+      chunk: as many logits exist at a time as so many columns have.
       entropy_gradient: whether entropies have a gradient, or are constants.
       row_axes: mesh axes that the rows are split over; without `data`, those of one replica.
     """
@@ -69,7 +69,10 @@ def _make_head(
 ) -> Callable[[Any, jax.Array, Rows], TokenOutputs]:
     """From the policy and its activations over rows to its outputs; arguments as `make_forward`."""
     outputs = functools.partial(
-        chunked_token_outputs, chunk=chunk, entropy_gradient=entropy_gradient
+        chunked_token_outputs,
+        chunk=chunk,
+        entropy_gradient=entropy_gradient,
+        parts=device_mesh.shape["tensor"],
     )
 
     def of_hidden(model: Any, hidden: jax.Array, rows: Rows) -> TokenOutputs:
@@ -94,7 +97,7 @@ def _make_head(
             # The partitioner refuses a loop that is manual over axes of size one alone.
             return local(*arguments)
         return jax.shard_map(
-            local,
+            lambda hidden, kernel, *others: local(hidden, _of_shard(kernel, row_axes), *others),
             mesh=device_mesh,
             in_specs=(P(row_axes), mesh.REPLICATED, P(row_axes), mesh.REPLICATED),
             out_specs=P(row_axes),
@@ -104,6 +107,14 @@ def _make_head(
         )(*arguments)
 
     return of_hidden
+
+
+def _of_shard(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The table, with a gradient of each shard's own, which are added up once.
+
+    Left to the loop over blocks of it, each block's would be added up by itself.
+    """
+    return jax.lax.pcast(kernel, axes, to="varying")
 
 
 def _of_every_column(
@@ -120,6 +131,7 @@ def _of_every_column(
     tokens = jnp.where(rows.segment_ids != 0, rows.tokens, 0)
 
     def local(hidden: Any, kernel: Any, targets: Any, temperature: Any) -> TokenOutputs:
+        kernel = _of_shard(kernel, (*row_axes, "sequence"))
         return outputs(hidden, kernel, targets, temperature=temperature)
 
     return jax.shard_map(
@@ -206,7 +218,7 @@ def make_log_probs(
     Args:
       config: shape of the policy.
       device_mesh: from `mesh.make_mesh`.
-      chunk: columns whose logits exist at a time.
+      chunk: as many logits exist at a time as so many columns have.
       num_micro_batches: into how many parts the rows are cut.
       packed: whether the policy reads several trajectories in a row, as many as find room.
       routes: whether to tell which experts each token was sent to; of a mixture alone.

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from fiberjax import policy
+from fiberjax.policy import log_probs
 
 from . import shapes
 
@@ -16,12 +17,17 @@ token_outputs = jax.jit(
 )
 
 
-@pytest.fixture(scope="module")
-def inputs():
+def make_inputs(vocabulary):
     """Activations [B, T, D], table [V, D], targets [B, T]."""
     keys = jax.random.split(jax.random.key(0), 3)
     hidden = jax.random.normal(keys[0], (3, 7, 5))
-    return hidden, jax.random.normal(keys[1], (6, 5)), jax.random.randint(keys[2], (3, 7), 0, 6)
+    kernel = jax.random.normal(keys[1], (vocabulary, 5))
+    return hidden, kernel, jax.random.randint(keys[2], (3, 7), 0, vocabulary)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return make_inputs(6)
 
 
 def direct(hidden, kernel, targets, *, temperature):
@@ -30,10 +36,16 @@ def direct(hidden, kernel, targets, *, temperature):
     return policy.TokenOutputs(chosen, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize(
+    ("vocabulary", "parts"),
+    # Blocks of one size; with a column too many at the end, of the whole or of each part; and a
+    # vocabulary that does not split.
+    [(6, 1), (7, 1), (14, 2), (12, 3), (7, 2)],
+)
+@pytest.mark.parametrize("chunk", [1, 2, 4, 7, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_chunks_equal_direct_in_value_and_gradient(inputs, chunk, temperature):
-    hidden, kernel, targets = inputs
+def test_blocks_equal_direct_in_value_and_gradient(vocabulary, parts, chunk, temperature):
+    hidden, kernel, targets = make_inputs(vocabulary)
     weights = jax.random.normal(jax.random.key(9), (2, *targets.shape))
 
     def run(function, **options):
@@ -46,8 +58,41 @@ def test_chunks_equal_direct_in_value_and_gradient(inputs, chunk, temperature):
         )
 
     chex.assert_trees_all_close(
-        run(policy.chunked_token_outputs, chunk=chunk), run(direct), rtol=2e-5, atol=2e-5
+        run(policy.chunked_token_outputs, chunk=chunk, parts=parts),
+        run(direct),
+        rtol=2e-5,
+        atol=2e-5,
     )
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "least"), [(151_936, 5), (151_936, 32), (7, 3), (5, 4), (3, 8), (1, 2), (97, 50)]
+)
+def test_blocks_hold_the_vocabulary_and_none_is_empty(vocabulary, least):
+    count, size = log_probs.blocks(vocabulary, least)
+    assert 0 <= count * size - vocabulary < size
+    assert size <= -(-vocabulary // min(least, vocabulary))  # No more at a time than allowed.
+    assert count < 2 * least
+
+
+def test_the_table_is_read_and_its_gradient_made_a_block_at_a_time():
+    """Were the logits of some columns formed at a time, each would add to a whole gradient."""
+    hidden, kernel, targets = jnp.zeros((2, 64, 8)), jnp.zeros((512, 8)), jnp.zeros((2, 64), int)
+
+    def loss(hidden, kernel):
+        out = policy.chunked_token_outputs(hidden, kernel, targets, temperature=1.0, chunk=4)
+        return jnp.sum(out.log_prob)
+
+    loops = [
+        equation
+        for equation in jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, kernel).eqns
+        if equation.primitive.name == "scan"
+    ]
+    assert [loop.params["length"] for loop in loops] == [16, 16]  # Forward and back.
+    for loop in loops:
+        shapes = [value.aval.shape for value in loop.params["jaxpr"].jaxpr.invars]
+        assert (32, 8) in [shape[-2:] for shape in shapes]
+        assert (512, 8) not in [shape[-2:] for shape in shapes]
 
 
 def test_entropy_gradient_by_differences(inputs):
@@ -194,7 +239,7 @@ def test_start_selects_columns():
 
 
 def test_no_array_of_all_logits_is_kept():
-    """Temporaries of value and gradient stay near one chunk of logits, far below all of them."""
+    """Temporaries of value and gradient stay near one block of logits, far below all of them."""
     batch, length, width, vocab, chunk = 4, 256, 8, 4096, 4
 
     def temporaries(function, **options):
