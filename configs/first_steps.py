@@ -38,7 +38,6 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.training.epochs = 1
     config.training.micro_batches = 1
     config.training.packing = False
-    config.training.chunk = 8
     config.optimizer.warmup_steps = 2
     config.evaluation.prompts = 40
     config.evaluation.batch = 40

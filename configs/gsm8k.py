@@ -32,7 +32,6 @@ def get_config(gate: str = DEFAULT) -> ConfigDict:
     config.rollout.max_rows = 64
     config.training.minibatches = 4
     config.training.micro_batches = 4
-    config.training.chunk = 128
 
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_steps = 10

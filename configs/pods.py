@@ -34,7 +34,6 @@ def get_config(gate: str = DEFAULT) -> ConfigDict:
     config.training.epochs = 1
     config.training.micro_batches = 16
     config.training.packing = True
-    config.training.chunk = 512
     config.training.mismatch = "truncate"
 
     config.optimizer.name = "adamw"

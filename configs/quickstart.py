@@ -157,7 +157,7 @@ def get_config(gate: str = gates.DEFAULT) -> ConfigDict:
     config.training.router_replay = False
     config.training.mismatch_cap = 2.0
     config.training.mismatch_floor = 0.5
-    config.training.chunk = 128
+    config.training.chunk = 0
     config.training.nonfinite = "skip"
     config.training.unpaid_iterations = 5
 

@@ -37,7 +37,6 @@ def get_config(gate: str = DEFAULT) -> ConfigDict:
     config.training.minibatches = 2
     config.training.micro_batches = 1
     config.training.packing = False
-    config.training.chunk = 4
     config.policy.remat = "none"
 
     config.optimizer.name = "adamw"

@@ -637,7 +637,8 @@ class Training:
         tokens that went elsewhere. Shares of experts stay those of the current policy.
       mismatch_cap: the cap, a ratio above 1.
       mismatch_floor: the floor, a ratio below 1.
-      chunk: columns whose logits exist at a time.
+      chunk: as many logits exist at a time, on a device, as so many columns have; 0: as 64 MiB
+        hold.
       nonfinite: what follows where a log ratio, a loss or a gradient is NaN or infinite: "skip"
         leaves the update out, says so and counts it, and stops the run, saved, after five in a row;
         "stop" ends at the first one with an error. Either ends where parameters or moments are not
@@ -664,7 +665,7 @@ class Training:
     router_replay: bool
     mismatch_cap: Annotated[float, Range("(1, inf)")]
     mismatch_floor: Annotated[float, Range("(0, 1)")]
-    chunk: Annotated[int, AT_LEAST_1]
+    chunk: Annotated[int, AT_LEAST_0]
     nonfinite: str
     unpaid_iterations: Annotated[int, AT_LEAST_0]
 

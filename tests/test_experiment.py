@@ -90,7 +90,7 @@ BAD = [
     ("training.mismatch_floor", 1.0, r"mismatch_floor must be in \(0, 1\); got 1\.0"),
     ("training.edge", "behaviour", r"edge must be one of update, direct; got 'behaviour'"),
     ("training.epochs", 0, r"config\.training: epochs must be positive"),
-    ("training.chunk", 0, r"config\.training: chunk must be positive"),
+    ("training.chunk", -1, r"config\.training: chunk must be at least 0; got -1"),
     ("lora.rank", -1, r"config\.lora: rank must be at least 0; got -1"),
     ("lora.rank", 99, r"config\.lora: rank must be between 1 and .*q_proj is 16 by 16; got 99"),
     ("lora.rank", 2.0, r"config\.lora\.rank must be int; got 2\.0"),

@@ -140,8 +140,8 @@ def advise(experiment: Experiment, program: Program) -> list[str]:
             advice.append(f"policy.remat = 'full' instead of {policy.remat!r}")
         if policy.compute_dtype != "bfloat16":
             advice.append("policy.compute_dtype = 'bfloat16'")
-        if training.chunk > 128:
-            advice.append(f"training.chunk = 128 instead of {training.chunk}")
+        if training.chunk:
+            advice.append(f"training.chunk = 0 instead of {training.chunk}: 64 MiB of logits")
         if kept > program.limit_bytes // 4:
             advice.append("optimizer.moment_dtype = 'bfloat16', if it is not yet")
     if kept > program.limit_bytes // 4 and shape["data"] > 1:

@@ -18,6 +18,9 @@ from fiberjax.policy import transformer
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.placement import ONE_DEVICE, Placement
 
+# Of float32 logits on a device where nothing else is asked for: as many as stay on a TPU's chip, so
+# that they never pass through its memory, and small beside that of other devices.
+_LOGIT_BYTES = 2**26
 # Of the columns that fill the last block up: no target, and a logit whose exponential is 0.
 _NO_TOKEN, _NO_LOGIT = -1, -1e30
 
@@ -60,7 +63,8 @@ def token_outputs(
       segment_ids: int32[B, S]; 0 is padding.
       start: first column wanted, at least 1; static.
       temperature: divides the logits; positive.
-      chunk: as many logits exist at a time as so many columns have; static, positive.
+      chunk: as many logits exist at a time as so many columns have, or with 0 as 64 MiB hold;
+        static.
       entropy_gradient: whether entropies have a gradient; static. Without, they are constants and
         the backward pass does nothing for them.
       placement: where the policy's arrays lie.
@@ -109,9 +113,9 @@ def chunked_token_outputs(
       kernel: float32[V, D], the table that turns them into logits.
       targets: int32[B, T], in [0, V).
       temperature: divides the logits; positive.
-      chunk: as many logits exist at a time as so many columns have; static, positive. With T or
-        more all of them do, and stay for the backward pass. Rows stay together, so a batch sharded
-        over rows stays sharded.
+      chunk: as many logits exist at a time as so many columns have, or with 0 as 64 MiB hold;
+        static. Where that is all of them, they stay for the backward pass. Rows stay together, so a
+        batch sharded over rows stays sharded.
       entropy_gradient: whether entropies have a gradient; static. Without, they are constants and
         the backward pass does nothing for them.
       parts: into how many the table is sharded along V; static. Every block has rows of all of
@@ -122,13 +126,16 @@ def chunked_token_outputs(
       `entropy_gradient`.
 
     Raises:
-      ValueError: if `chunk` is not positive.
+      ValueError: if `chunk` is negative.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1 column, got {chunk}")
+    if chunk < 0:
+        raise ValueError(f"chunk must be at least 0 columns, got {chunk}")
     # Cast once: inside the loop it would be done, and saved, again for every block.
     kernel = kernel.astype(hidden.dtype)
-    least = -(-hidden.shape[1] // chunk)
+    if chunk:
+        least = -(-hidden.shape[1] // chunk)
+    else:
+        least = -(-4 * targets.size * len(kernel) // (parts * _LOGIT_BYTES))
     if least == 1:  # Nothing else is in memory with these logits: they may stay.
         scaled = transformer.logits(hidden, kernel) / temperature
         sums = _sums(scaled, jnp.arange(len(kernel)), targets, entropy_gradient)

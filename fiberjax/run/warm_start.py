@@ -122,7 +122,7 @@ def warm_start(
       device_mesh: from `mesh.make_mesh`.
       batches: makes the endless stream of this process's rows.
       folder: of the published checkpoint to begin with; "" begins with random parameters.
-      chunk: columns whose logits exist at a time.
+      chunk: as many logits exist at a time as so many columns have; 0: as 64 MiB hold.
       seed: of the initial parameters and of the stream.
       depends_on: JSON-like; what else the result depends on: what is taught, and the windows.
 

@@ -42,7 +42,7 @@ def make_forward(
       device_mesh: from `mesh.make_mesh`.
       window: how many of the last columns are completions, where rows do not name theirs.
       temperature: divides the logits; float32[].
-      chunk: as many logits exist at a time as so many columns have.
+      chunk: as many logits exist at a time as so many columns have; 0: as 64 MiB hold.
       entropy_gradient: whether entropies have a gradient, or are constants.
       row_axes: mesh axes that the rows are split over; without `data`, those of one replica.
     """
@@ -218,7 +218,7 @@ def make_log_probs(
     Args:
       config: shape of the policy.
       device_mesh: from `mesh.make_mesh`.
-      chunk: as many logits exist at a time as so many columns have.
+      chunk: as many logits exist at a time as so many columns have; 0: as 64 MiB hold.
       num_micro_batches: into how many parts the rows are cut.
       packed: whether the policy reads several trajectories in a row, as many as find room.
       routes: whether to tell which experts each token was sent to; of a mixture alone.

@@ -81,7 +81,7 @@ class StepOptions:
         gate leaves open; None leaves it whole.
       num_micro_batches: splits of the policy's passes; divides the rows of a shard.
       groups: which rows are one prompt's; between groups, splits may be cheaper.
-      chunk: columns whose logits exist at a time.
+      chunk: as many logits exist at a time as so many columns have; 0: as 64 MiB hold.
       lora: the adapters that are trained; None trains all parameters.
       log_prob: whether the log-probabilities of the batch's tokens come out too, as `diagnose`
         reads them.
@@ -95,7 +95,7 @@ class StepOptions:
     step_share: str | None = None
     num_micro_batches: int = 1
     groups: passes.Groups = dataclasses.field(default_factory=passes.Groups)
-    chunk: int = 128
+    chunk: int = 0
     lora: LoRA | None = None
     log_prob: bool = False
 

@@ -219,6 +219,7 @@ def test_advice_names_numbers():
     advice = "\n".join(plan.advise(stub, program))
     for expected in ("micro_batches = 8 instead of 1", "remat = 'full'", "mesh.data = 4", "chips"):
         assert expected in advice
+    assert "training.chunk = 0 instead of 512" in advice
     fits = dataclasses.replace(program, fits=True, peak_bytes=4)
     assert plan.advise(stub, fits) == []
     Stub.training.micro_batches = 8

@@ -75,6 +75,25 @@ def test_blocks_hold_the_vocabulary_and_none_is_empty(vocabulary, least):
     assert count < 2 * least
 
 
+def test_by_default_as_many_logits_exist_as_64_mebibytes_hold():
+    def loops(columns, parts):
+        shapes = (2, columns, 1), (2**17, 1)
+        found = jax.make_jaxpr(
+            lambda hidden, kernel: policy.chunked_token_outputs(
+                *(hidden, kernel, jnp.zeros((2, columns), int)),
+                temperature=1.0,
+                chunk=0,
+                parts=parts,
+            )
+        )(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+        scans = [e for e in found.eqns if e.primitive.name == "scan"]
+        return [scan.params["length"] for scan in scans]
+
+    # 2 rows × 64 columns × 2¹⁷ tokens × 4 bytes are 64 MiB.
+    assert loops(64, 1) == [] and loops(65, 1) == [2] and loops(512, 1) == [8]
+    assert loops(512, 4) == [2]  # Of each device.
+
+
 def test_the_table_is_read_and_its_gradient_made_a_block_at_a_time():
     """Were the logits of some columns formed at a time, each would add to a whole gradient."""
     hidden, kernel, targets = jnp.zeros((2, 64, 8)), jnp.zeros((512, 8)), jnp.zeros((2, 64), int)
@@ -279,7 +298,7 @@ def test_bfloat16_log_probs_are_float32():
     [
         (dict(start=0), r"start must be in \[1, 4\], got 0"),
         (dict(start=5), "start must be in"),
-        (dict(chunk=0), "chunk must be at least 1"),
+        (dict(chunk=-1), "chunk must be at least 0 columns, got -1"),
     ],
 )
 def test_bad_options_are_refused(options, message):
