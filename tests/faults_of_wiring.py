@@ -76,6 +76,20 @@ FAULTS = (
         (f"{LOG_PROBS}::test_blocks_equal_direct_in_value_and_gradient",),
     ),
     Mutant(
+        "the backward pass sums a block's logits again",
+        "fiberjax/policy/log_probs.py",
+        "@functools.partial(jax.checkpoint, policy=_KEEP)",
+        "@jax.checkpoint",
+        (f"{LOG_PROBS}::test_the_table_is_read_and_its_gradient_made_a_block_at_a_time",),
+    ),
+    Mutant(
+        "the mean logit changes with its weights alone",
+        "fiberjax/policy/log_probs.py",
+        "jnp.sum(p * (1 + z - mean[..., None]), axis=-1)",
+        "jnp.sum(p * (z - mean[..., None]), axis=-1)",
+        (f"{LOG_PROBS}::test_blocks_equal_direct_in_value_and_gradient",),
+    ),
+    Mutant(
         "each block's gradient of the table is added over devices by itself",
         "fiberjax/train/forward.py",
         'return jax.lax.pcast(kernel, axes, to="varying")',

@@ -8,11 +8,13 @@ some columns formed at a time, all of the table would be read for each of them, 
 gradient written.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
 from fiberjax.policy import transformer
 from fiberjax.policy.config import TransformerConfig
@@ -21,6 +23,8 @@ from fiberjax.policy.placement import ONE_DEVICE, Placement
 # Of float32 logits on a device where nothing else is asked for: as many as stay on a TPU's chip, so
 # that they never pass through its memory, and small beside that of other devices.
 _LOGIT_BYTES = 2**26
+_KEPT = "sums"  # What the backward pass of a block has of the forward pass.
+_KEEP = jax.checkpoint_policies.save_only_these_names(_KEPT)
 # Of the columns that fill the last block up: no target, and a logit whose exponential is 0.
 _NO_TOKEN, _NO_LOGIT = -1, -1e30
 
@@ -136,9 +140,8 @@ def chunked_token_outputs(
         least = -(-hidden.shape[1] // chunk)
     else:
         least = -(-4 * targets.size * len(kernel) // (parts * _LOGIT_BYTES))
-    if least == 1:  # Nothing else is in memory with these logits: they may stay.
-        scaled = transformer.logits(hidden, kernel) / temperature
-        sums = _sums(scaled, jnp.arange(len(kernel)), targets, entropy_gradient)
+    if least == 1:
+        sums = _at_once(hidden, kernel, targets, temperature, entropy_gradient)
     else:
         of_blocks = _of_blocks(hidden, kernel, targets, temperature, least, entropy_gradient, parts)
         sums = _joined(of_blocks, entropy_gradient)
@@ -160,17 +163,41 @@ def blocks(vocabulary: int, least: int) -> tuple[int, int]:
 
 
 class _Sums(NamedTuple):
-    """What is kept of the logits of a block of the vocabulary, each float32[..., B, T].
+    """Of the logits z of the vocabulary, or of a block of it, each float32[..., B, T].
 
     Attributes:
-      log_z: log Σ exp(z) over the block.
+      log_z: log Σ exp(z).
       chosen: the target's logit; 0 where the block does not hold it.
-      mean: of z under the distribution within the block.
+      mean: of z under the distribution over these tokens alone.
     """
 
     log_z: Array
     chosen: Array
     mean: Array
+
+
+def _at_once(
+    hidden: Array,
+    kernel: Array,
+    targets: Array,
+    temperature: Array | float,
+    entropy_gradient: bool,
+) -> _Sums:
+    """Of all the vocabulary; logits and their exponentials stay for the backward pass."""
+    scaled = transformer.logits(hidden, kernel) / temperature
+    chosen = _chosen(scaled, jnp.arange(len(kernel)), targets)
+    log_z = jax.nn.logsumexp(scaled, axis=-1)
+    if not entropy_gradient:
+        # Where it enters, so that nothing of the entropy is ever differentiated.
+        scaled = lax.stop_gradient(scaled)
+    mean = jnp.sum(jax.nn.softmax(scaled, axis=-1) * scaled, axis=-1)
+    return _Sums(log_z, chosen, mean)
+
+
+def _chosen(scaled: Array, ids: Array, targets: Array) -> Array:
+    """The target's logit among those [B, T, S] of the tokens `ids`, int32[S]; 0 without it."""
+    # A sum instead of a gather, whose gradient would scatter into another array of this size.
+    return jnp.sum(scaled, axis=-1, where=ids == targets[..., None])
 
 
 def _of_blocks(
@@ -190,14 +217,16 @@ def _of_blocks(
     padding = count * size - of_part
 
     def in_part(hidden: Array, kernel: Array, first: Array) -> _Sums:
-        @jax.checkpoint
+        @functools.partial(jax.checkpoint, policy=_KEEP)
         def of_block(number: Array, kernel: Array) -> _Sums:
             token = number * size + jnp.arange(size)
             scaled = transformer.logits(hidden, kernel) / temperature
             if padding:
                 scaled = jnp.where(token < of_part, scaled, _NO_LOGIT)
             ids = jnp.where(token < of_part, first + token, _NO_TOKEN)
-            return _sums(scaled, ids, targets, entropy_gradient)
+            log_z, mean = _log_z_and_mean(scaled)
+            mean = mean if entropy_gradient else lax.stop_gradient(mean)
+            return _Sums(log_z, _chosen(scaled, ids, targets), mean)
 
         return lax.map(lambda block: of_block(*block), (jnp.arange(count), kernel))
 
@@ -211,16 +240,26 @@ def _of_blocks(
     return _Sums(*(x.reshape(-1, *targets.shape) for x in sums))
 
 
-def _sums(scaled: Array, ids: Array, targets: Array, entropy_gradient: bool) -> _Sums:
-    """Of the logits [B, T, S] of the tokens `ids`, int32[S], divided by the temperature."""
-    # A sum instead of a gather, whose gradient would scatter into another array of this size.
-    chosen = jnp.sum(scaled, axis=-1, where=ids == targets[..., None])
-    log_z = jax.nn.logsumexp(scaled, axis=-1)
-    if not entropy_gradient:
-        # Where it enters, so that nothing of the entropy is ever differentiated.
-        scaled = lax.stop_gradient(scaled)
-    mean = jnp.sum(jax.nn.softmax(scaled, axis=-1) * scaled, axis=-1)
-    return _Sums(log_z, chosen, mean)
+@jax.custom_jvp
+def _log_z_and_mean(z: Array) -> tuple[Array, Array]:
+    """Log Σ exp(z) over the last axis, and the mean of z under that distribution.
+
+    Their gradients, p and p (1 + z − mean), are formed of z and of these two, which `_KEEP` keeps:
+    of a block the backward pass forms the logits again, and no sum over them.
+    """
+    largest = jnp.max(z, axis=-1, keepdims=True)
+    weight = jnp.exp(z - largest)
+    total = jnp.sum(weight, axis=-1)
+    return largest[..., 0] + jnp.log(total), jnp.sum(weight * z, axis=-1) / total
+
+
+@_log_z_and_mean.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> Any:
+    (z,), (dz,) = primals, tangents
+    log_z, mean = (checkpoint_name(x, _KEPT) for x in _log_z_and_mean(z))
+    p = jnp.exp(z - log_z[..., None]) * dz
+    of_mean = jnp.sum(p * (1 + z - mean[..., None]), axis=-1)
+    return (log_z, mean), (jnp.sum(p, axis=-1), of_mean)
 
 
 def _joined(blocks: _Sums, entropy_gradient: bool) -> _Sums:

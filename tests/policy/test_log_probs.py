@@ -112,6 +112,23 @@ def test_the_table_is_read_and_its_gradient_made_a_block_at_a_time():
         shapes = [value.aval.shape for value in loop.params["jaxpr"].jaxpr.invars]
         assert (32, 8) in [shape[-2:] for shape in shapes]
         assert (512, 8) not in [shape[-2:] for shape in shapes]
+    # The backward pass forms logits again, and neither their maxima nor their sums.
+    forward, backward = (str(loop.params["jaxpr"]) for loop in loops)
+    assert "reduce_max" in forward and "reduce_max" not in backward
+
+
+@pytest.mark.parametrize("chunk", [2, 7])
+def test_forward_mode_is_that_of_the_direct_form(inputs, chunk):
+    hidden, kernel, targets = inputs
+    tangents = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape), inputs[:2])
+
+    def pushed(function, **options):
+        run = lambda h, k: function(h, k, targets, temperature=0.7, **options)  # noqa: E731
+        return jax.jvp(run, (hidden, kernel), tangents)
+
+    chex.assert_trees_all_close(
+        pushed(policy.chunked_token_outputs, chunk=chunk), pushed(direct), rtol=2e-5, atol=2e-5
+    )
 
 
 def test_entropy_gradient_by_differences(inputs):
