@@ -55,11 +55,18 @@ FAULTS = (
         (f"{LOG_PROBS}::test_blocks_equal_direct_in_value_and_gradient",),
     ),
     Mutant(
-        "columns that fill the last block up are tokens",
+        "what even blocks leave of the vocabulary is left out",
         "fiberjax/policy/log_probs.py",
-        "if padding:",
-        "if False:",
+        "if count * size == of_part:",
+        "if True:",
         (f"{LOG_PROBS}::test_blocks_equal_direct_in_value_and_gradient",),
+    ),
+    Mutant(
+        "blocks are as many tokens as come",
+        "fiberjax/policy/log_probs.py",
+        "size = size // LANES * LANES or size",
+        "size = size",
+        (f"{LOG_PROBS}::test_blocks_are_no_larger_than_asked_and_leave_less_than_another",),
     ),
     Mutant(
         "targets are found in the first part of the table alone",

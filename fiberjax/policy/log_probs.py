@@ -17,6 +17,7 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from fiberjax.policy import transformer
+from fiberjax.policy.attention import LANES
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.placement import ONE_DEVICE, Placement
 
@@ -25,8 +26,6 @@ from fiberjax.policy.placement import ONE_DEVICE, Placement
 _LOGIT_BYTES = 2**26
 _KEPT = "sums"  # What the backward pass of a block has of the forward pass.
 _KEEP = jax.checkpoint_policies.save_only_these_names(_KEPT)
-# Of the columns that fill the last block up: no target, and a logit whose exponential is 0.
-_NO_TOKEN, _NO_LOGIT = -1, -1e30
 
 
 class TokenOutputs(NamedTuple):
@@ -151,15 +150,16 @@ def chunked_token_outputs(
 
 
 def blocks(vocabulary: int, least: int) -> tuple[int, int]:
-    """How many blocks, and the tokens of each: even ones where up to twice as many can be.
+    """How many even blocks, and the tokens of each: a multiple of a TPU's lanes where it can be.
 
-    >>> blocks(151_936, 5), blocks(7, 3), blocks(5, 4), blocks(3, 8)
-    ((8, 18992), (3, 3), (5, 1), (3, 1))
+    What they leave of the vocabulary, less than another block, is one by itself.
+
+    >>> blocks(151_936, 5), blocks(151_936, 112), blocks(7, 3), blocks(3, 8)
+    ((5, 30336), (118, 1280), (3, 2), (3, 1))
     """
-    least = min(least, vocabulary)
-    even = (count for count in range(least, 2 * least) if vocabulary % count == 0)
-    size = -(-vocabulary // next(even, least))
-    return -(-vocabulary // size), size
+    size = max(1, vocabulary // least)
+    size = size // LANES * LANES or size
+    return vocabulary // size, size
 
 
 class _Sums(NamedTuple):
@@ -214,27 +214,27 @@ def _of_blocks(
     parts = parts if vocabulary % parts == 0 else 1
     of_part = vocabulary // parts
     count, size = blocks(of_part, least)
-    padding = count * size - of_part
 
     def in_part(hidden: Array, kernel: Array, first: Array) -> _Sums:
         @functools.partial(jax.checkpoint, policy=_KEEP)
-        def of_block(number: Array, kernel: Array) -> _Sums:
-            token = number * size + jnp.arange(size)
+        def of_block(first: Array, kernel: Array) -> _Sums:
             scaled = transformer.logits(hidden, kernel) / temperature
-            if padding:
-                scaled = jnp.where(token < of_part, scaled, _NO_LOGIT)
-            ids = jnp.where(token < of_part, first + token, _NO_TOKEN)
             log_z, mean = _log_z_and_mean(scaled)
             mean = mean if entropy_gradient else lax.stop_gradient(mean)
-            return _Sums(log_z, _chosen(scaled, ids, targets), mean)
+            return _Sums(log_z, _chosen(scaled, first + jnp.arange(len(kernel)), targets), mean)
 
-        return lax.map(lambda block: of_block(*block), (jnp.arange(count), kernel))
+        even = kernel[: count * size].reshape(count, size, width)
+        firsts = first + size * jnp.arange(count)
+        sums = lax.map(lambda block: of_block(*block), (firsts, even))
+        if count * size == of_part:
+            return sums
+        rest = of_block(first + count * size, kernel[count * size :])
+        return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), sums, rest)
 
-    table = jnp.pad(kernel.reshape(parts, of_part, width), ((0, 0), (0, padding), (0, 0)))
     sums = jax.vmap(in_part)(
         # Each part adds to the gradient of activations of its own, and these up after the loop.
         jnp.broadcast_to(hidden, (parts, *hidden.shape)),
-        table.reshape(parts, count, size, width),
+        kernel.reshape(parts, of_part, width),
         jnp.arange(parts) * of_part,
     )
     return _Sums(*(x.reshape(-1, *targets.shape) for x in sums))

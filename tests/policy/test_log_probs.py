@@ -9,6 +9,7 @@ import pytest
 
 from fiberjax import policy
 from fiberjax.policy import log_probs
+from fiberjax.policy.attention import LANES
 
 from . import shapes
 
@@ -38,9 +39,9 @@ def direct(hidden, kernel, targets, *, temperature):
 
 @pytest.mark.parametrize(
     ("vocabulary", "parts"),
-    # Blocks of one size; with a column too many at the end, of the whole or of each part; and a
-    # vocabulary that does not split.
-    [(6, 1), (7, 1), (14, 2), (12, 3), (7, 2)],
+    # Blocks of one size; with a smaller one at the end, of the whole or of each part; more than the
+    # lanes hold; and a vocabulary that does not split.
+    [(6, 1), (7, 1), (14, 2), (12, 3), (1_300, 2), (7, 2)],
 )
 @pytest.mark.parametrize("chunk", [1, 2, 4, 7, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -68,11 +69,10 @@ def test_blocks_equal_direct_in_value_and_gradient(vocabulary, parts, chunk, tem
 @pytest.mark.parametrize(
     ("vocabulary", "least"), [(151_936, 5), (151_936, 32), (7, 3), (5, 4), (3, 8), (1, 2), (97, 50)]
 )
-def test_blocks_hold_the_vocabulary_and_none_is_empty(vocabulary, least):
+def test_blocks_are_no_larger_than_asked_and_leave_less_than_another(vocabulary, least):
     count, size = log_probs.blocks(vocabulary, least)
-    assert 0 <= count * size - vocabulary < size
-    assert size <= -(-vocabulary // min(least, vocabulary))  # No more at a time than allowed.
-    assert count < 2 * least
+    assert 0 <= vocabulary - count * size < size <= max(1, vocabulary / least)
+    assert size % LANES == 0 or vocabulary < least * LANES
 
 
 def test_by_default_as_many_logits_exist_as_64_mebibytes_hold():
