@@ -90,6 +90,13 @@ FAULTS = (
         (f"{LOG_PROBS}::test_the_table_is_read_and_its_gradient_made_a_block_at_a_time",),
     ),
     Mutant(
+        "gradients of activations are added up over blocks in bfloat16",
+        "fiberjax/policy/log_probs.py",
+        "jnp.broadcast_to(hidden.astype(jnp.float32), (parts, *hidden.shape)),",
+        "jnp.broadcast_to(hidden, (parts, *hidden.shape)),",
+        (f"{LOG_PROBS}::test_gradients_over_many_blocks_are_rounded_to_bfloat16_once",),
+    ),
+    Mutant(
         "the mean logit changes with its weights alone",
         "fiberjax/policy/log_probs.py",
         "jnp.sum(p * (1 + z - mean[..., None]), axis=-1)",

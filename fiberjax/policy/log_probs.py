@@ -214,11 +214,13 @@ def _of_blocks(
     parts = parts if vocabulary % parts == 0 else 1
     of_part = vocabulary // parts
     count, size = blocks(of_part, least)
+    rows, columns = targets.shape
+    hidden, targets, inverse = hidden.reshape(-1, width), targets.reshape(-1), 1 / temperature
 
     def in_part(hidden: Array, kernel: Array, first: Array) -> _Sums:
         @functools.partial(jax.checkpoint, policy=_KEEP)
         def of_block(first: Array, kernel: Array) -> _Sums:
-            scaled = transformer.logits(hidden, kernel) / temperature
+            scaled = transformer.logits(hidden.astype(kernel.dtype), kernel) * inverse
             log_z, mean = _log_z_and_mean(scaled)
             mean = mean if entropy_gradient else lax.stop_gradient(mean)
             return _Sums(log_z, _chosen(scaled, first + jnp.arange(len(kernel)), targets), mean)
@@ -232,12 +234,13 @@ def _of_blocks(
         return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), sums, rest)
 
     sums = jax.vmap(in_part)(
-        # Each part adds to the gradient of activations of its own, and these up after the loop.
-        jnp.broadcast_to(hidden, (parts, *hidden.shape)),
+        # Each part adds to the gradient of activations of its own, in float32, and these are added
+        # up after the loop.
+        jnp.broadcast_to(hidden.astype(jnp.float32), (parts, *hidden.shape)),
         kernel.reshape(parts, of_part, width),
         jnp.arange(parts) * of_part,
     )
-    return _Sums(*(x.reshape(-1, *targets.shape) for x in sums))
+    return _Sums(*(x.reshape(-1, rows, columns) for x in sums))
 
 
 @jax.custom_jvp
