@@ -194,6 +194,7 @@ def table(positions: Array, frequency: np.ndarray, scale: float = 1.0) -> tuple[
 def rotate(x: Array, rope: tuple[Array, Array]) -> Array:
     """`x` [B, T, heads, K] with entries i and i + K/2 rotated by the angles of `rope`."""
     cos, sin = rope
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    # Converted in halves: whole heads in float32 would be written to be cut up.
+    first, second = (half.astype(jnp.float32) for half in jnp.split(x, 2, axis=-1))
     rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    return jnp.concatenate([half.astype(x.dtype) for half in rotated], axis=-1)
