@@ -20,7 +20,6 @@ import argparse
 import functools
 import json
 import pathlib
-import re
 import shutil
 import subprocess
 import time
@@ -37,7 +36,7 @@ from fiberjax.gates.hierarchy import Hierarchy, fgh
 from fiberjax.layout import make_layout
 from fiberjax.parallel import distributed
 from fiberjax.plans import topologies
-from fiberjax.plans.costs import hbm_bytes
+from fiberjax.plans.costs import estimated_cycles, hbm_bytes
 from fiberjax.plans.hlo import parse
 from fiberjax.run.plots import COLOURS, DASHES
 
@@ -160,12 +159,6 @@ def measure(log2: int, depth: int, repeats: int, preset: str | None) -> dict[str
     return {name: 1e3 * value for name, value in times.items()}
 
 
-def estimated_cycles(text: str) -> int:
-    """What the TPU's compiler estimates for the operations of a program without loops."""
-    found = re.findall(r'"estimated_cycles":"(\d+)"', text[text.index("ENTRY") :])
-    return sum(map(int, found))
-
-
 def tpu_cost(log2: int, depth: int, preset: str | None) -> dict[str, dict[str, float]]:
     """What programs compiled for a TPU v5e and v6e cost by form: bytes a token, relative cycles."""
     costs: dict[str, dict[str, float]] = {}
@@ -181,7 +174,7 @@ def tpu_cost(log2: int, depth: int, preset: str | None) -> dict[str, dict[str, f
             return function.lower(*abstract).compile()
 
         ids = np.zeros(2**log2, np.int32)
-        limit = estimated_cycles(compiled(one_pass, *built["flat"][:2], ids).as_text())
+        limit = estimated_cycles(parse(compiled(one_pass, *built["flat"][:2], ids).as_text()))
         for name, form in (
             ("rows", "ours"),
             ("packed", "ours"),
@@ -194,7 +187,7 @@ def tpu_cost(log2: int, depth: int, preset: str | None) -> dict[str, dict[str, f
                 "hbm": hbm_bytes(parse(program.as_text())) / 2**log2,
                 "model": program.cost_analysis()["bytes accessed"] / 2**log2,
                 "temporaries": program.memory_analysis().temp_size_in_bytes / 2**log2,
-                "cycles over one pass": estimated_cycles(program.as_text()) / limit,
+                "cycles over one pass": estimated_cycles(parse(program.as_text())) / limit,
             }
     return costs
 

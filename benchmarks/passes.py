@@ -67,6 +67,7 @@ def main(argv: list[str]) -> None:
                     "flops": program.flops / ideal,
                     "temporaries": program.memory["temporaries"],
                     "hbm_bytes": program.hbm_bytes,
+                    "estimated_cycles": program.estimated_cycles,
                 }
             )
             print(json.dumps(rows[-1]), flush=True)

@@ -15,6 +15,7 @@ from fiberjax.plans.hlo import Computation, Instruction, Module, async_stage, fu
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
+_NO_ESTIMATE = 2**63 - 1
 # Instructions that move nothing by themselves.
 _FREE = frozenset(
     [
@@ -379,6 +380,20 @@ def _read_bytes(
         else:
             return value.num_bytes
     return min(total, value.num_bytes)
+
+
+def estimated_cycles(module: Module, default_trips: int = 1) -> int:
+    """What the TPU's compiler expects its operations to take, cycles of a core.
+
+    Kernels have no estimate, nor has what the compiler says it has none for (the largest integer);
+    on other platforms nothing has. Transfers that other operations hide count like these.
+    """
+    total = 0
+    for instruction, _, times in walk(module, default_trips):
+        found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+        if found and int(found[1]) != _NO_ESTIMATE:
+            total += times * int(found[1])
+    return total
 
 
 def largest(module: Module, count: int = 8) -> list[tuple[int, str, str]]:

@@ -45,6 +45,8 @@ class Program:
       compiler_flops: the compiler's own count, elementwise operations too, but loop bodies once:
         what to read of a program without loops or products, such as the gate's.
       hbm_bytes: traffic with HBM.
+      estimated_cycles: what the compiler expects it to take, but for kernels; see
+        `costs.estimated_cycles`.
       ideal_seconds: arithmetic at the device's peak.
       hbm_seconds: traffic at the HBM's bandwidth.
       wire_seconds: what is sent at the bandwidth of the links.
@@ -64,6 +66,7 @@ class Program:
     flops: int = 0
     compiler_flops: float = 0.0
     hbm_bytes: int = 0
+    estimated_cycles: int = 0
     ideal_seconds: float = 0.0
     hbm_seconds: float = 0.0
     wire_seconds: float = 0.0
@@ -419,6 +422,7 @@ def read_program(
         flops=flops,
         compiler_flops=(compiled.cost_analysis() or {}).get("flops", 0.0),
         hbm_bytes=traffic,
+        estimated_cycles=costs.estimated_cycles(module, default_trips),
         ideal_seconds=flops * chip.devices / chip.peak_flops,
         hbm_seconds=traffic * chip.devices / chip.hbm_bandwidth,
         wire_seconds=sum(one.wire_bytes for one in exchanged) / chip.ici_bandwidth,

@@ -225,6 +225,37 @@ def test_traffic_is_of_what_a_fusion_asks_for():
     assert costs.hbm_bytes(hlo.parse(CACHED)) == layer + 2 * part + matrix + part
 
 
+ESTIMATED = """HloModule m, is_scheduled=true
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8]{0} get-tuple-element(%p), index=1
+  %y = f32[8]{0} negate(%x), backend_config={"estimated_cycles":"30"}
+  %z = f32[8]{0} negate(%y), backend_config={"estimated_cycles":"9223372036854775807"}
+  ROOT %t = (s32[], f32[8]{0}) tuple(%i, %z)
+}
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  ROOT %c = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %b = f32[8]{0} negate(%a), backend_config={"estimated_cycles":"7"}
+  %zero = s32[] constant(0)
+  %t = (s32[], f32[8]{0}) tuple(%zero, %b)
+  %w = (s32[], f32[8]{0}) while(%t), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"24"}}
+  ROOT %r = f32[8]{0} get-tuple-element(%w), index=1
+}
+"""  # noqa: E501
+
+
+def test_estimated_cycles_are_summed_over_loops_where_there_is_an_estimate():
+    assert costs.estimated_cycles(hlo.parse(ESTIMATED)) == 7 + 24 * 30
+
+
 # As the TPU compiler prints it: a gather that starts before a loop of 24 rounds, moves on beside
 # a product in each, and ends after it.
 OVERLAPPED = """HloModule m, is_scheduled=true
