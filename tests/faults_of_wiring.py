@@ -57,7 +57,7 @@ FAULTS = (
     Mutant(
         "what even blocks leave of the vocabulary is left out",
         "fiberjax/policy/log_probs.py",
-        "if count * size == of_part:",
+        "if not len(part.rest):",
         "if True:",
         (f"{LOG_PROBS}::test_blocks_equal_direct_in_value_and_gradient",),
     ),
@@ -71,8 +71,8 @@ FAULTS = (
     Mutant(
         "targets are found in the first part of the table alone",
         "fiberjax/policy/log_probs.py",
-        "jnp.arange(parts) * of_part",
-        "jnp.arange(parts) * 0",
+        "return _Table(jnp.arange(parts) * of_part, even",
+        "return _Table(jnp.arange(parts) * 0, even",
         (f"{LOG_PROBS}::test_blocks_equal_direct_in_value_and_gradient",),
     ),
     Mutant(
@@ -81,6 +81,13 @@ FAULTS = (
         "weights = jnp.exp(blocks.log_z - log_z)",
         "weights = jnp.full_like(blocks.log_z, 1 / len(blocks.log_z))",
         (f"{LOG_PROBS}::test_blocks_equal_direct_in_value_and_gradient",),
+    ),
+    Mutant(
+        "rows come back in the order of their groups",
+        "fiberjax/policy/log_probs.py",
+        "lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), done",
+        "lambda x: x.reshape(-1, *x.shape[2:]), done",
+        (f"{LOG_PROBS}::test_groups_of_rows_change_nothing",),
     ),
     Mutant(
         "the backward pass sums a block's logits again",
@@ -92,8 +99,8 @@ FAULTS = (
     Mutant(
         "gradients of activations are added up over blocks in bfloat16",
         "fiberjax/policy/log_probs.py",
-        "jnp.broadcast_to(hidden.astype(jnp.float32), (parts, *hidden.shape)),",
-        "jnp.broadcast_to(hidden, (parts, *hidden.shape)),",
+        "jnp.broadcast_to(hidden.astype(jnp.float32), (parts, *hidden.shape))",
+        "jnp.broadcast_to(hidden, (parts, *hidden.shape))",
         (f"{LOG_PROBS}::test_gradients_over_many_blocks_are_rounded_to_bfloat16_once",),
     ),
     Mutant(

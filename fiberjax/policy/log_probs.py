@@ -9,6 +9,8 @@ gradient written.
 """
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +23,10 @@ from fiberjax.policy.attention import LANES
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.placement import ONE_DEVICE, Placement
 
-# Of float32 logits on a device where nothing else is asked for: as many as stay on a TPU's chip, so
-# that they never pass through its memory, and small beside that of other devices.
-_LOGIT_BYTES = 2**26
+# Of the logits of a block on a device, and of the activations that they are made of, in float32,
+# where nothing else is asked for: as much as stays on a TPU's chip, so that neither passes through
+# its memory for every block, and little beside the memory of other devices.
+_BYTES = 2**26
 _KEPT = "sums"  # What the backward pass of a block has of the forward pass.
 _KEEP = jax.checkpoint_policies.save_only_these_names(_KEPT)
 
@@ -116,9 +119,9 @@ def chunked_token_outputs(
       kernel: float32[V, D], the table that turns them into logits.
       targets: int32[B, T], in [0, V).
       temperature: divides the logits; positive.
-      chunk: as many logits exist at a time as so many columns have, or with 0 as 64 MiB hold;
-        static. Where that is all of them, they stay for the backward pass. Rows stay together, so a
-        batch sharded over rows stays sharded.
+      chunk: as many logits exist at a time as so many columns have, or with 0 as 64 MiB hold, of
+        as many rows as 64 MiB hold the activations of; static. Where that is all of them, they stay
+        for the backward pass. Rows stay together, so a batch sharded over rows stays sharded.
       entropy_gradient: whether entropies have a gradient; static. Without, they are constants and
         the backward pass does nothing for them.
       parts: into how many the table is sharded along V; static. Every block has rows of all of
@@ -135,18 +138,48 @@ def chunked_token_outputs(
         raise ValueError(f"chunk must be at least 0 columns, got {chunk}")
     # Cast once: inside the loop it would be done, and saved, again for every block.
     kernel = kernel.astype(hidden.dtype)
+    rows, columns, width = hidden.shape
+    vocabulary = len(kernel)
+    parts = parts if vocabulary % parts == 0 else 1
     if chunk:
-        least = -(-hidden.shape[1] // chunk)
+        least, groups = -(-columns // chunk), 1
     else:
-        least = -(-4 * targets.size * len(kernel) // (parts * _LOGIT_BYTES))
+        groups = _groups(rows, 4 * columns * width / _BYTES)
+        least = math.ceil(4 * rows * columns * vocabulary / (groups * parts * _BYTES))
     if least == 1:
         sums = _at_once(hidden, kernel, targets, temperature, entropy_gradient)
     else:
-        of_blocks = _of_blocks(hidden, kernel, targets, temperature, least, entropy_gradient, parts)
-        sums = _joined(of_blocks, entropy_gradient)
+        table = _cut(kernel, parts, *blocks(vocabulary // parts, least))
+
+        def of_group(group: tuple[Array, Array]) -> _Sums:
+            return _of_blocks(*group, table, 1 / temperature, entropy_gradient)
+
+        sums = _by_groups(of_group, (hidden, targets), groups)
     log_z = sums.log_z if entropy_gradient else lax.stop_gradient(sums.log_z)
     # −Σ p log p = log Z − Σ p z, without forming log p.
     return TokenOutputs(log_prob=sums.chosen - sums.log_z, entropy=log_z - sums.mean)
+
+
+def _by_groups(function: Callable[[Any], Any], arrays: Any, groups: int) -> Any:
+    """A function of rows, of one group of them after the other; each takes every so-manieth row.
+
+    So devices that rows are split over keep theirs.
+    """
+    if groups == 1:
+        return function(arrays)
+    split = jax.tree.map(lambda x: x.reshape(-1, groups, *x.shape[1:]).swapaxes(0, 1), arrays)
+    done = lax.map(function, split)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), done)
+
+
+def _groups(rows: int, share: float) -> int:
+    """Into how many groups of as many rows, each of so large a share of what there is room for.
+
+    >>> _groups(16, 0.16), _groups(16, 0.1), _groups(6, 0.3), _groups(3, 2.0)
+    (4, 2, 2, 3)
+    """
+    fitting = (n for n in range(1, rows) if rows % n == 0 and rows * share <= n)
+    return next(fitting, rows)
 
 
 def blocks(vocabulary: int, least: int) -> tuple[int, int]:
@@ -200,24 +233,37 @@ def _chosen(scaled: Array, ids: Array, targets: Array) -> Array:
     return jnp.sum(scaled, axis=-1, where=ids == targets[..., None])
 
 
-def _of_blocks(
-    hidden: Array,
-    kernel: Array,
-    targets: Array,
-    temperature: Array | float,
-    least: int,
-    entropy_gradient: bool,
-    parts: int,
-) -> _Sums:
-    """Of at least so many blocks of the vocabulary, along a leading axis."""
-    vocabulary, width = kernel.shape
-    parts = parts if vocabulary % parts == 0 else 1
-    of_part = vocabulary // parts
-    count, size = blocks(of_part, least)
-    rows, columns = targets.shape
-    hidden, targets, inverse = hidden.reshape(-1, width), targets.reshape(-1), 1 / temperature
+class _Table(NamedTuple):
+    """The table of logits, cut into blocks; a leading axis of its P parts.
 
-    def in_part(hidden: Array, kernel: Array, first: Array) -> _Sums:
+    Attributes:
+      first: int32[P], the first token of each part.
+      even: dtype[P, n, S, D], its blocks of one size.
+      rest: dtype[P, R, D], what they leave of it.
+    """
+
+    first: Array
+    even: Array
+    rest: Array
+
+
+def _cut(kernel: Array, parts: int, count: int, size: int) -> _Table:
+    """The table [V, D] in so many parts, and each of these in so many blocks of a size."""
+    vocabulary, width = kernel.shape
+    of_part = vocabulary // parts
+    cut = kernel.reshape(parts, of_part, width)
+    even = cut[:, : count * size].reshape(parts, count, size, width)
+    return _Table(jnp.arange(parts) * of_part, even, cut[:, count * size :])
+
+
+def _of_blocks(
+    hidden: Array, targets: Array, table: _Table, inverse: Array | float, entropy_gradient: bool
+) -> _Sums:
+    """Of all the vocabulary, a block at a time; `inverse` is of the temperature."""
+    shape, (count, size) = targets.shape, table.even.shape[1:3]
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+
+    def of_part(hidden: Array, part: _Table) -> _Sums:
         @functools.partial(jax.checkpoint, policy=_KEEP)
         def of_block(first: Array, kernel: Array) -> _Sums:
             scaled = transformer.logits(hidden.astype(kernel.dtype), kernel) * inverse
@@ -225,22 +271,19 @@ def _of_blocks(
             mean = mean if entropy_gradient else lax.stop_gradient(mean)
             return _Sums(log_z, _chosen(scaled, first + jnp.arange(len(kernel)), targets), mean)
 
-        even = kernel[: count * size].reshape(count, size, width)
-        firsts = first + size * jnp.arange(count)
-        sums = lax.map(lambda block: of_block(*block), (firsts, even))
-        if count * size == of_part:
+        firsts = part.first + size * jnp.arange(count)
+        sums = lax.map(lambda block: of_block(*block), (firsts, part.even))
+        if not len(part.rest):
             return sums
-        rest = of_block(first + count * size, kernel[count * size :])
+        rest = of_block(part.first + count * size, part.rest)
         return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), sums, rest)
 
-    sums = jax.vmap(in_part)(
-        # Each part adds to the gradient of activations of its own, in float32, and these are added
-        # up after the loop.
-        jnp.broadcast_to(hidden.astype(jnp.float32), (parts, *hidden.shape)),
-        kernel.reshape(parts, of_part, width),
-        jnp.arange(parts) * of_part,
-    )
-    return _Sums(*(x.reshape(-1, rows, columns) for x in sums))
+    # Each part adds to the gradient of activations of its own, in float32, and these are added up
+    # after the loop.
+    parts = len(table.first)
+    whole = jnp.broadcast_to(hidden.astype(jnp.float32), (parts, *hidden.shape))
+    sums = jax.vmap(of_part)(whole, table)
+    return _joined(_Sums(*(x.reshape(-1, *shape) for x in sums)), entropy_gradient)
 
 
 @jax.custom_jvp

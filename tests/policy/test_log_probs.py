@@ -94,6 +94,36 @@ def test_by_default_as_many_logits_exist_as_64_mebibytes_hold():
     assert loops(512, 4) == [2]  # Of each device.
 
 
+@pytest.mark.parametrize(("rows", "groups"), [(6, 3), (5, 5), (4, 2)])
+def test_groups_of_rows_change_nothing(monkeypatch, rows, groups):
+    """Where activations are too many, blocks are gone through for some rows after the other."""
+    keys = jax.random.split(jax.random.key(5), 4)
+    hidden, kernel = jax.random.normal(keys[0], (rows, 7, 5)), jax.random.normal(keys[1], (40, 5))
+    targets = jax.random.randint(keys[2], (rows, 7), 0, 40)
+    weights = jax.random.normal(keys[3], (2, rows, 7))
+    monkeypatch.setattr(log_probs, "_BYTES", 4 * 7 * 5 * rows // groups)
+    seen = []
+    of_blocks = log_probs._of_blocks
+
+    def watched(hidden, *others):
+        seen.append(len(hidden))
+        return of_blocks(hidden, *others)
+
+    monkeypatch.setattr(log_probs, "_of_blocks", watched)
+
+    def run(function, **options):
+        def loss(hidden, kernel):
+            out = function(hidden, kernel, targets, temperature=0.7, **options)
+            return jnp.sum(weights * jnp.stack(out)), out
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, kernel)
+
+    chex.assert_trees_all_close(
+        run(policy.chunked_token_outputs, chunk=0), run(direct), rtol=2e-5, atol=2e-5
+    )
+    assert set(seen) == {rows // groups}
+
+
 def test_the_table_is_read_and_its_gradient_made_a_block_at_a_time():
     """Were the logits of some columns formed at a time, each would add to a whole gradient."""
     hidden, kernel, targets = jnp.zeros((2, 64, 8)), jnp.zeros((512, 8)), jnp.zeros((2, 64), int)
