@@ -84,9 +84,9 @@ FAULTS = (
     ),
     Mutant(
         "rows come back in the order of their groups",
-        "fiberjax/policy/log_probs.py",
-        "lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), done",
-        "lambda x: x.reshape(-1, *x.shape[2:]), done",
+        "fiberjax/policy/row_parts.py",
+        "return jax.tree.map(merge_rows, jax.lax.map(function, split))",
+        "return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(function, split))",
         (f"{LOG_PROBS}::test_groups_of_rows_change_nothing",),
     ),
     Mutant(
@@ -307,7 +307,7 @@ FAULTS = (
     ),
     Mutant(
         "rows of micro-batches are merged in another order",
-        "fiberjax/train/forward.py",
+        "fiberjax/policy/row_parts.py",
         "blocks = x.reshape(len(x), -1, together, *x.shape[2:]).swapaxes(0, 1)",
         "blocks = x",
         GRPO,

@@ -13,12 +13,13 @@ from fiberjax import options
 from fiberjax.analysis import blocks, page, tokens
 from fiberjax.analysis.objectives import RUN, Asked
 from fiberjax.parallel import mesh
+from fiberjax.policy.row_parts import in_parts
 from fiberjax.run import identity, kept_files, policies
 from fiberjax.run.kept import Kept
 from fiberjax.run.policies import Policy, load_policy
 from fiberjax.tasks.loading import make_vocabulary
 from fiberjax.train.batch import Rows
-from fiberjax.train.forward import in_micro_batches, make_forward
+from fiberjax.train.forward import make_forward
 
 FOLDER = "look"
 
@@ -144,7 +145,7 @@ def _entropies(
         forward = make_forward(
             config, device_mesh, window, temperature, chunk, entropy_gradient=False
         )
-        return in_micro_batches(lambda part: forward(params, part).entropy, rows, parts)
+        return in_parts(lambda part: forward(params, part).entropy, rows, parts)
 
     return of_rows
 

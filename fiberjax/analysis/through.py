@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 from fiberjax.parallel import mesh
 from fiberjax.policy import TokenOutputs, TransformerConfig, lora
 from fiberjax.policy.lora import LoRA
+from fiberjax.policy.row_parts import in_parts, split_rows
 from fiberjax.run.kept import Kept
 from fiberjax.run.policies import Policy, rows_of
 from fiberjax.train import passes
 from fiberjax.train.batch import Rows
-from fiberjax.train.forward import in_micro_batches, make_forward, split_rows
+from fiberjax.train.forward import make_forward
 
 
 class Through:
@@ -105,7 +106,7 @@ class _Static(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _log_prob(static: _Static, parts: int, params: Any, base: Any, rows: Rows) -> Any:
     forward = static.forward(base)
-    return in_micro_batches(lambda part: forward(params, part).log_prob, rows, parts)
+    return in_parts(lambda part: forward(params, part).log_prob, rows, parts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -10,7 +10,6 @@ gradient written.
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from fiberjax.policy import transformer
 from fiberjax.policy.attention import LANES
 from fiberjax.policy.config import TransformerConfig
 from fiberjax.policy.placement import ONE_DEVICE, Placement
+from fiberjax.policy.row_parts import in_parts
 
 # Of the logits of a block on a device, and of the activations that they are made of, in float32,
 # where nothing else is asked for: as much as stays on a TPU's chip, so that neither passes through
@@ -154,22 +154,10 @@ def chunked_token_outputs(
         def of_group(group: tuple[Array, Array]) -> _Sums:
             return _of_blocks(*group, table, 1 / temperature, entropy_gradient)
 
-        sums = _by_groups(of_group, (hidden, targets), groups)
+        sums = in_parts(of_group, (hidden, targets), groups)
     log_z = sums.log_z if entropy_gradient else lax.stop_gradient(sums.log_z)
     # −Σ p log p = log Z − Σ p z, without forming log p.
     return TokenOutputs(log_prob=sums.chosen - sums.log_z, entropy=log_z - sums.mean)
-
-
-def _by_groups(function: Callable[[Any], Any], arrays: Any, groups: int) -> Any:
-    """A function of rows, of one group of them after the other; each takes every so-manieth row.
-
-    So devices that rows are split over keep theirs.
-    """
-    if groups == 1:
-        return function(arrays)
-    split = jax.tree.map(lambda x: x.reshape(-1, groups, *x.shape[1:]).swapaxes(0, 1), arrays)
-    done = lax.map(function, split)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), done)
 
 
 def _groups(rows: int, share: float) -> int:

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from fiberjax.parallel import mesh, shardings
 from fiberjax.policy import TokenOutputs, TransformerConfig, bind, chunked_token_outputs
+from fiberjax.policy.row_parts import in_parts
 from fiberjax.train import packing
 from fiberjax.train.batch import Rows
 
@@ -243,7 +244,7 @@ def make_log_probs(
             hidden, taken = model.routed(*part[:3])
             return of_hidden(model, hidden, part).log_prob, taken
 
-        return in_micro_batches(of_part, rows, parts)
+        return in_parts(of_part, rows, parts)
 
     def of_rollouts(params: Any, rows: Rows, mask: Any, temperature: Any) -> Any:
         rows, window, parts = Rows(*rows), mask.shape[1], num_micro_batches
@@ -266,26 +267,3 @@ def make_log_probs(
         return wait
 
     return of_rollouts
-
-
-def split_rows(x: jax.Array, parts: int, together: int = 1) -> jax.Array:
-    """`[B, ...]` as `[n, B/n, ...]`; part j takes rows j, n + j, ..., so devices keep theirs.
-
-    Blocks of `together` rows stay together: part j then takes blocks j, n + j, ...
-    """
-    blocks = x.reshape(-1, parts, together, *x.shape[1:]).swapaxes(0, 1)
-    return blocks.reshape(parts, -1, *x.shape[1:])
-
-
-def merge_rows(x: jax.Array, together: int = 1) -> jax.Array:
-    """Undoes `split_rows`."""
-    blocks = x.reshape(len(x), -1, together, *x.shape[2:]).swapaxes(0, 1)
-    return blocks.reshape(-1, *x.shape[2:])
-
-
-def in_micro_batches(function: Callable[[Any], Any], rows: Any, parts: int) -> Any:
-    """Applies a function of rows to `parts` splits of them, one after the other, and merges."""
-    if parts == 1:
-        return function(rows)
-    split = jax.tree.map(lambda x: split_rows(x, parts), rows)
-    return jax.tree.map(merge_rows, jax.lax.map(function, split))

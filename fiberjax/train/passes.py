@@ -25,8 +25,9 @@ from fiberjax.gates import Gate
 from fiberjax.gates.config import TOKEN, Budgets
 from fiberjax.layout import STATE, TRAJECTORY, Layout
 from fiberjax.policy import TokenOutputs
+from fiberjax.policy.row_parts import in_parts, merge_rows, split_rows
 from fiberjax.train.batch import Rows
-from fiberjax.train.forward import Forward, Replicas, in_micro_batches, merge_rows, split_rows
+from fiberjax.train.forward import Forward, Replicas
 
 Objective = Callable[[TokenOutputs], tuple[Any, TokenOutputs]]
 """From the policy's outputs over all rows to metrics and the gradient of J in every output."""
@@ -49,7 +50,7 @@ class Split(NamedTuple):
 
     Attributes:
       parts: n, the number of micro-batches.
-      together: rows that are not parted; see `forward.split_rows`.
+      together: rows that are not parted; see `row_parts.split_rows`.
       apart: whether no gate couples tokens of two of them.
     """
 
@@ -152,7 +153,7 @@ def run(
     else:
 
         def first_pass() -> TokenOutputs:
-            return in_micro_batches(lambda part: forward(params, part), rows, parts)
+            return in_parts(lambda part: forward(params, part), rows, parts)
 
         if isinstance(fresh, bool):
             first = old if fresh else first_pass()
@@ -189,7 +190,7 @@ def back(
       cotangents: from the number of a micro-batch and its outputs to the gradient of J with respect
         to these.
       parts: micro-batches; divides B.
-      together: see `forward.split_rows`.
+      together: see `row_parts.split_rows`.
 
     Returns:
       The outputs over all rows, and the negated gradient.

@@ -10,9 +10,9 @@ from fiberjax import gates
 from fiberjax.layout import make_layout
 from fiberjax.parallel import mesh
 from fiberjax.policy import TokenOutputs
+from fiberjax.policy.row_parts import merge_rows, split_rows
 from fiberjax.train import passes
 from fiberjax.train.batch import Batch
-from fiberjax.train.forward import merge_rows, split_rows
 from fiberjax.train.update import Knobs, StepOptions, objective_gradient
 
 ROWS, COLUMNS, WIDTH = 12, 5, 3
